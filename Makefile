@@ -1,0 +1,64 @@
+# make demo      see it work: 200 tasks moving money, on the stock engine and on qsession
+# make test      the test suite;  PYTEST_ARGS="-x -k name" narrows it
+# make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1
+# make check     ruff and mypy
+# make clean     remove what make made
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The first interpreter that is new enough and can make an environment. PYTHON=... overrides it.
+FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.10 \
+	$$HOME/.pyenv/versions/3.1[0-9].*/bin/python; do \
+	"$$p" -c 'import sys, venv, ensurepip, sqlite3; sys.exit(sys.version_info < (3, 10))' \
+	>/dev/null 2>&1 && { echo "$$p"; break; }; done || true
+PYTHON ?= $(shell $(FIND_PYTHON))
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+.PHONY: help demo test test-all check clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+.venv/made:
+	@if [[ -z "$(PYTHON)" ]]; then \
+		echo "No fitting Python: need 3.10 or newer with venv, ensurepip and sqlite3."; \
+		echo "On Debian or Ubuntu: apt install python3-venv. Or name one: make PYTHON=/path/to/python3"; \
+		exit 1; fi
+	"$(PYTHON)" -m venv --clear .venv
+	touch $@
+
+.venv/demo: .venv/made pyproject.toml
+	$(PIP) install --editable '.[cli,demo]'
+	touch $@
+
+.venv/dev: .venv/made pyproject.toml
+	$(PIP) install --editable '.[dev,cli,demo]'
+	touch $@
+
+# A new file each time; what an earlier demo left is removed first.
+demo: .venv/demo
+	rm -rf .make/demo && mkdir -p .make/demo
+	QSESSION_URL=sqlite+qsession:///.make/demo/qsession.db $(BIN)/alembic upgrade head
+	$(BIN)/python -m examples.demo .make/demo $(DEMO_ARGS)
+
+# SQLAlchemy's dialect suite brings its own pytest plugin, so it runs in a process of its own.
+test: .venv/dev
+	$(BIN)/python -m pytest tests --ignore=tests/compliance $(PYTEST_ARGS)
+	if [[ -d tests/compliance ]]; then $(BIN)/python -m pytest tests/compliance; fi
+
+test-all:
+	.ci/matrix $(PYTEST_ARGS)
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .venvs .make .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,6 @@
+"""Alembic runs this file for each command. The work is done in qsession.migrate."""
+
+from examples.demo.models import Base
+from qsession import migrate
+
+migrate.run(Base.metadata)

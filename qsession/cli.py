@@ -1,0 +1,77 @@
+"""The ``qsession`` command. It needs the ``cli`` extra: ``pip install 'qsession[cli]'``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+try:
+    import typer
+except ModuleNotFoundError as missing:
+    raise ImportError("the qsession command needs typer: pip install 'qsession[cli]'") from missing
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def about() -> None:
+    """SQLite behind a fair write queue."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(importlib.metadata.version("qsession"))
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="The top folder of the project.")] = Path(),
+    url: Annotated[
+        str, typer.Option(help="The database that alembic.ini names.")
+    ] = "sqlite+qsession:///app.db",
+    models: Annotated[
+        str,
+        typer.Option(help="Where the declarative base is, as module:name, once models are imported."),
+    ] = "qsession:Base",
+) -> None:
+    """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`."""
+    module, _, name = models.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise typer.BadParameter(f"{models!r} is not of the form module:name", param_hint="--models")
+    imports = f"from {module} import {name}"
+    if models == "qsession:Base":
+        imports += "  # import the modules of your models here, too"
+    contents = {
+        "alembic.ini": _template("alembic.ini.txt").substitute(url=url.replace("%", "%%")),
+        "migrations/env.py": _template("env.py.txt").substitute(
+            imports=imports, metadata=f"{name}.metadata"
+        ),
+        "migrations/script.py.mako": _template("script.py.mako").template,
+    }
+    for existing in [each for each in contents if (directory / each).exists()]:
+        typer.secho(f"{directory / existing} exists already: nothing was written.", err=True)
+        raise typer.Exit(1)
+    (directory / "migrations" / "versions").mkdir(parents=True, exist_ok=True)
+    for each, text in contents.items():
+        (directory / each).write_text(text, encoding="utf-8")
+        typer.echo(f"wrote {directory / each}")
+    typer.echo('\nNext:  alembic revision --autogenerate -m "first"  &&  alembic upgrade head')
+
+
+def _template(name: str) -> Template:
+    return _IniTemplate((files("qsession") / "templates" / name).read_text(encoding="utf-8"))
+
+
+class _IniTemplate(Template):
+    """A template that leaves ``${...}``, which is Mako's, alone."""
+
+    braceidpattern = "(?!)"
+
+
+def main() -> None:
+    """Run the command; the console script calls this."""
+    app()

@@ -1,0 +1,242 @@
+"""How a schema is migrated: one real transaction a run, under the write ticket.
+
+``env.py`` calls :func:`run`; an application calls :func:`upgrade` when it starts. Both end in
+``_migrate``. Alembic is imported when it is first needed: it is slower to import than qsession.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, make_url
+
+from qsession.engine import QueuedAsyncEngine, create_async_engine
+from qsession.sqlite.migration import (
+    back_up,
+    drop_stale_copies,
+    foreign_keys_restored,
+    refuse_new_orphans,
+)
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection, MetaData
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+WAIT = 600.0
+"""Seconds a worker waits for the migration of another, unless the URL sets ``queue_timeout``."""
+
+# The names in alembic.context belong to one run at a time in a process, so that two upgrades,
+# even of two files on two event loops, take turns (alembic.util.langhelpers.ModuleClsProxy).
+_alembic_context = threading.Lock()
+
+
+def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -> None:
+    """Do what the ``alembic`` command asked for. ``env.py`` calls this and need do no more.
+
+    ``metadata`` is what ``--autogenerate`` compares the database with; ``options`` go to Alembic's
+    ``context.configure``. The URL is the first found of ``-x url=...``, the environment variable
+    ``QSESSION_URL`` and ``sqlalchemy.url`` in the ini file.
+
+    The whole run is one transaction: if a step fails, schema and rows are as they were. With
+    ``--sql`` the statements are printed and nothing is opened. Raises
+    ``alembic.util.CommandError`` if the run cannot start, or would leave broken references.
+    """
+    from alembic import context, util
+
+    config = context.config
+    options["target_metadata"] = metadata
+    if config.cmd_opts is not None and config.config_file_name is not None:
+        _configure_logging(config.config_file_name)  # on the command line only
+    if context.is_offline_mode():
+        _print_sql(_find_url(config), options)
+        return
+    connection = config.attributes.get("connection")
+    if connection is not None:
+        _migrate(connection, options)
+        return
+    with contextlib.suppress(RuntimeError):  # the normal case: there is no loop
+        asyncio.get_running_loop()
+        raise util.CommandError(
+            "an Alembic command was called inside a running event loop, which it would block: "
+            "use `await qsession.upgrade(...)` there"
+        )
+    asyncio.run(_connect_and_migrate(_find_url(config), options))
+
+
+async def upgrade(
+    revision: str = "head",
+    *,
+    url: str | URL | None = None,
+    engine: AsyncEngine | None = None,
+    config: str | os.PathLike[str] | Config | None = None,
+    backup: str | os.PathLike[str] | None = None,
+) -> None:
+    """Bring the database to ``revision``, as ``alembic upgrade`` does, inside a running loop.
+
+    Any number of workers may call this when they start: one migrates, the others wait (600
+    seconds, or the ``queue_timeout`` of the URL or engine) and find it done.
+
+    The database is that of ``engine``, else ``url``, else the one :func:`run` would take.
+    ``config`` is an Alembic ``Config`` or the path of an ini file; without it, ``alembic.ini`` in
+    the working folder. ``backup`` names a file that does not exist yet: if there is something to
+    migrate, the SQLite database is copied there first.
+
+    Raises what the migration raises, and ``alembic.util.CommandError`` as :func:`run` does. After
+    an error or a cancellation the transaction is rolled back and the schema is as it was.
+    """
+    from alembic import command
+
+    alembic_config = _load_config(config)
+    if engine is None and url is None:
+        url = _find_url(alembic_config)
+
+    def work(connection: Connection) -> None:
+        attributes = alembic_config.attributes
+        before = dict(attributes)
+        attributes.update(connection=connection, qsession_backup=backup)
+        try:
+            command.upgrade(alembic_config, revision)
+        finally:
+            attributes.clear()
+            attributes.update(before)
+
+    while not _alembic_context.acquire(blocking=False):  # a lock that loops can share
+        await asyncio.sleep(0.01)
+    try:
+        async with _engine_for(engine, url) as writing, writing.connect() as connection:
+            await connection.run_sync(work)
+    finally:
+        _alembic_context.release()
+
+
+async def _connect_and_migrate(url: URL, options: dict[str, Any]) -> None:
+    async with _engine_for(None, url) as engine, engine.connect() as connection:
+        await connection.run_sync(_migrate, options)
+
+
+@contextlib.asynccontextmanager
+async def _engine_for(
+    engine: AsyncEngine | None, url: str | URL | None
+) -> AsyncIterator[AsyncEngine]:
+    """``engine`` itself if it can carry a migration, else one of our own for as long as it takes.
+
+    The stock SQLite driver cannot: it commits each DDL statement as it goes.
+    """
+    if engine is not None:
+        if engine.dialect.name != "sqlite" or isinstance(engine, QueuedAsyncEngine):
+            yield engine
+            return
+        url = engine.url
+    assert url is not None
+    url = make_url(url)
+    settings: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        url = url.set(drivername="sqlite+qsession")
+        if "queue_timeout" not in url.query:
+            settings["queue_timeout"] = WAIT
+    own = create_async_engine(url, **settings)
+    try:
+        yield own
+    finally:
+        await own.dispose()
+
+
+def _migrate(connection: Connection, options: dict[str, Any]) -> None:
+    """Run the steps of the current Alembic command on ``connection``, in one transaction."""
+    from alembic import context
+
+    sqlite = connection.dialect.name == "sqlite"
+    if sqlite:
+        options = {"render_as_batch": True, "transactional_ddl": True, **options}
+    context.configure(connection=connection, **options)
+
+    asked = context.get_context().opts
+    steps = "destination_rev" in asked  # upgrade, downgrade and stamp; not current or autogenerate
+    if sqlite and not connection.in_transaction():
+        looks = bool(asked.get("dont_mutate"))  # alembic current
+        connection.execution_options(qsession_access="read" if looks else "write")
+    if not (sqlite and steps):
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    with foreign_keys_restored(connection), context.begin_transaction():
+        # With foreign keys on, dropping the old copy of a rebuilt table deletes the rows that
+        # refer to it (https://sqlite.org/lang_altertable.html, section 7). Inside a transaction
+        # the PRAGMA does nothing; as the first statement it is sent before BEGIN.
+        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+        backup = context.config.attributes.get("qsession_backup")
+        if backup is not None and not _at_target():
+            back_up(connection, Path(backup))
+        drop_stale_copies(connection)
+        context.run_migrations()
+        refuse_new_orphans(connection)
+
+
+def _at_target() -> bool:
+    """Whether the database is where the command wants it; a relative revision, as +1, never is."""
+    from alembic import context, util
+
+    try:
+        wanted = context.script.get_revisions(context.get_revision_argument())
+    except util.CommandError:
+        return False
+    heads = context.get_context().get_current_heads()
+    return {each.revision for each in wanted if each is not None} == set(heads)
+
+
+def _print_sql(url: URL, options: dict[str, Any]) -> None:
+    from alembic import context
+
+    if url.get_backend_name() == "sqlite":
+        options = {"render_as_batch": True, "transactional_ddl": True, **options}
+    context.configure(
+        url=url, literal_binds=True, dialect_opts={"paramstyle": "named"}, **options
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _find_url(config: Config) -> URL:
+    from alembic import util
+
+    arguments = getattr(config.cmd_opts, "x", None) or ()
+    given = [value for key, _, value in (each.partition("=") for each in arguments) if key == "url"]
+    url = (
+        (given[-1] if given else None)
+        or os.environ.get("QSESSION_URL")
+        or config.get_main_option("sqlalchemy.url")
+    )
+    if not url:
+        raise util.CommandError(
+            "no database: give -x url=..., set QSESSION_URL, or set sqlalchemy.url in the ini file"
+        )
+    return make_url(url)
+
+
+def _load_config(config: str | os.PathLike[str] | Config | None) -> Config:
+    from alembic import util
+    from alembic.config import Config
+
+    if isinstance(config, Config):
+        return config
+    path = Path("alembic.ini" if config is None else config)
+    if not path.is_file():
+        raise util.CommandError(
+            f"no Alembic configuration at {str(path.absolute())!r}: `qsession init` writes one, or "
+            "pass config="
+        )
+    return Config(path)
+
+
+def _configure_logging(path: str) -> None:
+    from logging.config import fileConfig
+
+    with contextlib.suppress(KeyError):  # an ini file that has no [loggers]
+        fileConfig(path, disable_existing_loggers=False)

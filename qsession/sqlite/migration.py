@@ -1,0 +1,118 @@
+"""What SQLite needs around a migration: foreign keys off, old leftovers gone, references checked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import await_only
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
+
+
+@contextlib.contextmanager
+def foreign_keys_restored(connection: Connection) -> Iterator[None]:
+    """Leave ``PRAGMA foreign_keys`` as it was found, or leave no connection behind."""
+    if connection.in_transaction():  # handed over by the caller: the PRAGMA cannot change
+        yield
+        return
+    enforced = connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
+    connection.rollback()
+    try:
+        yield
+    finally:
+        if enforced:
+            try:
+                connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+                connection.rollback()
+            except BaseException:
+                connection.invalidate()
+                raise
+
+
+def drop_stale_copies(connection: Connection) -> None:
+    """Drop the empty ``_alembic_tmp_*`` tables of a migration that failed under another driver.
+
+    One that holds rows is never dropped: it may be the only copy of them, if that migration broke
+    off after it had dropped the table itself.
+    """
+    from alembic import util
+
+    quote = connection.dialect.identifier_preparer.quote
+    for table in inspect(connection).get_table_names():
+        if not table.startswith(STALE):
+            continue
+        found = connection.exec_driver_sql(f"SELECT EXISTS (SELECT * FROM {quote(table)})")  # noqa: S608
+        if found.scalar():
+            raise util.CommandError(
+                f"the table {table!r} was left behind by a migration that failed halfway, and it "
+                f"holds rows. If {table.removeprefix(STALE)!r} exists and is complete, drop "
+                f"{table!r}; if not, rename {table!r} to it. Then migrate again"
+            )
+        connection.exec_driver_sql(f"DROP TABLE {quote(table)}")
+
+
+def refuse_new_orphans(connection: Connection) -> None:
+    """Raise if rows refer to rows that are not there, and did not before this transaction."""
+    from alembic import util
+
+    after = _orphans(connection)
+    if not after:
+        return
+    with connection.engine.connect() as outside:  # a snapshot from before: nothing is committed
+        outside.execution_options(qsession_access="read")
+        new = after - _orphans(outside)
+    if new:
+        broken = ", ".join(f"{count} in {child!r} to {parent!r}" for (child, parent), count in new.items())
+        raise util.CommandError(
+            f"the migration would leave references to rows that do not exist: {broken}. "
+            "It was rolled back"
+        )
+
+
+def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
+    """How many rows of which table refer to a missing row of which other table."""
+    try:
+        rows = connection.exec_driver_sql(
+            'SELECT "table", parent, count(*) FROM pragma_foreign_key_check GROUP BY 1, 2'
+        )
+        return Counter({(child, parent): count for child, parent, count in rows})
+    except DBAPIError as error:  # the schema itself is wrong: a parent key that is not unique
+        return Counter({(str(error.orig), ""): 1})
+
+
+def back_up(connection: Connection, target: Path) -> None:
+    """Copy the database, as it was before this transaction, to a new file."""
+    from alembic import util
+
+    source = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
+    if not source:
+        raise util.CommandError("a database in memory has no file to back up")
+    if target.exists():
+        raise util.CommandError(f"the backup {str(target)!r} exists already: name a new file")
+    await_only(asyncio.to_thread(_copy, source, target))
+
+
+def _copy(source: str, target: Path) -> None:
+    """Copy what is committed, the write-ahead log included. A backup is there whole or not at all."""
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(source)) as reader,
+            contextlib.closing(sqlite3.connect(unfinished)) as copy,
+        ):
+            reader.backup(copy)
+        unfinished.rename(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
