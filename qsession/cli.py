@@ -35,13 +35,15 @@ def init(
     ] = "sqlite+qsession:///app.db",
     models: Annotated[
         str,
-        typer.Option(help="Where the declarative base is, as module:name, once models are imported."),
+        typer.Option(help="The declarative base, as module:name."),
     ] = "qsession:Base",
 ) -> None:
     """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`."""
     module, _, name = models.partition(":")
     if not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise typer.BadParameter(f"{models!r} is not of the form module:name", param_hint="--models")
+        raise typer.BadParameter(
+            f"{models!r} is not of the form module:name", param_hint="--models"
+        )
     imports = f"from {module} import {name}"
     if models == "qsession:Base":
         imports += "  # import the modules of your models here, too"

@@ -107,11 +107,22 @@ async def upgrade(
             attributes.clear()
             attributes.update(before)
 
-    while not _alembic_context.acquire(blocking=False):  # a lock that loops can share
-        await asyncio.sleep(0.01)
+    async with (
+        _alembic_turn(),
+        _engine_for(engine, url) as writing,
+        writing.connect() as connection,
+    ):
+        await connection.run_sync(work)
+
+
+@contextlib.asynccontextmanager
+async def _alembic_turn() -> AsyncIterator[None]:
+    pause = 0.001  # asyncio's locks cannot be shared by two loops, so this one is asked again
+    while not _alembic_context.acquire(blocking=False):
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.05)
     try:
-        async with _engine_for(engine, url) as writing, writing.connect() as connection:
-            await connection.run_sync(work)
+        yield
     finally:
         _alembic_context.release()
 
@@ -184,11 +195,11 @@ def _at_target() -> bool:
     from alembic import context, util
 
     try:
-        wanted = context.script.get_revisions(context.get_revision_argument())
+        wanted = context.script.get_revisions(util.to_tuple(context.get_revision_argument(), ()))
     except util.CommandError:
         return False
     heads = context.get_context().get_current_heads()
-    return {each.revision for each in wanted if each is not None} == set(heads)
+    return {each.revision for each in wanted} == set(heads)
 
 
 def _print_sql(url: URL, options: dict[str, Any]) -> None:
@@ -196,9 +207,7 @@ def _print_sql(url: URL, options: dict[str, Any]) -> None:
 
     if url.get_backend_name() == "sqlite":
         options = {"render_as_batch": True, "transactional_ddl": True, **options}
-    context.configure(
-        url=url, literal_binds=True, dialect_opts={"paramstyle": "named"}, **options
-    )
+    context.configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"}, **options)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -82,17 +82,15 @@ def table(plain: Outcome, queued: Outcome) -> Table:
     shown.add_row(
         "accounts with lost updates", *(f"{each.wrong_accounts} of {ACCOUNTS}" for each in both)
     )
-    shown.add_row("money that appeared or vanished", *(money(-each.missing) for each in both))
+    shown.add_row(
+        "money that appeared or vanished", *(f"{each.astray / 100:,.2f}" for each in both)
+    )
     for label, share in (("p50", 0.50), ("p99", 0.99), ("max", 1.0)):
         shown.add_row(
             f"wait for a transfer, {label}",
             *(f"{each.percentile(share) * 1000:,.0f} ms" for each in both),
         )
     return shown
-
-
-def money(cents: int) -> str:
-    return f"{cents / 100:+,.2f}" if cents else "0.00"
 
 
 def verdict(plain: Outcome, queued: Outcome) -> str:
@@ -104,8 +102,9 @@ def describe(outcome: Outcome) -> str:
     errors = outcome.locked + outcome.other_errors
     failed = f"{errors:,} transfers failed" if errors else "no transfer failed"
     if outcome.wrong_accounts:
-        return f"{failed} and {outcome.wrong_accounts} balances do not match the transfers on record"
-    return f"{failed} and every balance matches the transfers on record"
+        wrong = f"{outcome.wrong_accounts} of {ACCOUNTS} balances do not match"
+        return f"{failed}, but {wrong} the transfers on record: updates were lost"
+    return f"{failed}, and every balance matches the transfers on record"
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -29,7 +30,7 @@ class Outcome:
     other_errors: int = 0
     times: list[float] = field(default_factory=list)
     wrong_accounts: int = 0
-    missing: int = 0
+    astray: int = 0
 
     @property
     def rate(self) -> float:
@@ -97,13 +98,14 @@ async def transfer(sessions: async_sessionmaker[AsyncSession]) -> None:
 async def add_up(sessions: async_sessionmaker[AsyncSession], outcome: Outcome) -> None:
     """Compare each balance with the transfers on record: any difference is a lost update."""
     async with sessions() as session:
-        sums = select(Transfer.source_id, func.sum(Transfer.amount)).group_by(Transfer.source_id)
-        paid = {account: total for account, total in await session.execute(sums)}
-        sums = select(Transfer.target_id, func.sum(Transfer.amount)).group_by(Transfer.target_id)
-        received = {account: total for account, total in await session.execute(sums)}
         accounts = (await session.scalars(select(Account))).all()
-        outcome.committed = await session.scalar(select(func.count(Transfer.id))) or 0
+        transfers = (await session.scalars(select(Transfer))).all()
+    outcome.committed = len(transfers)
+    moved: Counter[int] = Counter()
+    for transfer in transfers:
+        moved[transfer.source_id] -= transfer.amount
+        moved[transfer.target_id] += transfer.amount
     for account in accounts:
-        expected = OPENING - paid.get(account.id, 0) + received.get(account.id, 0)
+        expected = OPENING + moved[account.id]
         outcome.wrong_accounts += account.balance != expected
-        outcome.missing += expected - account.balance
+        outcome.astray += abs(expected - account.balance)

@@ -1,4 +1,4 @@
-"""What SQLite needs around a migration: foreign keys off, old leftovers gone, references checked."""
+"""What SQLite needs around a migration: foreign keys off, leftovers gone, references checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import inspect
+from sqlalchemy import MetaData, Table, exists, inspect, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
@@ -49,18 +49,17 @@ def drop_stale_copies(connection: Connection) -> None:
     """
     from alembic import util
 
-    quote = connection.dialect.identifier_preparer.quote
-    for table in inspect(connection).get_table_names():
-        if not table.startswith(STALE):
+    for name in inspect(connection).get_table_names():
+        if not name.startswith(STALE):
             continue
-        found = connection.exec_driver_sql(f"SELECT EXISTS (SELECT * FROM {quote(table)})")  # noqa: S608
-        if found.scalar():
+        table = Table(name, MetaData())
+        if connection.scalar(select(exists().select_from(table))):
             raise util.CommandError(
-                f"the table {table!r} was left behind by a migration that failed halfway, and it "
-                f"holds rows. If {table.removeprefix(STALE)!r} exists and is complete, drop "
-                f"{table!r}; if not, rename {table!r} to it. Then migrate again"
+                f"the table {name!r} was left behind by a migration that failed halfway, and it "
+                f"holds rows. If {name.removeprefix(STALE)!r} exists and is complete, drop "
+                f"{name!r}; if not, rename {name!r} to it. Then migrate again"
             )
-        connection.exec_driver_sql(f"DROP TABLE {quote(table)}")
+        table.drop(connection)
 
 
 def refuse_new_orphans(connection: Connection) -> None:
@@ -74,7 +73,9 @@ def refuse_new_orphans(connection: Connection) -> None:
         outside.execution_options(qsession_access="read")
         new = after - _orphans(outside)
     if new:
-        broken = ", ".join(f"{count} in {child!r} to {parent!r}" for (child, parent), count in new.items())
+        broken = ", ".join(
+            f"{count} in {child!r} to {parent!r}" for (child, parent), count in new.items()
+        )
         raise util.CommandError(
             f"the migration would leave references to rows that do not exist: {broken}. "
             "It was rolled back"
@@ -105,7 +106,7 @@ def back_up(connection: Connection, target: Path) -> None:
 
 
 def _copy(source: str, target: Path) -> None:
-    """Copy what is committed, the write-ahead log included. A backup is there whole or not at all."""
+    """Copy what is committed, with the write-ahead log. The copy is there whole or not at all."""
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
     try:
         with (
