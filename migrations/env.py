@@ -1,6 +1,6 @@
 """Alembic runs this file for each command. The work is done in qsession.migrate."""
 
-from examples.demo.models import Base
+from examples.demo.models import Account
 from qsession import migrate
 
-migrate.run(Base.metadata)
+migrate.run(Account.metadata)

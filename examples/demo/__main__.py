@@ -18,7 +18,7 @@ from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import qsession
-from examples.demo.models import Base
+from examples.demo.models import Account
 from examples.demo.storm import ACCOUNTS, Outcome, storm
 
 
@@ -42,7 +42,7 @@ async def compare(folder: Path, tasks: int, seconds: float) -> None:
     with Progress(*columns, counts, console=console) as progress:
         before = stock.create_async_engine(f"sqlite+aiosqlite:///{folder / 'stock.db'}")
         async with before.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
+            await connection.run_sync(Account.metadata.create_all)
         plain = await watched("stock", before, tasks, seconds, progress)
 
         after = qsession.create_async_engine(f"sqlite+aiosqlite:///{folder / 'qsession.db'}")
