@@ -1,0 +1,34 @@
+"""qsession: SQLite for async applications, without "database is locked"."""
+
+from .engine import QueuedAsyncEngine, create_async_engine
+from .errors import (
+    ConflictError,
+    HoldTimeout,
+    NestedWriteError,
+    QSessionError,
+    QueueFull,
+    QueueTimeout,
+    ReadOnlyError,
+    UncommittedChangesWarning,
+)
+from .models import Base
+from .session import QSession, qsession
+
+upgrade = qsession.upgrade
+
+__all__ = [
+    "Base",
+    "ConflictError",
+    "HoldTimeout",
+    "NestedWriteError",
+    "QSession",
+    "QSessionError",
+    "QueueFull",
+    "QueueTimeout",
+    "QueuedAsyncEngine",
+    "ReadOnlyError",
+    "UncommittedChangesWarning",
+    "create_async_engine",
+    "qsession",
+    "upgrade",
+]

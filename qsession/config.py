@@ -1,0 +1,111 @@
+"""Settings: everything a user may set on an engine, as one frozen object that checks itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from sqlalchemy.exc import ArgumentError
+
+Access = Literal["read", "write", "auto"]
+Durability = Literal["full", "normal"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one engine. Times are in seconds.
+
+    Raises :class:`sqlalchemy.exc.ArgumentError`, which names the setting, the value and what is
+    allowed.
+    """
+
+    access: Access = "auto"
+    """What a transaction may assume: see :doc:`guarantees`."""
+    durability: Durability = "full"
+    """``full``: an acknowledged commit survives a power cut. ``normal``: a crash of the process."""
+    queue_timeout: float = 30.0
+    """How long a writer waits for its turn before :class:`QueueTimeout`."""
+    max_waiting: int | None = None
+    """How many writers may wait; one more gets :class:`QueueFull`. ``None``: any number."""
+    stall_after: float = 0.25
+    """How long a holder may idle while others wait before they stop waiting for it."""
+    warn_after: float = 5.0
+    """How long a holder that has written may idle while others wait before it is logged."""
+    max_hold: float | None = None
+    """How long a transaction may hold the ticket before it is rolled back. ``None``: for ever."""
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, check(value))
+            except (TypeError, ValueError):
+                raise ArgumentError(f"{name}={value!r} is not allowed: {_ALLOWED[name]}") from None
+
+    def with_options(self, options: Mapping[str, Any]) -> Settings:
+        """These settings, with those that ``options`` names changed; other keys are an error."""
+        for name in options:
+            if name not in NAMES:
+                raise ArgumentError(f"{name!r} is not a setting of qsession: {', '.join(NAMES)}")
+        return replace(self, **options) if options else self
+
+
+NAMES = tuple(field.name for field in fields(Settings))
+
+
+def _one_of(*allowed: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in allowed:
+            raise ValueError
+        return str(value)
+
+    return check
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    seconds = float(value)
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError
+    return seconds
+
+
+def _off(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.lower() in ("", "none", "off"))
+
+
+def _seconds_or_off(value: Any) -> float | None:
+    return None if _off(value) else _seconds(value)
+
+
+def _count_or_off(value: Any) -> int | None:
+    if _off(value):
+        return None
+    count = int(value)
+    if isinstance(value, bool) or count < 0 or (isinstance(value, float) and value != count):
+        raise ValueError
+    return count
+
+
+_TIME = "a number of seconds, 0 or more"
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "access": _one_of(*get_args(Access)),
+    "durability": _one_of(*get_args(Durability)),
+    "queue_timeout": _seconds,
+    "max_waiting": _count_or_off,
+    "stall_after": _seconds,
+    "warn_after": _seconds,
+    "max_hold": _seconds_or_off,
+}
+_ALLOWED = {
+    "access": "one of 'read', 'write', 'auto'",
+    "durability": "one of 'full', 'normal'",
+    "queue_timeout": _TIME,
+    "max_waiting": "a whole number, 0 or more, or None for any number",
+    "stall_after": _TIME,
+    "warn_after": _TIME,
+    "max_hold": f"{_TIME}, or None for no limit",
+}

@@ -1,0 +1,100 @@
+"""The errors qsession raises, and how SQLite's result codes are told apart.
+
+::
+
+    sqlalchemy.exc.SQLAlchemyError
+    └── QSessionError
+        ├── QueueTimeout      (also sqlalchemy.exc.TimeoutError)
+        ├── QueueFull         (also sqlalchemy.exc.TimeoutError)
+        ├── NestedWriteError  (also sqlalchemy.exc.InvalidRequestError)
+        ├── ReadOnlyError     (also sqlalchemy.exc.InvalidRequestError)
+        ├── HoldTimeout       (also sqlalchemy.exc.OperationalError)
+        └── ConflictError     retryable
+
+    UserWarning
+    └── UncommittedChangesWarning
+
+Each inherits what callers of SQLAlchemy already catch. Everything else that SQLite reports
+(constraints, a full disk, a file that is no database) arrives as SQLAlchemy's own wrapper.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from sqlalchemy import exc
+
+
+class QSessionError(exc.SQLAlchemyError):
+    """Any error that qsession itself raises."""
+
+
+class QueueTimeout(QSessionError, exc.TimeoutError):
+    """The write ticket, or a lock of another process, was not free within ``queue_timeout`` seconds."""
+
+
+class QueueFull(QSessionError, exc.TimeoutError):
+    """``max_waiting`` writers already wait; this one was turned away at once."""
+
+
+class NestedWriteError(QSessionError, exc.InvalidRequestError):
+    """A task that holds the ticket with uncommitted writes began a second writing transaction."""
+
+
+class ReadOnlyError(QSessionError, exc.InvalidRequestError):
+    """A statement that writes was sent in a transaction whose access mode is ``read``."""
+
+
+class HoldTimeout(QSessionError, exc.OperationalError):
+    """A transaction held the ticket longer than ``max_hold`` seconds and was rolled back."""
+
+    def __init__(self, message: str) -> None:
+        exc.OperationalError.__init__(self, None, None, sqlite3.OperationalError(message))
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[HoldTimeout], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class ConflictError(QSessionError):
+    """What the transaction had read was changed by another one before it wrote.
+
+    Nothing of it was written. Roll back and run it again: ``qsession.run`` does so by itself.
+    """
+
+
+class UncommittedChangesWarning(UserWarning):
+    """A ``qsession()`` block ended cleanly while it still held changes that were never committed."""
+
+
+# https://sqlite.org/rescode.html. Python 3.10 has no names for the codes.
+SQLITE_BUSY = 5
+SQLITE_LOCKED = 6
+SQLITE_READONLY = 8
+SQLITE_INTERRUPT = 9
+SQLITE_IOERR = 10
+SQLITE_CORRUPT = 11
+SQLITE_CANTOPEN = 14
+SQLITE_NOTADB = 26
+
+_MESSAGES = {  # sqlite3_errstr(), for Python 3.10, whose exceptions carry no code
+    "database is locked": SQLITE_BUSY,
+    "database table is locked": SQLITE_LOCKED,
+    "attempt to write a readonly database": SQLITE_READONLY,
+    "interrupted": SQLITE_INTERRUPT,
+    "disk I/O error": SQLITE_IOERR,
+    "database disk image is malformed": SQLITE_CORRUPT,
+    "unable to open database file": SQLITE_CANTOPEN,
+    "file is not a database": SQLITE_NOTADB,
+}
+
+
+def sqlite_code(error: BaseException) -> int:
+    """The primary result code behind an exception of ``sqlite3``; 0 where there is none."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return int(code) & 0xFF
+    return _MESSAGES.get(str(error), 0) if isinstance(error, sqlite3.Error) else 0

@@ -1,0 +1,81 @@
+"""Handing things from one waiting task to another, across event loops and threads.
+
+Shared by the ticket queue and the queue of readers; it knows what neither of them is about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class Serial:
+    """Runs plain functions one at a time, without ever blocking a thread.
+
+    Whoever finds another thread inside leaves its function for that one to run. So a function that
+    the garbage collector starts in the middle of another one is safe as well: it runs behind it.
+    """
+
+    __slots__ = ("_changes", "_inside")
+
+    def __init__(self) -> None:
+        self._changes: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._inside = threading.Lock()
+
+    def serve(self, change: Callable[[Any], None], subject: Any) -> None:
+        """Run ``change(subject)``, at once or right behind those that are being run."""
+        self._changes.append((change, subject))
+        while self._changes and self._inside.acquire(blocking=False):
+            try:
+                while self._changes:
+                    change, subject = self._changes.popleft()
+                    change(subject)
+            finally:
+                self._inside.release()
+
+
+class Waiter:
+    """Something a task can wait for, and anybody can wake it up from."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._future: asyncio.Future[None] | None = None
+
+    def prepare(self) -> asyncio.Future[None]:
+        """The future to await. Look whether it is still needed before you do."""
+        self._loop = asyncio.get_running_loop()
+        self._future = self._loop.create_future()
+        return self._future
+
+    def wake(self) -> bool:
+        """Let the waiting task go on; False if it is cancelled or its loop is closed."""
+        future, loop = self._future, self._loop
+        if future is None or loop is None:
+            return True  # not waiting yet: it looks before it does
+        if future.cancelled():
+            return False
+        if _running_loop() is loop:
+            _resolve(future)
+            return True
+        try:
+            loop.call_soon_threadsafe(_resolve, future)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

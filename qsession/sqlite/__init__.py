@@ -1,0 +1,1 @@
+"""SQLite under qsession: routing, the one writer, transactions that can be replayed."""

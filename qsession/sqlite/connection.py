@@ -1,0 +1,299 @@
+"""RoutedConnection and its cursors: what SQLAlchemy sees as a connection of its pool.
+
+It owns one transaction and no physical connection: that is attached by the first statement, and
+given back at the end of the transaction.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import util
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, ResetStyle
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
+from .lease import ReaderLease
+from .log import Outcome, Statement, fetch
+from .need import need_of
+from .transaction import State, Transaction
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .lease import Lease
+    from .pool import WriteQueuePool
+
+
+class RoutedCursor:
+    """A DBAPI cursor whose rows have all been fetched."""
+
+    server_side = False
+    description: Any = None
+    rowcount = -1
+    lastrowid: int | None = None
+    arraysize = 1
+
+    def __init__(self, connection: RoutedConnection) -> None:
+        self._connection = connection
+        self._rows: deque[Any] = deque()
+
+    def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
+        self.run(operation, parameters)
+        return self
+
+    def executemany(self, operation: str, parameters: Any) -> RoutedCursor:
+        self.run(operation, parameters, many=True)
+        return self
+
+    def run(self, sql: str, parameters: Any, context: Any = None, many: bool = False) -> None:
+        """Send one statement; ``context`` is what SQLAlchemy knows of it."""
+        need, nowait = need_of(context, sql)
+        inserts = context is None or context.compiled is None or context.isinsert
+        options = util.EMPTY_DICT if context is None else context.execution_options
+        statement = Statement(sql, parameters or (), need, many, self.server_side, nowait, inserts)
+        self._take(self._connection.transaction.execute(statement, options))
+
+    def _take(self, outcome: Outcome) -> None:
+        self._rows = deque(outcome.rows)
+        self.description = outcome.description
+        self.rowcount = outcome.rowcount
+        self.lastrowid = outcome.lastrowid
+
+    def fetchone(self) -> Any:
+        return self._rows.popleft() if self._rows else None
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        rows = self._rows
+        return [rows.popleft() for _ in range(min(size or self.arraysize, len(rows)))]
+
+    def fetchall(self) -> list[Any]:
+        rows = list(self._rows)
+        self._rows.clear()
+        return rows
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._rows:
+            yield self._rows.popleft()
+
+    def close(self) -> None:
+        self._rows.clear()
+
+    async def _async_soft_close(self) -> None:
+        return
+
+    def setinputsizes(self, *inputsizes: Any) -> None:
+        """Without effect, as in SQLite."""
+
+
+class StreamCursor(RoutedCursor):
+    """A cursor that fetches its rows as they are asked for.
+
+    On a reader it keeps its snapshot until it is closed. On the writer a commit fetches the rest.
+    """
+
+    server_side = True
+
+    def __init__(self, connection: RoutedConnection) -> None:
+        super().__init__(connection)
+        self._lease: Lease | None = None
+        self._cursor: sqlite3.Cursor | None = None
+        self._seen: Any = None
+
+    def _take(self, outcome: Outcome) -> None:
+        super()._take(outcome)
+        if outcome.cursor is None:
+            return
+        transaction = self._connection.transaction
+        self._lease = transaction.attach_stream(self)
+        self._cursor, self._seen = outcome.cursor, outcome.seen
+        self._connection.streams.add(self)
+
+    def _fetch(self, size: int | None) -> None:
+        if self._cursor is not None and self._lease is not None:
+            cursor, driver = self._cursor, self._lease.driver
+            self._rows.extend(driver.run(lambda raw: fetch(cursor, size, self._seen)))
+            self._connection.transaction.activity += 1
+
+    def fetchone(self) -> Any:
+        if not self._rows:
+            self._fetch(1)
+        return super().fetchone()
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        wanted = size or self.arraysize
+        if len(self._rows) < wanted:
+            self._fetch(wanted - len(self._rows))
+        return super().fetchmany(wanted)
+
+    def fetchall(self) -> list[Any]:
+        self._fetch(None)
+        return super().fetchall()
+
+    def __iter__(self) -> Iterator[Any]:
+        while (row := self.fetchone()) is not None:
+            yield row
+
+    def keep(self, rows: list[Any]) -> None:
+        """The rest of the rows, fetched when the transaction was committed."""
+        self._rows.extend(rows)
+
+    def forget(self) -> sqlite3.Cursor | None:
+        """Let go of SQLite's cursor; whoever asks closes it."""
+        cursor, self._cursor, self._lease = self._cursor, None, None
+        self._connection.streams.discard(self)
+        return cursor
+
+    def close(self) -> None:
+        super().close()
+        lease = self._lease
+        cursor = self.forget()
+        if lease is None or cursor is None:
+            return
+        lease.streams.discard(self)
+        lease.driver.post(lambda raw: cursor.close())
+        if isinstance(lease, ReaderLease):
+            lease.stream_closed()
+
+
+class _Entry(ConnectionPoolEntry):
+    """The pool entry that SQLAlchemy expects behind a proxied connection."""
+
+    __slots__ = ("finalize_callback", "info", "record_info", "starttime")
+
+    def __init__(self) -> None:
+        self.finalize_callback: deque[Callable[[Any], None]] = deque()
+        self.info: dict[Any, Any] = {}
+        self.record_info: dict[Any, Any] = {}
+        self.starttime = 0.0
+
+
+class RoutedConnection(PoolProxiedConnection):
+    """A connection that decides at each statement which physical one serves it."""
+
+    def __init__(self, pool: WriteQueuePool) -> None:
+        self._open = True
+        self._detached = False
+        self._pool = pool
+        self.transaction = Transaction(pool)
+        self.streams: set[StreamCursor] = set()
+        self._isolation_level: str | None = None
+
+    @util.memoized_property
+    def _connection_record(self) -> _Entry:
+        return _Entry()
+
+    @property
+    def dbapi_connection(self) -> Any:
+        return self if self._open else None
+
+    @property
+    def is_valid(self) -> bool:
+        return self._open
+
+    @property
+    def is_detached(self) -> bool:
+        return self._detached
+
+    @property
+    def info(self) -> dict[Any, Any]:  # type: ignore[override]
+        return self._connection_record.info
+
+    @property
+    def record_info(self) -> dict[Any, Any]:  # type: ignore[override]
+        return self._connection_record.record_info
+
+    @property
+    def driver_connection(self) -> Any:
+        """The ``aiosqlite.Connection`` of the writer; from here on to the end of the transaction
+        this connection holds the write ticket.
+        """
+        writer = self._pool.writer
+        holding = self.transaction.state is State.HOLDING
+        if not (in_greenlet() or holding or (writer.is_open and writer.queue.holder is None)):
+            raise InvalidRequestError(
+                "The driver's connection is the one writing connection, and it cannot be waited "
+                "for here. Use 'await (await engine.connect()).get_raw_connection()', or ask for "
+                "it inside run_sync()."
+            )
+        return self.transaction.pin()._connection
+
+    def run_async(self, function: Callable[[Any], Any]) -> Any:
+        """Await ``function(driver_connection)``, as SQLAlchemy's adapted connections do."""
+        return await_only(function(self.driver_connection))
+
+    @property
+    def isolation_level(self) -> str:
+        """``AUTOCOMMIT`` or a transactional level; every one of those is SERIALIZABLE here."""
+        return self._isolation_level or "SERIALIZABLE"
+
+    @isolation_level.setter
+    def isolation_level(self, level: str | None) -> None:
+        self._isolation_level = level
+        self.transaction.autocommit = level == "AUTOCOMMIT"
+
+    def cursor(self, server_side: bool = False) -> RoutedCursor:
+        return StreamCursor(self) if server_side else RoutedCursor(self)
+
+    def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
+        return self.cursor().execute(operation, parameters)
+
+    def commit(self) -> None:
+        self.transaction.commit()
+
+    def rollback(self) -> None:
+        self.transaction.rollback()
+
+    def close(self) -> None:
+        """End the transaction as ``pool_reset_on_return`` says, and let go of everything."""
+        if self._open and self._pool._reset_on_return is ResetStyle.reset_commit:
+            self.transaction.commit()
+        self._close_special()
+
+    def _close_special(self, transaction_reset: bool = False) -> None:
+        if not self._open:
+            return
+        self._open = False
+        for stream in list(self.streams):
+            stream.close()
+        try:
+            if self.transaction.state is not State.IDLE:
+                self.transaction.rollback()
+        finally:
+            self._finalize()
+
+    def _finalize(self) -> None:
+        entry = self.__dict__.get("_connection_record")
+        while entry is not None and entry.finalize_callback:
+            entry.finalize_callback.pop()(self)
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """Give up the transaction without waiting; the physical connection with it, if asked for
+        by hand. A cancelled statement leaves a connection that can be used again.
+        """
+        if not self._open or soft:
+            return
+        self._open = False
+        lease = self.transaction.lease
+        if lease is not None and (e is None or isinstance(e, Exception)):
+            lease.driver.suspect = True
+        for stream in list(self.streams):
+            stream.close()
+        self.transaction.abandon()
+
+    def detach(self) -> None:
+        """Mark it as detached: it has no physical connection of its own that could leave."""
+        self._detached = True
+
+    def __del__(self) -> None:
+        if not self._open or self.transaction.state is State.IDLE:
+            return
+        self.transaction.abandon()
+        util.warn(
+            "The garbage collector is cleaning up a connection of qsession that was not closed; "
+            "its transaction is rolled back. Close sessions and connections, or use them in "
+            "'async with' blocks."
+        )

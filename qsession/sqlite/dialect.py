@@ -1,0 +1,191 @@
+"""QSessionDialect: what each hook of SQLAlchemy's SQLite dialect means here."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from typing import Any
+
+import sqlalchemy.dialects.sqlite.provision  # noqa: F401  (the test framework looks for it)
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_dbapi, SQLiteDialect_aiosqlite
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.pool import Pool
+from sqlalchemy.util import await_only
+
+from ..config import NAMES, Settings
+from ..errors import (
+    SQLITE_BUSY,
+    SQLITE_CANTOPEN,
+    SQLITE_IOERR,
+    SQLITE_READONLY,
+    QueueTimeout,
+    sqlite_code,
+)
+from .connection import RoutedConnection, RoutedCursor
+from .driver import DriverConnection, to_end
+from .memory import MemoryDatabase, memory_database
+from .pool import WriteQueuePool
+from .transaction import BUSY_RETRY
+
+
+class DriverModule(AsyncAdapt_aiosqlite_dbapi):
+    """The DBAPI module: its connections are :class:`DriverConnection`."""
+
+    def connect(self, *args: Any, **kw: Any) -> Any:
+        creator = kw.pop("async_creator_fn", None)
+        kw.pop("async_fallback", None)
+        opening = (creator or self.aiosqlite.connect)(*args, **kw)
+        opening._thread.daemon = True  # an engine that was never disposed lets the interpreter end
+        future = asyncio.ensure_future(opening)
+        try:
+            connection = await_only(to_end(future))
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                DriverConnection(self, future.result()).terminate()
+            raise
+        return DriverConnection(self, connection)
+
+
+class QSessionDialect(SQLiteDialect_aiosqlite):
+    """SQLite through the write queue: ``sqlite+qsession://``."""
+
+    driver = "qsession"
+    supports_statement_cache = True
+
+    def __init__(
+        self,
+        *,
+        access: Any = None,
+        durability: Any = None,
+        queue_timeout: Any = None,
+        max_waiting: Any = None,
+        stall_after: Any = None,
+        warn_after: Any = None,
+        max_hold: Any = None,
+        **kw: Any,
+    ) -> None:
+        given = locals()
+        self._given = {name: given[name] for name in NAMES if given[name] is not None}
+        self.settings = Settings().with_options(self._given)
+        self.database = ""
+        self._memory: MemoryDatabase | None = None
+        super().__init__(**kw)
+
+    @classmethod
+    def import_dbapi(cls) -> DriverModule:
+        return DriverModule(__import__("aiosqlite"), __import__("sqlite3"))
+
+    @classmethod
+    def get_pool_class(cls, url: URL) -> type[Pool]:
+        return WriteQueuePool
+
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        """Give an engine made with another ``poolclass`` or ``pool`` the pool it needs.
+
+        A pool that hands out physical connections knows no queue, so ``NullPool`` and
+        ``StaticPool``, which stand in many test suites, are replaced here. Listeners stay.
+        """
+        pool = engine.pool
+        if not isinstance(pool, WriteQueuePool):
+            engine.pool = WriteQueuePool(
+                pool._creator, dialect=engine.dialect, echo=pool.echo, _dispatch=pool.dispatch
+            )
+
+    def create_connect_args(self, url: URL) -> Any:
+        settings = {name: url.query[name] for name in NAMES if name in url.query}
+        self._given = {**settings, **self._given}
+        self.settings = Settings().with_options(self._given)
+        url = url.difference_update_query(settings)
+        self._memory = memory_database(url)
+        if self._memory is not None:
+            url = url.set(database=self._memory.path).difference_update_query(
+                ["mode", "cache", "uri", "vfs"]
+            )
+        args, options = super().create_connect_args(url)
+        self.database = "a memory database" if self._memory is not None else args[0]
+        return args, options
+
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        timeout = cparams.pop("timeout", None)
+        if timeout is not None and "queue_timeout" not in self._given:
+            self.settings = self.settings.with_options({"queue_timeout": timeout})
+        cparams.update(timeout=0, isolation_level=None, check_same_thread=False)
+        return super().connect(*cargs, **cparams)
+
+    def on_connect(self) -> Any:
+        before = super().on_connect()
+
+        def prepare(dbapi_connection: Any) -> None:
+            before(dbapi_connection)
+            synchronous = {"full": "FULL", "normal": "NORMAL"}[self.settings.durability]
+            deadline = time.monotonic() + self.settings.queue_timeout
+            while not dbapi_connection.run(_prepare, synchronous):
+                if time.monotonic() >= deadline:
+                    raise QueueTimeout(
+                        f"{self.database!r} could not be switched to WAL mode: another process "
+                        f"held a lock on it for longer than {self.settings.queue_timeout:g} s."
+                    )
+                await_only(asyncio.sleep(BUSY_RETRY))
+
+        return prepare
+
+    def discard_memory(self) -> None:
+        if self._memory is not None:
+            self._memory.discard()
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """BEGIN goes with the first statement."""
+
+    def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
+        if isinstance(cursor, RoutedCursor):
+            cursor.run(statement, parameters, context)
+        else:
+            cursor.execute(statement, parameters)
+
+    def do_execute_no_params(self, cursor: Any, statement: Any, context: Any = None) -> None:
+        self.do_execute(cursor, statement, (), context)
+
+    def do_executemany(
+        self, cursor: Any, statement: Any, parameters: Any, context: Any = None
+    ) -> None:
+        if isinstance(cursor, RoutedCursor):
+            cursor.run(statement, parameters, context, many=True)
+        else:
+            cursor.executemany(statement, parameters)
+
+    def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
+        if isinstance(dbapi_connection, RoutedConnection):
+            dbapi_connection.isolation_level = level
+
+    def get_isolation_level(self, dbapi_connection: Any) -> Any:
+        if isinstance(dbapi_connection, RoutedConnection):
+            return dbapi_connection.isolation_level
+        return "SERIALIZABLE"
+
+    def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
+        return "SERIALIZABLE"
+
+    def detect_autocommit_setting(self, dbapi_conn: Any) -> bool:
+        return bool(self.get_isolation_level(dbapi_conn) == "AUTOCOMMIT")
+
+
+def _prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
+    """WAL mode and durability, in the connection's thread; False if another process is in the way.
+
+    Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
+    """
+    try:
+        raw.execute(f"PRAGMA synchronous={synchronous}")
+        (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
+        if mode not in ("wal", "memory"):
+            raw.execute("PRAGMA journal_mode=WAL").fetchone()
+    except sqlite3.OperationalError as error:
+        code = sqlite_code(error)
+        if code == SQLITE_BUSY:
+            return False
+        if code not in (SQLITE_READONLY, SQLITE_IOERR, SQLITE_CANTOPEN):
+            raise
+    return True
+

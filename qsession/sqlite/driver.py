@@ -1,0 +1,187 @@
+"""DriverConnection: one physical connection, and how a function runs in its thread.
+
+It is SQLAlchemy's adapter around an ``aiosqlite.Connection``, so "connect" listeners find what
+they know, with three ways of its own to run a function of the plain ``sqlite3.Connection``: wait
+for it, wait for it through a cancellation, or leave it there. Functions run in the order they were
+given, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
+T = TypeVar("T")
+Done = Callable[[], None]
+
+
+class _Job:
+    """A function on its way through the thread, and the future that waits for what it returns."""
+
+    __slots__ = ("function", "future", "loop", "taken_back")
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+        self.taken_back = False
+
+    def __call__(self) -> None:
+        """Run in the thread. The loop may be closed by then; there is nobody left to tell."""
+        if self.taken_back:
+            return
+        result, error = None, None
+        try:
+            result = self.function()
+        except BaseException as raised:
+            error = raised
+        try:
+            self.loop.call_soon_threadsafe(self.settle, result, error)
+        except RuntimeError:
+            return
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+class DriverConnection(AsyncAdapt_aiosqlite_connection):
+    """One physical connection to the database file."""
+
+    identity: tuple[int, int] | None = None
+    """Device and inode of the file it was opened on."""
+    path = ""
+    """The file as SQLite names it; empty where there is none."""
+    role: str | None = None
+    """``reader`` or ``writer`` once it has been made ready for that."""
+    suspect = False
+    """Set after an error that its cache may not survive: it is closed instead of used again."""
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The ``sqlite3.Connection``; only its own thread may run statements on it."""
+        return self._connection._conn  # type: ignore[no-any-return]
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run ``function(raw, *args)`` in the thread and wait for it.
+
+        Cancelled: the function is taken back if it has not begun, else its statement is
+        interrupted; neither is waited for.
+        """
+        job = self._submit(function, *args)
+        try:
+            return await_only(job.future)  # type: ignore[no-any-return]
+        except BaseException:
+            if not job.future.done() or job.future.cancelled():
+                job.taken_back = True
+                self.interrupt()
+            raise
+
+    def run_to_end(self, function: Callable[..., T], *args: Any) -> T:
+        """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it."""
+        return await_only(to_end(self._submit(function, *args).future))  # type: ignore[no-any-return]
+
+    def post(self, function: Callable[..., Any], *args: Any, done: Done | None = None) -> None:
+        """Run ``function(raw, *args)`` without waiting; then ``done()``, in the thread as well.
+
+        Safe from any thread, without a loop, and from the garbage collector.
+        """
+        connection = self._connection
+        if not connection._running:
+            if done is not None:
+                done()
+            return
+        connection._tx.put_nowait((None, partial(_run_posted, self, function, args, done)))
+
+    def interrupt(self) -> None:
+        """Break off the statement that runs now; no effect when none does.
+
+        https://sqlite.org/c3ref/interrupt.html: a write that is broken off inside a transaction
+        rolls the whole transaction back.
+        """
+        try:
+            self.raw.interrupt()
+        except (ValueError, sqlite3.ProgrammingError):
+            return  # closed meanwhile
+
+    def close(self) -> None:
+        """Close the connection and end its thread; waits where there is a loop to wait in."""
+        if not self._connection._running:
+            return
+        try:
+            if in_greenlet():
+                self.run_to_end(_close)
+        finally:
+            # stop() makes a future of the running loop, which may be closed before it is resolved;
+            # in the connection's own thread there is no loop, and so no future to lose.
+            self.post(self._stop)
+
+    def terminate(self) -> None:
+        """Close without waiting."""
+        self.interrupt()
+        self.post(self._stop)
+
+    def _stop(self, raw: sqlite3.Connection) -> None:
+        if self._connection._running:
+            self._connection.stop()
+
+    def _submit(self, function: Callable[..., Any], *args: Any) -> _Job:
+        if not self._connection._running:
+            raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+        job = _Job(partial(function, self.raw, *args))
+        self._connection._tx.put_nowait((None, job))
+        return job
+
+
+def _close(raw: sqlite3.Connection) -> None:
+    raw.close()
+
+
+def _run_posted(
+    driver: DriverConnection, function: Callable[..., Any], args: tuple[Any, ...], done: Done | None
+) -> None:
+    try:
+        function(driver.raw, *args)
+    except Exception:
+        driver.suspect = True  # what it was to clean up may still be there
+    finally:
+        if done is not None:
+            done()
+
+
+async def to_end(future: asyncio.Future[T]) -> T:
+    """Wait for a future through any cancellation, which is raised afterwards."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except BaseException:
+            break  # the function's own error, raised below
+    if cancelled is not None:
+        if not future.cancelled():
+            future.exception()  # it has been seen
+        raise cancelled
+    return future.result()
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is no such file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

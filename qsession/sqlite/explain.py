@@ -1,0 +1,57 @@
+"""What SQLite's errors mean for a user, and what to do about them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from ..errors import (
+    SQLITE_CANTOPEN,
+    SQLITE_CORRUPT,
+    SQLITE_NOTADB,
+    SQLITE_READONLY,
+    sqlite_code,
+)
+
+SQLITE_FULL = 13
+
+
+def explain(error: Exception, database: str) -> Exception:
+    """The same kind of error with the same code, its message followed by cause and remedy."""
+    hint = _hint(sqlite_code(error), database) if isinstance(error, sqlite3.Error) else None
+    if hint is None:
+        return error
+    explained = type(error)(f"{error}: {hint}")
+    for name in ("sqlite_errorcode", "sqlite_errorname"):
+        if hasattr(error, name):
+            setattr(explained, name, getattr(error, name))
+    explained.__cause__ = error
+    return explained
+
+
+def _hint(code: int, database: str) -> str | None:
+    if code == SQLITE_READONLY:
+        return f"{database!r} can be read but not written: {_why_read_only(database)}"
+    if code == SQLITE_CANTOPEN:
+        folder = os.path.dirname(database) or "."
+        if not os.path.isdir(folder):
+            return f"the folder {folder!r} does not exist"
+        return f"{database!r} cannot be opened; look at the permissions of the file and its folder"
+    if code == SQLITE_NOTADB:
+        return f"{database!r} holds something else, or is encrypted"
+    if code == SQLITE_CORRUPT:
+        return f"{database!r} is damaged; see https://sqlite.org/recovery.html, or use a backup"
+    if code == SQLITE_FULL:
+        return f"no space is left for {database!r}; the transaction was not written"
+    return None
+
+
+def _why_read_only(database: str) -> str:
+    if "mode=ro" in database or "immutable=1" in database:
+        return "its URL says so"
+    if not os.access(database, os.W_OK):
+        return "the file is read-only for this user"
+    folder = os.path.dirname(os.path.abspath(database))
+    if not os.access(folder, os.W_OK):
+        return f"the folder {folder!r} is read-only for this user, and SQLite writes files beside it"
+    return "the file system, or the file, does not allow it"

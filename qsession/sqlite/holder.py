@@ -1,0 +1,70 @@
+"""Who holds the ticket, in words: the task, its last statement, and where it stands now."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+import aiosqlite
+import sqlalchemy
+
+from ..stats import Holder
+
+if TYPE_CHECKING:
+    from ..ticket import Ticket
+
+_MACHINERY = tuple(
+    os.path.dirname(module.__file__ or "?") + os.sep for module in (asyncio, sqlalchemy, aiosqlite)
+) + (os.path.dirname(os.path.dirname(__file__)) + os.sep,)
+"""Folders whose frames say nothing about the application."""
+
+
+def describe(ticket: Ticket) -> Holder:
+    """The transaction that holds ``ticket``."""
+    transaction = ticket.owner
+    task: asyncio.Task[Any] | None = transaction.task
+    return Holder(
+        task=f"task {task.get_name()!r}" if task is not None else "code outside of a task",
+        held=time.monotonic() - ticket.taken_at,
+        wrote=transaction.wrote,
+        statement=shorten(transaction.last_statement),
+        where=_where(task),
+    )
+
+
+def shorten(sql: str, limit: int = 200) -> str:
+    """A statement on one line, cut to ``limit`` characters."""
+    text = " ".join(sql.split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _where(task: asyncio.Task[Any] | None) -> str:
+    """The innermost line of the application that a task stands in."""
+    if task is None:
+        return "an unknown place"
+    if task.done():
+        return "its end: the task is done, but its transaction was left open"
+    found = "an unknown place"
+    for code, line in _frames(task.get_coro()):
+        if not code.co_filename.startswith(_MACHINERY):
+            found = f"{code.co_filename}:{line} in {code.co_name}"
+    return found
+
+
+def _frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
+    """The frames of a coroutine and of what it awaits, from the outside in."""
+    while awaitable is not None:
+        inner = None
+        for frame_name, await_name in _COROUTINES:
+            frame = getattr(awaitable, frame_name, None)
+            if frame is not None:
+                yield frame.f_code, frame.f_lineno
+            inner = inner or getattr(awaitable, await_name, None)
+        awaitable = inner
+
+
+_COROUTINES = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))

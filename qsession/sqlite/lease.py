@@ -1,0 +1,153 @@
+"""Leases: what a transaction has while it is attached to a physical connection.
+
+A reader's lease is a checked-out connection of the pool; the writer's is the ticket. Both are
+given back once, from wherever they end: by the task itself, by another thread's clean-up, or by
+the garbage collector.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from .driver import DriverConnection
+
+if TYPE_CHECKING:
+    from ..ticket import Ticket
+    from .connection import StreamCursor
+    from .writer import Writer
+
+
+class Lease:
+    """A physical connection that one transaction uses."""
+
+    begin = ""
+
+    def __init__(self, driver: DriverConnection) -> None:
+        self.driver = driver
+        self.streams: set[StreamCursor] = set()
+        self.ended = False
+
+    def give_back(self) -> None:
+        """Let the next one have the connection. It must be clean by then."""
+        raise AssertionError("a lease is a reader's or the writer's")
+
+    def abandon(self, busy: bool) -> None:
+        """End without waiting: break off what runs, roll back in the thread, then give back."""
+        if self.ended:
+            return
+        self.ended = True
+        cursors = self.forget_streams()
+        if busy:
+            self.driver.interrupt()
+        self.driver.post(clean_up, cursors, done=self.give_back)
+
+    def forget_streams(self) -> list[sqlite3.Cursor]:
+        cursors = [stream.forget() for stream in list(self.streams)]
+        self.streams.clear()
+        return [cursor for cursor in cursors if cursor is not None]
+
+
+class ReaderLease(Lease):
+    """A reader of the pool, with a snapshot from its first statement on."""
+
+    begin = "BEGIN"
+
+    def __init__(self, proxied: Any, driver: DriverConnection) -> None:
+        super().__init__(driver)
+        self._proxied = proxied
+
+    def end(self) -> None:
+        """The transaction is over. An open stream keeps the reader until it is closed.
+
+        COMMIT ends the snapshot but for the statements that still run
+        (https://sqlite.org/lang_transaction.html); it runs behind whoever else it may concern.
+        """
+        if self.ended:
+            return
+        self.ended = True
+        self.driver.post(finish_reading)
+        if not self.streams:
+            self.give_back()
+
+    def stream_closed(self) -> None:
+        if self.ended and not self.streams:
+            self.give_back()
+
+    def give_back(self) -> None:
+        proxied, self._proxied = self._proxied, None
+        if proxied is None:
+            return
+        if self.driver.suspect:
+            proxied.invalidate()
+            return
+        proxied._close_special(transaction_reset=True)
+
+
+class WriterLease(Lease):
+    """The writing connection, for as long as the ticket is held."""
+
+    begin = "BEGIN IMMEDIATE"
+
+    def __init__(self, writer: Writer, ticket: Ticket, driver: DriverConnection) -> None:
+        super().__init__(driver)
+        self.ticket = ticket
+        self._writer = writer
+
+    def give_back(self) -> None:
+        self._writer.give_back(self.ticket)
+
+    def suspend(self, heir: Ticket | None) -> None:
+        """End what was only read; ``heir``, or the next in the queue, holds the ticket at once.
+
+        What they send runs behind the ROLLBACK, in the same thread.
+        """
+        self.ended = True
+        self.driver.post(clean_up, self.forget_streams())
+        if heir is None:
+            self.give_back()
+        else:
+            self._writer.queue.transfer(self.ticket, heir)
+
+
+def clean_up(raw: sqlite3.Connection, cursors: list[sqlite3.Cursor]) -> None:
+    """Close cursors, then roll back. In the connection's thread."""
+    for cursor in cursors:
+        cursor.close()
+    if raw.in_transaction:
+        raw.execute("ROLLBACK")
+
+
+def finish_reading(raw: sqlite3.Connection) -> None:
+    if raw.in_transaction:
+        raw.execute("COMMIT")
+
+
+def commit(
+    raw: sqlite3.Connection, cursors: list[sqlite3.Cursor]
+) -> tuple[Exception | None, bool, list[list[Any]]]:
+    """Read open streams to their end, then commit: the error if any, whether SQLite still has the
+    transaction, and the rows. In the connection's thread.
+    """
+    rest = []
+    for cursor in cursors:
+        rest.append(cursor.fetchall())
+        cursor.close()
+    try:
+        if raw.in_transaction:
+            raw.execute("COMMIT")
+    except sqlite3.Error as error:
+        return error, raw.in_transaction, rest
+    return None, raw.in_transaction, rest
+
+
+def data_version(raw: sqlite3.Connection) -> tuple[int, int]:
+    """``PRAGMA data_version`` inside the snapshot and after it.
+
+    The two differ if another connection has committed in between
+    (https://sqlite.org/pragma.html#pragma_data_version).
+    """
+    (inside,) = raw.execute("PRAGMA data_version").fetchone()
+    raw.execute("COMMIT")
+    (after,) = raw.execute("PRAGMA data_version").fetchone()
+    return inside, after

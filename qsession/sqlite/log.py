@@ -1,0 +1,228 @@
+"""The log of a transaction: what it sent and what came back, so that it can be replayed.
+
+The functions at the end run in a connection's thread. They decide nothing: they report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import SQLITE_BUSY, sqlite_code
+from .need import Need
+
+MAX_STATEMENTS = 1_000
+MAX_BYTES = 4 * 1024 * 1024
+_ROWS_KEPT = 64
+"""A result of more rows is kept as a digest."""
+
+
+@dataclass(slots=True)
+class Statement:
+    """One statement on its way to the database."""
+
+    sql: str
+    parameters: Any = ()
+    need: Need = Need.UNKNOWN
+    many: bool = False
+    stream: bool = False
+    nowait: bool = False
+    may_insert: bool = True
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came back for a statement; ``cursor`` is open only for a stream."""
+
+    rows: list[Any] = field(default_factory=list)
+    description: Any = None
+    rowcount: int = -1
+    lastrowid: int | None = None
+    changed: bool = False
+    """Whether rows were changed, or something was done that yields no rows."""
+    inserted: bool = False
+    """Whether ``lastrowid`` is of this statement; for others SQLite repeats an older one."""
+    cursor: sqlite3.Cursor | None = None
+    seen: StreamDigest | None = None
+    """Grows with what is fetched of a stream."""
+
+
+class StreamDigest:
+    """The digest of a result that is fetched little by little."""
+
+    __slots__ = ("_hash", "count")
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b()
+        self.count = 0
+
+    def add(self, rows: Iterable[Any]) -> None:
+        for row in rows:
+            self._hash.update(_encode(row))
+            self.count += 1
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StreamDigest):
+            return NotImplemented
+        return self.count == other.count and self._hash.digest() == other._hash.digest()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(slots=True)
+class Entry:
+    """A statement and what was seen of its result."""
+
+    statement: Statement
+    seen: Any
+
+
+class Log:
+    """The statements of one transaction. Once over a limit it is dropped: ``complete`` is False."""
+
+    __slots__ = ("_bytes", "complete", "entries")
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.complete = True
+        self._bytes = 0
+
+    def append(self, statement: Statement, seen: Any) -> None:
+        if not self.complete:
+            return
+        self.entries.append(Entry(statement, seen))
+        self._bytes += _size(statement)
+        if len(self.entries) > MAX_STATEMENTS or self._bytes > MAX_BYTES:
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget everything: this transaction can no longer be replayed."""
+        self.complete = False
+        self.entries = []
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened when a statement was run, for the transaction to decide on."""
+
+    outcome: Outcome | None = None
+    error: Exception | None = None
+    in_transaction: bool = False
+    busy: bool = False
+    """Another connection holds a lock, and nothing of this transaction is lost by trying again."""
+    diverged: Entry | None = None
+    """The first entry whose replay saw something else."""
+
+
+def digest(outcome: Outcome) -> Any:
+    """What the application has seen of an outcome, in a form that can be compared."""
+    rows: Any = outcome.rows
+    if len(rows) > _ROWS_KEPT:
+        stream = StreamDigest()
+        stream.add(rows)
+        rows = stream
+    return rows, outcome.rowcount, outcome.lastrowid if outcome.inserted else None
+
+
+def error_digest(error: Exception) -> Any:
+    return type(error), sqlite_code(error)
+
+
+def run(
+    raw: sqlite3.Connection, begin: str | None, entries: Sequence[Entry], statement: Statement
+) -> Report:
+    """Begin if asked to, replay, execute. In the connection's thread."""
+    began_before = raw.in_transaction
+    if begin is not None and began_before:  # left over from a clean-up that failed
+        raw.execute("ROLLBACK")
+        began_before = False
+    try:
+        if begin is not None:
+            raw.execute(begin)
+        for entry in entries:
+            if not _same_again(raw, entry):
+                raw.execute("ROLLBACK")
+                return Report(diverged=entry)
+        return Report(execute(raw, statement), in_transaction=raw.in_transaction)
+    except Exception as error:
+        busy = sqlite_code(error) == SQLITE_BUSY
+        if busy and raw.in_transaction and not began_before:
+            raw.execute("ROLLBACK")
+        return Report(error=error, in_transaction=raw.in_transaction, busy=busy)
+
+
+def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
+    """Run one statement and fetch all its rows, unless it is streamed.
+
+    The cursor is closed before anything else can happen: an INSERT ... RETURNING that was not read
+    to its end keeps its transaction, and the lock, past ``close()`` of the connection.
+    """
+    before = raw.total_changes
+    cursor = raw.cursor()
+    keep = False
+    try:
+        if statement.many:
+            cursor.executemany(statement.sql, statement.parameters)
+        else:
+            cursor.execute(statement.sql, statement.parameters)
+        description = cursor.description
+        keep = statement.stream and description is not None
+        rows = cursor.fetchall() if description is not None and not keep else []
+        changed_rows = raw.total_changes != before
+        return Outcome(
+            rows,
+            description,
+            cursor.rowcount,
+            cursor.lastrowid,
+            changed=description is None or changed_rows,
+            inserted=changed_rows and statement.may_insert,
+            cursor=cursor if keep else None,
+        )
+    finally:
+        if not keep:
+            cursor.close()
+
+
+def fetch(cursor: sqlite3.Cursor, size: int | None, seen: StreamDigest) -> list[Any]:
+    """The next rows of a stream (all of them: None), added to what was seen of it."""
+    rows = cursor.fetchall() if size is None else cursor.fetchmany(size)
+    seen.add(rows)
+    return rows
+
+
+def _same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
+    try:
+        outcome = execute(raw, entry.statement)
+    except sqlite3.Error as error:
+        if sqlite_code(error) == SQLITE_BUSY:
+            raise
+        return bool(error_digest(error) == entry.seen)
+    if outcome.cursor is None:
+        return bool(digest(outcome) == entry.seen)
+    again = StreamDigest()
+    try:
+        if entry.seen.count:
+            fetch(outcome.cursor, entry.seen.count, again)
+    finally:
+        outcome.cursor.close()
+    return bool(again == entry.seen)
+
+
+def _encode(row: Any) -> bytes:
+    try:
+        return marshal.dumps(row, 2)  # version 2 has no back references: equal rows, equal bytes
+    except ValueError:  # a converter or row factory made something else of it
+        return repr(tuple(row)).encode()
+
+
+def _size(statement: Statement) -> int:
+    rows = statement.parameters if statement.many else (statement.parameters,)
+    size = len(statement.sql)
+    for row in rows:
+        for value in row.values() if isinstance(row, dict) else row:
+            size += len(value) if isinstance(value, (str, bytes)) else 8
+    return size

@@ -1,0 +1,78 @@
+"""What a statement needs before it runs: a reader, the write ticket, or to run by itself.
+
+The compiled statement says so. For text the database itself decides: readers run under
+``PRAGMA query_only``. Only the first word of a text is looked at, and only for the words that
+begin, end or may not be inside a transaction: those that SQLite's own grammar sets apart
+(https://sqlite.org/lang_transaction.html, lang_savepoint.html, lang_vacuum.html, pragma.html).
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy.exc import InvalidRequestError
+
+
+class Need(Enum):
+    """What a statement needs."""
+
+    READ = "read"  # known to write nothing
+    WRITE = "write"  # known to write, or asks for the ticket with FOR UPDATE
+    UNKNOWN = "unknown"  # text: a reader will tell
+    PRAGMA = "pragma"  # some settings have no effect inside a transaction
+    ALONE = "alone"  # VACUUM, ATTACH, DETACH: on the writer, without a BEGIN before it
+    SAVEPOINT = "savepoint"  # SAVEPOINT, RELEASE, ROLLBACK TO: wherever the transaction is
+    BEGIN = "begin"  # as text, from a listener or by hand
+    BEGIN_WRITE = "begin immediate"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+
+
+_WORDS = re.compile(
+    r"""(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:
+    (?P<PRAGMA>PRAGMA)
+    |(?P<ALONE>VACUUM|ATTACH|DETACH)
+    |(?P<SAVEPOINT>SAVEPOINT|RELEASE|ROLLBACK\s+(?:TRANSACTION\s+)?TO)
+    |(?P<BEGIN_WRITE>BEGIN\s+(?:IMMEDIATE|EXCLUSIVE))
+    |(?P<BEGIN>BEGIN)
+    |(?P<COMMIT>COMMIT|END)
+    |(?P<ROLLBACK>ROLLBACK)
+    )\b""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+
+
+@lru_cache(maxsize=1_000)
+def need_of_text(sql: str) -> Need:
+    """What a statement that was not compiled needs."""
+    match = _WORDS.match(sql)
+    return Need[match.lastgroup] if match and match.lastgroup else Need.UNKNOWN
+
+
+def need_of(context: Any, sql: str) -> tuple[Need, bool]:
+    """What a statement needs, and whether it wants no waiting (``FOR UPDATE NOWAIT``).
+
+    Raises :class:`sqlalchemy.exc.InvalidRequestError` for ``FOR UPDATE SKIP LOCKED``: there is one
+    ticket, so there is never another row to go on with.
+    """
+    compiled = context.compiled if context is not None else None
+    if compiled is None:
+        return need_of_text(sql), False
+    if context.isinsert or context.isupdate or context.isdelete or context.isddl:
+        return Need.WRITE, False
+    statement = compiled.statement
+    lock = getattr(statement, "_for_update_arg", None)
+    if lock is not None:
+        if lock.skip_locked:
+            raise InvalidRequestError(
+                "FOR UPDATE SKIP LOCKED has no meaning on SQLite: one ticket guards the whole "
+                "database, so there are no unlocked rows beside a locked one. Use "
+                "with_for_update() to wait, or with_for_update(nowait=True) to fail at once."
+            )
+        return Need.WRITE, bool(lock.nowait)
+    if getattr(statement, "is_select", False) and not getattr(statement, "is_text", False):
+        return Need.READ, False
+    return need_of_text(sql), False

@@ -1,0 +1,141 @@
+"""WriteQueuePool: a bounded pool of reader connections, and the one writer beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
+from sqlalchemy.util import await_only
+
+from ..config import Settings
+from ..stats import Stats
+from ..ticket import Ticket, TicketQueue, TicketState
+from .connection import RoutedConnection
+from .driver import DriverConnection, file_identity
+from .explain import explain
+from .lease import ReaderLease
+from .reader_queue import ReaderQueue
+from .writer import Writer
+
+if TYPE_CHECKING:
+    from .dialect import QSessionDialect
+
+
+class WriteQueuePool(AsyncAdaptedQueuePool):
+    """What ``engine.pool`` is.
+
+    ``pool_size`` and the other arguments mean what they mean for SQLAlchemy's own pool, and are
+    about the readers; the writer is one connection more.
+    """
+
+    _queue_class = ReaderQueue
+    _dialect: QSessionDialect
+
+    def __init__(self, creator: Any, **kw: Any) -> None:
+        super().__init__(creator, **kw)
+        self.writer = Writer(self)
+        self._initialized = False
+        self._initializing = TicketQueue()
+
+    @property
+    def settings(self) -> Settings:
+        return self._dialect.settings
+
+    @property
+    def database(self) -> str:
+        """The database as messages name it."""
+        return self._dialect.database
+
+    def connect(self) -> PoolProxiedConnection:
+        """A connection that has no physical one yet.
+
+        The first call opens a reader, so that a database that cannot be opened is reported here,
+        and SQLAlchemy's dialect is initialized before the first statement is compiled.
+        """
+        if not self._initialized:
+            self._initialize()
+        return RoutedConnection(self)
+
+    def _initialize(self) -> None:
+        ticket = Ticket(self)
+        state = self._initializing.take(ticket)
+        if state is not TicketState.HELD:
+            state = await_only(self._initializing.wait(ticket, self._timeout))
+        if state is not TicketState.HELD:
+            raise PoolTimeout(f"{self.database!r} could not be opened in {self._timeout:g} s")
+        try:
+            if not self._initialized:
+                self.reader().end()
+                self._initialized = True
+        finally:
+            self._initializing.release(ticket)
+
+    def reader(self) -> ReaderLease:
+        """A reader; waits for one for ``pool_timeout`` seconds. In a greenlet."""
+        proxied: Any = super().connect()
+        driver: DriverConnection = proxied.dbapi_connection
+        try:
+            self.make_ready(driver, "reader")
+        except BaseException as error:
+            proxied.invalidate(error)
+            raise
+        return ReaderLease(proxied, driver)
+
+    def make_ready(self, driver: DriverConnection, role: str) -> None:
+        """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
+        if driver.role != role:
+            driver.path = driver.run(_make_ready, role)
+            driver.identity = file_identity(driver.path) if driver.path else None
+            driver.role = role
+
+    def check_file(self, driver: DriverConnection) -> None:
+        """Raise if the file was deleted or replaced since the connection was opened.
+
+        In WAL mode SQLite would go on reading and writing the file that has no name any more
+        (https://sqlite.org/howtocorrupt.html, 4.2). The next transaction gets fresh connections.
+        """
+        if driver.identity is None or file_identity(driver.path) == driver.identity:
+            return
+        self._invalidate_time = time.time()
+        now = "replaced by another file" if file_identity(driver.path) else "deleted"
+        raise sqlite3.OperationalError(
+            f"The database file {driver.path!r} was {now} while it was open. Nothing of this "
+            "transaction was written. The next transaction opens the file anew."
+        )
+
+    def explain(self, error: Exception) -> Exception:
+        """The same error, with what a user can do about it."""
+        return explain(error, self.database)
+
+    def stats(self) -> Stats:
+        return self.writer.stats()
+
+    def recreate(self) -> WriteQueuePool:
+        pool = super().recreate()
+        assert isinstance(pool, WriteQueuePool)
+        pool.writer = Writer(pool, before=self.writer)
+        return pool
+
+    def dispose(self) -> None:
+        super().dispose()
+        self.writer.dispose()
+        self._dialect.discard_memory()
+
+    def status(self) -> str:
+        queue = self.writer.queue
+        held = "held" if queue.holder is not None else "free"
+        return f"{super().status()} Write ticket: {held} Writers waiting: {queue.waiting}"
+
+
+def _make_ready(raw: sqlite3.Connection, role: str) -> str:
+    """In the connection's thread: how it waits, what it may do, and the file it is open on."""
+    raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
+    if role == "reader":
+        raw.execute("PRAGMA query_only=ON")
+    path = ""
+    for _, name, file in raw.execute("PRAGMA database_list"):
+        path = file if name == "main" else path
+    return path

@@ -1,0 +1,92 @@
+"""StallWatch: notices a holder that idles while others wait.
+
+Time alone would be wrong: after a pause of the whole loop everybody looks idle, the holder whose
+wake-up is already due included. So the watch counts its own ticks, each set only after the one
+before: a loop that stood still counts for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from ..config import Settings
+from ..ticket import TicketQueue
+
+if TYPE_CHECKING:
+    from .transaction import Transaction
+
+TICKS = 5
+"""A holder is stalled when it was seen idle this many times in a row."""
+
+logger = logging.getLogger("qsession")
+
+
+class StallWatch:
+    """Looks at the holder every ``stall_after / TICKS`` seconds, while somebody waits."""
+
+    def __init__(self, queue: TicketQueue, settings: Settings) -> None:
+        self._queue = queue
+        self._settings = settings
+        self._interval = max(settings.stall_after / TICKS, 0.001)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._seen: tuple[Transaction, int] | None = None
+        self._idle_ticks = 0
+        self._warned = False
+
+    def start(self) -> None:
+        """Watch from the running loop, unless another one does already."""
+        if self._loop is None or not self._loop.is_running():
+            self._loop = asyncio.get_running_loop()
+            self._seen = None
+            self._loop.call_later(self._interval, self._tick)
+
+    def stalled(self) -> bool:
+        """Whether the holder that was last looked at is stalled, and still holds."""
+        return self._idle_ticks >= TICKS and self._seen == self._look()
+
+    def _look(self) -> tuple[Transaction, int] | None:
+        ticket = self._queue.holder
+        if ticket is None:
+            return None
+        transaction: Transaction = ticket.owner
+        return transaction, transaction.activity
+
+    def _tick(self) -> None:
+        if not self._queue.waiting:
+            self._loop = None
+            return
+        now = self._look()
+        if now is None or now != self._seen or now[0].busy:
+            self._seen = now
+            self._idle_ticks = 0
+            self._warned = False
+        else:
+            self._idle_ticks += 1
+            if self._idle_ticks >= TICKS:
+                self._stall(*now)
+        assert self._loop is not None
+        self._loop.call_later(self._interval, self._tick)
+
+    def _stall(self, transaction: Transaction, activity: int) -> None:
+        """A holder that has only read gives up the ticket; readers stop waiting for any other."""
+        if transaction.suspendable():
+            home = transaction.loop
+            if home is self._loop or home is None or home.is_closed():
+                transaction.suspend_if_idle(activity)
+            else:
+                home.call_soon_threadsafe(transaction.suspend_if_idle, activity)
+            return
+        for ticket in self._queue.waiters():
+            if ticket.owner.may_read_instead:
+                self._queue.dismiss(ticket)
+        idle = self._idle_ticks * self._interval
+        if idle >= self._settings.warn_after and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d writers wait for a transaction that has idled for %.1f s: %s",
+                self._queue.waiting,
+                idle,
+                transaction.describe(),
+            )

@@ -1,0 +1,105 @@
+"""What an engine tells about itself: frozen snapshots and the histograms they are made from."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+_BOUNDS = tuple(round(0.0001 * 2**n, 4) for n in range(20))
+"""Upper bounds of the histogram's buckets in seconds: 0.1 ms, doubling, to about 52 s."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often a time fell into each bucket. ``bounds`` are the buckets' upper ends in seconds."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+    maximum: float
+
+    @property
+    def count(self) -> int:
+        """How many times were observed."""
+        return sum(self.counts)
+
+    def quantile(self, q: float) -> float:
+        """An upper bound in seconds of the ``q``-quantile (0 to 1); 0.0 when nothing was observed."""
+        wanted = q * self.count
+        for bound, reached in zip(self.bounds, accumulate(self.counts), strict=False):
+            if reached and reached >= wanted:
+                return min(bound, self.maximum)
+        return self.maximum
+
+
+class HistogramRecorder:
+    """Collects times; ``freeze`` gives the picture."""
+
+    __slots__ = ("_counts", "_maximum", "_total")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BOUNDS) + 1)
+        self._total = 0.0
+        self._maximum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(_BOUNDS, seconds)] += 1
+        self._total += seconds
+        if seconds > self._maximum:
+            self._maximum = seconds
+
+    def freeze(self) -> Histogram:
+        return Histogram(_BOUNDS, tuple(self._counts), self._total, self._maximum)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds the write ticket now."""
+
+    task: str
+    held: float
+    """Seconds since the ticket was taken."""
+    wrote: bool
+    statement: str
+    """The last statement it sent."""
+    where: str
+    """Where the holding task stands in its own code."""
+
+    def __str__(self) -> str:
+        did = "has written" if self.wrote else "has only read"
+        return (
+            f"{self.task} has held the ticket for {self.held:.2f} s and {did}; its last statement "
+            f"was {self.statement!r}; it stands at {self.where}"
+        )
+
+
+@dataclass(frozen=True)
+class Stats:
+    """One engine's write queue at one moment, with its counters since the engine was made."""
+
+    waiting: int
+    holder: Holder | None
+    acquired: int
+    timeouts: int
+    conflicts: int
+    replays: int
+    suspensions: int
+    commits: int
+    """Transactions that wrote and were committed."""
+    predicted: int
+    """How many texts the table of the access prediction knows."""
+    waits: Histogram
+    holds: Histogram
+
+
+@dataclass
+class Counters:
+    """The running numbers behind :class:`Stats`."""
+
+    timeouts: int = 0
+    conflicts: int = 0
+    replays: int = 0
+    suspensions: int = 0
+    commits: int = 0
+    holds: HistogramRecorder = field(default_factory=HistogramRecorder)
