@@ -20,7 +20,8 @@ from qsession.engine import QueuedAsyncEngine, create_async_engine
 from qsession.sqlite.migration import (
     back_up,
     drop_stale_copies,
-    foreign_keys_restored,
+    hold_without_foreign_keys,
+    migrating_engine,
     refuse_new_orphans,
 )
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 WAIT = 600.0
 """Seconds a worker waits for the migration of another, unless the URL sets ``queue_timeout``."""
+
+_SQLITE = {"render_as_batch": True, "transactional_ddl": True}  # see DDL as part of a transaction
+_OURS, _BACKUP = "qsession_connection", "qsession_backup"  # from upgrade() to run(), through env.py
 
 # The names in alembic.context belong to one run at a time in a process, so that two upgrades,
 # even of two files on two event loops, take turns (alembic.util.langhelpers.ModuleClsProxy).
@@ -57,9 +61,12 @@ def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -
     if context.is_offline_mode():
         _print_sql(_find_url(config), options)
         return
-    connection = config.attributes.get("connection")
-    if connection is not None:
-        _migrate(connection, options)
+    attributes = config.attributes
+    if (ours := attributes.get(_OURS)) is not None:
+        _migrate(ours, options, attributes[_BACKUP])
+        return
+    if (theirs := attributes.get("connection")) is not None:
+        _migrate_through(theirs, options)
         return
     with contextlib.suppress(RuntimeError):  # the normal case: there is no loop
         asyncio.get_running_loop()
@@ -98,19 +105,18 @@ async def upgrade(
         url = _find_url(alembic_config)
 
     def work(connection: Connection) -> None:
-        attributes = alembic_config.attributes
-        before = dict(attributes)
-        attributes.update(connection=connection, qsession_backup=backup)
+        handed_over = {_OURS: connection, _BACKUP: backup}
+        alembic_config.attributes.update(handed_over)
         try:
             command.upgrade(alembic_config, revision)
         finally:
-            attributes.clear()
-            attributes.update(before)
+            for name in handed_over:
+                del alembic_config.attributes[name]
 
     async with (
         _alembic_turn(),
-        _engine_for(engine, url) as writing,
-        writing.connect() as connection,
+        _engine_for(engine, url) as migrating,
+        migrating.connect() as connection,
     ):
         await connection.run_sync(work)
 
@@ -136,15 +142,19 @@ async def _connect_and_migrate(url: URL, options: dict[str, Any]) -> None:
 async def _engine_for(
     engine: AsyncEngine | None, url: str | URL | None
 ) -> AsyncIterator[AsyncEngine]:
-    """``engine`` itself if it can carry a migration, else one of our own for as long as it takes.
+    """An engine for one migration, on the database of ``engine`` or at ``url``.
 
-    The stock SQLite driver cannot: it commits each DDL statement as it goes.
+    The stock SQLite driver cannot carry one, as it commits each DDL statement as it goes: its URL
+    is opened with ours.
     """
-    if engine is not None:
-        if engine.dialect.name != "sqlite" or isinstance(engine, QueuedAsyncEngine):
-            yield engine
-            return
-        url = engine.url
+    if engine is not None and engine.dialect.name != "sqlite":
+        yield engine
+        return
+    if isinstance(engine, QueuedAsyncEngine):
+        with migrating_engine(engine) as beside:
+            yield beside
+        return
+    url = engine.url if engine is not None else url
     assert url is not None
     url = make_url(url)
     settings: dict[str, Any] = {}
@@ -159,35 +169,39 @@ async def _engine_for(
         await own.dispose()
 
 
-def _migrate(connection: Connection, options: dict[str, Any]) -> None:
-    """Run the steps of the current Alembic command on ``connection``, in one transaction."""
+def _migrate(
+    connection: Connection, options: dict[str, Any], backup: str | os.PathLike[str] | None = None
+) -> None:
+    """Run the current Alembic command on a connection of our own, in one transaction."""
     from alembic import context
 
-    sqlite = connection.dialect.name == "sqlite"
-    if sqlite:
-        options = {"render_as_batch": True, "transactional_ddl": True, **options}
-    context.configure(connection=connection, **options)
-
-    asked = context.get_context().opts
-    steps = "destination_rev" in asked  # upgrade, downgrade and stamp; not current or autogenerate
-    if sqlite and not connection.in_transaction():
-        looks = bool(asked.get("dont_mutate"))  # alembic current
-        connection.execution_options(qsession_access="read" if looks else "write")
-    if not (sqlite and steps):
-        with context.begin_transaction():
-            context.run_migrations()
+    if connection.dialect.name != "sqlite":
+        _migrate_through(connection, options)
         return
-    with foreign_keys_restored(connection), context.begin_transaction():
-        # With foreign keys on, dropping the old copy of a rebuilt table deletes the rows that
-        # refer to it (https://sqlite.org/lang_altertable.html, section 7). Inside a transaction
-        # the PRAGMA does nothing; as the first statement it is sent before BEGIN.
-        connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
-        backup = context.config.attributes.get("qsession_backup")
+    context.configure(connection=connection, **_SQLITE | options)
+    asked = context.get_context().opts
+    looks_only = bool(asked.get("dont_mutate"))  # alembic current
+    connection.execution_options(qsession_access="read" if looks_only else "write")
+    with context.begin_transaction():
+        if "destination_rev" not in asked:  # not upgrade, downgrade or stamp
+            context.run_migrations()
+            return
+        hold_without_foreign_keys(connection)
         if backup is not None and not _at_target():
             back_up(connection, Path(backup))
         drop_stale_copies(connection)
         context.run_migrations()
         refuse_new_orphans(connection)
+
+
+def _migrate_through(connection: Connection, options: dict[str, Any]) -> None:
+    """Run it on a connection whose transaction and settings are not ours to change."""
+    from alembic import context
+
+    defaults = _SQLITE if connection.dialect.name == "sqlite" else {}
+    context.configure(connection=connection, **defaults | options)
+    with context.begin_transaction():
+        context.run_migrations()
 
 
 def _at_target() -> bool:
@@ -205,9 +219,13 @@ def _at_target() -> bool:
 def _print_sql(url: URL, options: dict[str, Any]) -> None:
     from alembic import context
 
-    if url.get_backend_name() == "sqlite":
-        options = {"render_as_batch": True, "transactional_ddl": True, **options}
-    context.configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"}, **options)
+    defaults = _SQLITE if url.get_backend_name() == "sqlite" else {}
+    context.configure(
+        url=url,
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+        **defaults | options,
+    )
     with context.begin_transaction():
         context.run_migrations()
 

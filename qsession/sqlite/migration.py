@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import MetaData, Table, exists, inspect, select
+from sqlalchemy import Engine, MetaData, Table, exists, inspect, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_only
+
+from ..engine import QueuedAsyncEngine
+from .pool import WriteQueuePool
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -22,23 +26,30 @@ STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
 
 
 @contextlib.contextmanager
-def foreign_keys_restored(connection: Connection) -> Iterator[None]:
-    """Leave ``PRAGMA foreign_keys`` as it was found, or leave no connection behind."""
-    if connection.in_transaction():  # handed over by the caller: the PRAGMA cannot change
-        yield
-        return
-    enforced = connection.exec_driver_sql("PRAGMA foreign_keys").scalar()
-    connection.rollback()
+def migrating_engine(engine: QueuedAsyncEngine) -> Iterator[QueuedAsyncEngine]:
+    """An engine beside ``engine``: the same file, listeners and queue, with its own connections.
+
+    What a migration sets on its connection, ``PRAGMA foreign_keys`` first, then never reaches the
+    application's writer, whatever happens.
+    """
+    pool = engine.sync_engine.pool.recreate()
+    assert isinstance(pool, WriteQueuePool)
     try:
-        yield
+        yield QueuedAsyncEngine(Engine(pool, engine.dialect, engine.url))
     finally:
-        if enforced:
-            try:
-                connection.exec_driver_sql("PRAGMA foreign_keys=ON")
-                connection.rollback()
-            except BaseException:
-                connection.invalidate()
-                raise
+        AsyncAdaptedQueuePool.dispose(pool)  # not the pool's own: a memory database lives on
+        pool.writer.dispose()
+
+
+def hold_without_foreign_keys(connection: Connection) -> None:
+    """Take the ticket, for good, and turn foreign keys off, before the transaction begins.
+
+    With them on, dropping the old copy of a rebuilt table deletes the rows that refer to it
+    (https://sqlite.org/lang_altertable.html, section 7). Inside a transaction the PRAGMA does
+    nothing; as the first statement it is sent before BEGIN.
+    """
+    _ = connection.connection.driver_connection  # a holder that was asked for it is not suspended
+    connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
 
 
 def drop_stale_copies(connection: Connection) -> None:
