@@ -4,7 +4,7 @@ Tickets are served first come, first served within a priority. A release hands t
 next waiter itself: nobody can barge in between, and nobody else is woken for nothing.
 
 Waiters may live in several event loops, and so in several threads. Every change of the queue is a
-plain function; they run one at a time (:class:`qsession.handoff.Serial`), and no thread ever blocks.
+plain function; they run one at a time (:class:`qsession.handoff.Serial`), and no thread blocks.
 """
 
 from __future__ import annotations
@@ -129,15 +129,17 @@ class TicketQueue:
             self.waiting += 1
 
     def _grant(self, ticket: Ticket) -> bool:
-        """Make ``ticket`` the holder; False if it can no longer take it."""
-        before, ticket.state = ticket.state, TicketState.HELD
+        """Make ``ticket`` the holder; False if it can no longer take it.
+
+        It is woken last: its task may run in another thread before this function returns.
+        """
+        before, taken_at = ticket.state, time.monotonic()
+        ticket.state, ticket.taken_at, self.holder = TicketState.HELD, taken_at, ticket
         if not ticket.wake():
-            ticket.state = before
+            ticket.state, self.holder = before, None
             return False
-        self.holder = ticket
-        ticket.taken_at = time.monotonic()
         self.acquired += 1
-        self.waits.observe(ticket.taken_at - ticket.asked_at)
+        self.waits.observe(taken_at - ticket.asked_at)
         return True
 
     def _release(self, ticket: Ticket) -> None:

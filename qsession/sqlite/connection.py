@@ -17,9 +17,10 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .lease import ReaderLease
-from .log import Outcome, Statement, fetch
+from .log import Outcome, Statement, StreamDigest, fetch
 from .need import need_of
-from .transaction import State, Transaction
+from .attachment import State
+from .transaction import Transaction
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,6 +33,7 @@ class RoutedCursor:
     """A DBAPI cursor whose rows have all been fetched."""
 
     server_side = False
+    stream: StreamCursor | None = None
     description: Any = None
     rowcount = -1
     lastrowid: int | None = None
@@ -54,7 +56,7 @@ class RoutedCursor:
         need, nowait = need_of(context, sql)
         inserts = context is None or context.compiled is None or context.isinsert
         options = util.EMPTY_DICT if context is None else context.execution_options
-        statement = Statement(sql, parameters or (), need, many, self.server_side, nowait, inserts)
+        statement = Statement(sql, parameters or (), need, many, self.stream, nowait, inserts)
         self._take(self._connection.transaction.execute(statement, options))
 
     def _take(self, outcome: Outcome) -> None:
@@ -99,23 +101,20 @@ class StreamCursor(RoutedCursor):
 
     def __init__(self, connection: RoutedConnection) -> None:
         super().__init__(connection)
+        self.stream = self
         self._lease: Lease | None = None
         self._cursor: sqlite3.Cursor | None = None
-        self._seen: Any = None
+        self._seen = StreamDigest()
 
-    def _take(self, outcome: Outcome) -> None:
-        super()._take(outcome)
-        if outcome.cursor is None:
-            return
-        transaction = self._connection.transaction
-        self._lease = transaction.attach_stream(self)
-        self._cursor, self._seen = outcome.cursor, outcome.seen
+    def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: StreamDigest) -> None:
+        """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
+        self._lease, self._cursor, self._seen = lease, cursor, seen
+        lease.streams.add(self)
         self._connection.streams.add(self)
 
     def _fetch(self, size: int | None) -> None:
         if self._cursor is not None and self._lease is not None:
-            cursor, driver = self._cursor, self._lease.driver
-            self._rows.extend(driver.run(lambda raw: fetch(cursor, size, self._seen)))
+            self._rows.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
             self._connection.transaction.activity += 1
 
     def fetchone(self) -> Any:

@@ -22,11 +22,11 @@ from ..errors import (
     QueueTimeout,
     sqlite_code,
 )
+from .attachment import BUSY_RETRY
 from .connection import RoutedConnection, RoutedCursor
 from .driver import DriverConnection, to_end
 from .memory import MemoryDatabase, memory_database
 from .pool import WriteQueuePool
-from .transaction import BUSY_RETRY
 
 
 class DriverModule(AsyncAdapt_aiosqlite_dbapi):
@@ -55,7 +55,6 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     def __init__(
         self,
-        *,
         access: Any = None,
         durability: Any = None,
         queue_timeout: Any = None,

@@ -10,10 +10,13 @@ import marshal
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SQLITE_BUSY, sqlite_code
 from .need import Need
+
+if TYPE_CHECKING:
+    from .connection import StreamCursor
 
 MAX_STATEMENTS = 1_000
 MAX_BYTES = 4 * 1024 * 1024
@@ -29,7 +32,8 @@ class Statement:
     parameters: Any = ()
     need: Need = Need.UNKNOWN
     many: bool = False
-    stream: bool = False
+    stream: StreamCursor | None = None
+    """Who fetches the rows little by little; None where all are fetched at once."""
     nowait: bool = False
     may_insert: bool = True
 
@@ -47,8 +51,6 @@ class Outcome:
     inserted: bool = False
     """Whether ``lastrowid`` is of this statement; for others SQLite repeats an older one."""
     cursor: sqlite3.Cursor | None = None
-    seen: StreamDigest | None = None
-    """Grows with what is fetched of a stream."""
 
 
 class StreamDigest:
@@ -170,7 +172,7 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
         else:
             cursor.execute(statement.sql, statement.parameters)
         description = cursor.description
-        keep = statement.stream and description is not None
+        keep = statement.stream is not None and description is not None
         rows = cursor.fetchall() if description is not None and not keep else []
         changed_rows = raw.total_changes != before
         return Outcome(
@@ -187,7 +189,9 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
             cursor.close()
 
 
-def fetch(cursor: sqlite3.Cursor, size: int | None, seen: StreamDigest) -> list[Any]:
+def fetch(
+    raw: sqlite3.Connection, cursor: sqlite3.Cursor, size: int | None, seen: StreamDigest
+) -> list[Any]:
     """The next rows of a stream (all of them: None), added to what was seen of it."""
     rows = cursor.fetchall() if size is None else cursor.fetchmany(size)
     seen.add(rows)
@@ -206,7 +210,7 @@ def _same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
     again = StreamDigest()
     try:
         if entry.seen.count:
-            fetch(outcome.cursor, entry.seen.count, again)
+            fetch(raw, outcome.cursor, entry.seen.count, again)
     finally:
         outcome.cursor.close()
     return bool(again == entry.seen)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from ..config import Settings
 from ..ticket import TicketQueue
+from .holder import describe
 
 if TYPE_CHECKING:
-    from .transaction import Transaction
+    from .attachment import Attachment
 
 TICKS = 5
 """A holder is stalled when it was seen idle this many times in a row."""
@@ -31,7 +32,7 @@ class StallWatch:
         self._settings = settings
         self._interval = max(settings.stall_after / TICKS, 0.001)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._seen: tuple[Transaction, int] | None = None
+        self._seen: tuple[Attachment, int] | None = None
         self._idle_ticks = 0
         self._warned = False
 
@@ -46,11 +47,11 @@ class StallWatch:
         """Whether the holder that was last looked at is stalled, and still holds."""
         return self._idle_ticks >= TICKS and self._seen == self._look()
 
-    def _look(self) -> tuple[Transaction, int] | None:
+    def _look(self) -> tuple[Attachment, int] | None:
         ticket = self._queue.holder
         if ticket is None:
             return None
-        transaction: Transaction = ticket.owner
+        transaction: Attachment = ticket.owner
         return transaction, transaction.activity
 
     def _tick(self) -> None:
@@ -69,7 +70,7 @@ class StallWatch:
         assert self._loop is not None
         self._loop.call_later(self._interval, self._tick)
 
-    def _stall(self, transaction: Transaction, activity: int) -> None:
+    def _stall(self, transaction: Attachment, activity: int) -> None:
         """A holder that has only read gives up the ticket; readers stop waiting for any other."""
         if transaction.suspendable():
             home = transaction.loop
@@ -81,12 +82,13 @@ class StallWatch:
         for ticket in self._queue.waiters():
             if ticket.owner.may_read_instead:
                 self._queue.dismiss(ticket)
+        holder = self._queue.holder
         idle = self._idle_ticks * self._interval
-        if idle >= self._settings.warn_after and not self._warned:
+        if idle >= self._settings.warn_after and not self._warned and holder is not None:
             self._warned = True
             logger.warning(
                 "%d writers wait for a transaction that has idled for %.1f s: %s",
                 self._queue.waiting,
                 idle,
-                transaction.describe(),
+                describe(holder),
             )

@@ -20,7 +20,7 @@ from .watch import StallWatch
 
 if TYPE_CHECKING:
     from .pool import WriteQueuePool
-    from .transaction import Transaction
+    from .attachment import Attachment
 
 
 class Writer:
@@ -39,7 +39,7 @@ class Writer:
         self.prediction = Prediction() if before is None else before.prediction
         self.watch = StallWatch(self.queue, pool.settings) if before is None else before.watch
 
-    def ask(self, transaction: Transaction, ticket: Ticket, nowait: bool) -> bool:
+    def ask(self, transaction: Attachment, ticket: Ticket, nowait: bool) -> bool:
         """Wait for the ticket: True when it is held, False to go on with a snapshot instead.
 
         Raises :class:`QueueTimeout`, :class:`QueueFull` and :class:`NestedWriteError`. Cancelled:
@@ -74,10 +74,10 @@ class Writer:
             f"{self._holder_text()}"
         )
 
-    def _nested(self, transaction: Transaction, ticket: Ticket) -> bool:
+    def _nested(self, transaction: Attachment, ticket: Ticket) -> bool:
         """Settle the case that the asking task waits for itself; True if that was the case."""
         holder = self.queue.holder
-        outer: Transaction | None = holder.owner if holder is not None else None
+        outer: Attachment | None = holder.owner if holder is not None else None
         if outer is None or outer is transaction or not outer.is_of_this_context():
             return False
         if outer.suspendable():
