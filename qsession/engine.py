@@ -39,7 +39,7 @@ class QueuedAsyncEngine(AsyncEngine):
         """The write queue at this moment, and the counters since the engine was made."""
         pool = self.sync_engine.pool
         if not isinstance(pool, WriteQueuePool):
-            raise InvalidRequestError(f"{self.url.drivername} has no write queue: its server is one")
+            raise InvalidRequestError(f"{self.url.drivername} has no write queue of ours")
         return pool.stats()
 
     def execution_options(self, **opt: Any) -> QueuedAsyncEngine:

@@ -30,7 +30,7 @@ class QSessionError(exc.SQLAlchemyError):
 
 
 class QueueTimeout(QSessionError, exc.TimeoutError):
-    """The write ticket, or a lock of another process, was not free within ``queue_timeout`` seconds."""
+    """The ticket, or a lock of another process, was not free within ``queue_timeout`` seconds."""
 
 
 class QueueFull(QSessionError, exc.TimeoutError):
@@ -67,7 +67,7 @@ class ConflictError(QSessionError):
 
 
 class UncommittedChangesWarning(UserWarning):
-    """A ``qsession()`` block ended cleanly while it still held changes that were never committed."""
+    """A ``qsession()`` block ended cleanly with changes that were never committed."""
 
 
 # https://sqlite.org/rescode.html. Python 3.10 has no names for the codes.

@@ -25,7 +25,7 @@ class Histogram:
         return sum(self.counts)
 
     def quantile(self, q: float) -> float:
-        """An upper bound in seconds of the ``q``-quantile (0 to 1); 0.0 when nothing was observed."""
+        """An upper bound in seconds of the ``q``-quantile (0 to 1); 0.0 without observations."""
         wanted = q * self.count
         for bound, reached in zip(self.bounds, accumulate(self.counts), strict=False):
             if reached and reached >= wanted:

@@ -85,7 +85,7 @@ class Attachment:
             self.state = State.READING
 
     def attach_writer(self, statement: Statement) -> None:
-        """Take the ticket for ``statement``, or, for a SELECT behind a stalled holder, a snapshot."""
+        """Take the ticket; or a snapshot, for a SELECT that waits behind a stalled holder."""
         if self.state is State.HOLDING:
             return
         if isinstance(self.lease, ReaderLease):

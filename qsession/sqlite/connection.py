@@ -16,10 +16,10 @@ from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, Res
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from .attachment import State
 from .lease import ReaderLease
 from .log import Outcome, Statement, StreamDigest, fetch
 from .need import need_of
-from .attachment import State
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class RoutedConnection(PoolProxiedConnection):
         return _Entry()
 
     @property
-    def dbapi_connection(self) -> Any:
+    def dbapi_connection(self) -> Any:  # type: ignore[override]
         return self if self._open else None
 
     @property
@@ -198,15 +198,15 @@ class RoutedConnection(PoolProxiedConnection):
         return self._detached
 
     @property
-    def info(self) -> dict[Any, Any]:  # type: ignore[override]
+    def info(self) -> dict[Any, Any]:
         return self._connection_record.info
 
     @property
-    def record_info(self) -> dict[Any, Any]:  # type: ignore[override]
+    def record_info(self) -> dict[Any, Any]:
         return self._connection_record.record_info
 
     @property
-    def driver_connection(self) -> Any:
+    def driver_connection(self) -> Any:  # type: ignore[override]
         """The ``aiosqlite.Connection`` of the writer; from here on to the end of the transaction
         this connection holds the write ticket.
         """
@@ -234,11 +234,12 @@ class RoutedConnection(PoolProxiedConnection):
         self._isolation_level = level
         self.transaction.autocommit = level == "AUTOCOMMIT"
 
-    def cursor(self, server_side: bool = False) -> RoutedCursor:
-        return StreamCursor(self) if server_side else RoutedCursor(self)
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        """A cursor; with ``server_side=True`` one that streams."""
+        return StreamCursor(self) if kwargs.get("server_side") else RoutedCursor(self)
 
     def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
-        return self.cursor().execute(operation, parameters)
+        return RoutedCursor(self).execute(operation, parameters)
 
     def commit(self) -> None:
         self.transaction.commit()

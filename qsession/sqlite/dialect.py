@@ -187,4 +187,3 @@ def _prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
         if code not in (SQLITE_READONLY, SQLITE_IOERR, SQLITE_CANTOPEN):
             raise
     return True
-

@@ -36,7 +36,7 @@ def _hint(code: int, database: str) -> str | None:
         folder = os.path.dirname(database) or "."
         if not os.path.isdir(folder):
             return f"the folder {folder!r} does not exist"
-        return f"{database!r} cannot be opened; look at the permissions of the file and its folder"
+        return f"{database!r} cannot be opened; look at the permissions of file and folder"
     if code == SQLITE_NOTADB:
         return f"{database!r} holds something else, or is encrypted"
     if code == SQLITE_CORRUPT:
@@ -53,5 +53,5 @@ def _why_read_only(database: str) -> str:
         return "the file is read-only for this user"
     folder = os.path.dirname(os.path.abspath(database))
     if not os.access(folder, os.W_OK):
-        return f"the folder {folder!r} is read-only for this user, and SQLite writes files beside it"
+        return f"the folder {folder!r} is read-only for this user, and a journal lies beside it"
     return "the file system, or the file, does not allow it"

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from ..ticket import Ticket
 
 _MACHINERY = tuple(
-    os.path.dirname(module.__file__ or "?") + os.sep for module in (asyncio, sqlalchemy, aiosqlite)
-) + (os.path.dirname(os.path.dirname(__file__)) + os.sep,)
+    os.path.dirname(file or "?") + os.sep
+    for file in (
+        asyncio.__file__,
+        sqlalchemy.__file__,
+        aiosqlite.__file__,
+        os.path.dirname(__file__),
+    )
+)
 """Folders whose frames say nothing about the application."""
 
 

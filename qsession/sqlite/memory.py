@@ -15,6 +15,7 @@ import weakref
 
 from sqlalchemy.engine import URL
 
+_IN_MEMORY = os.path.join(os.sep, "dev", "shm")
 _named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDictionary()
 
 
@@ -22,8 +23,7 @@ class MemoryDatabase:
     """The folder of one memory database; it is deleted when nobody refers to it any more."""
 
     def __init__(self) -> None:
-        shared = "/dev/shm"
-        parent = shared if os.access(shared, os.W_OK | os.X_OK) else None
+        parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
         self._folder = tempfile.mkdtemp(prefix="qsession-", dir=parent)
         self.path = os.path.join(self._folder, "memory.db")
         weakref.finalize(self, _delete, self._folder, os.getpid())

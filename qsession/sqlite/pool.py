@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
@@ -32,7 +32,6 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     """
 
     _queue_class = ReaderQueue
-    _dialect: QSessionDialect
 
     def __init__(self, creator: Any, **kw: Any) -> None:
         super().__init__(creator, **kw)
@@ -41,13 +40,17 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._initializing = TicketQueue()
 
     @property
+    def _our_dialect(self) -> QSessionDialect:
+        return cast("QSessionDialect", self._dialect)
+
+    @property
     def settings(self) -> Settings:
-        return self._dialect.settings
+        return self._our_dialect.settings
 
     @property
     def database(self) -> str:
         """The database as messages name it."""
-        return self._dialect.database
+        return self._our_dialect.database
 
     def connect(self) -> PoolProxiedConnection:
         """A connection that has no physical one yet.
@@ -122,7 +125,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def dispose(self) -> None:
         super().dispose()
         self.writer.dispose()
-        self._dialect.discard_memory()
+        self._our_dialect.discard_memory()
 
     def status(self) -> str:
         queue = self.writer.queue

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from .driver import DriverConnection
     from .pool import WriteQueuePool
 
-_SUSPECT = {errors.SQLITE_IOERR, errors.SQLITE_CORRUPT, errors.SQLITE_CANTOPEN, errors.SQLITE_NOTADB}
+_SUSPECT = {
+    errors.SQLITE_IOERR,
+    errors.SQLITE_CORRUPT,
+    errors.SQLITE_CANTOPEN,
+    errors.SQLITE_NOTADB,
+}
+"""After these a connection is not used again."""
 
 
 class Transaction(Attachment):
@@ -35,7 +41,7 @@ class Transaction(Attachment):
         super()._reset()
         self._access: Access | None = None
         self._by_hand: str | None = None
-        """Begun by a statement of the application: its outermost savepoint, or nothing for BEGIN."""
+        """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
 
     def execute(self, statement: Statement, options: Any) -> Outcome:
         """Run one statement where it belongs. In a greenlet.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.pool.base import _AdhocProxiedConnection
 from sqlalchemy.util import await_only
@@ -19,8 +19,10 @@ from .prediction import Prediction
 from .watch import StallWatch
 
 if TYPE_CHECKING:
-    from .pool import WriteQueuePool
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
     from .attachment import Attachment
+    from .pool import WriteQueuePool
 
 
 class Writer:
@@ -34,10 +36,12 @@ class Writer:
         self._pool = pool
         self._record: Any = None
         self._disposed = False
-        self.queue = TicketQueue() if before is None else before.queue
-        self.counters = Counters() if before is None else before.counters
-        self.prediction = Prediction() if before is None else before.prediction
-        self.watch = StallWatch(self.queue, pool.settings) if before is None else before.watch
+        self.queue: TicketQueue = TicketQueue() if before is None else before.queue
+        self.counters: Counters = Counters() if before is None else before.counters
+        self.prediction: Prediction = Prediction() if before is None else before.prediction
+        self.watch: StallWatch = (
+            StallWatch(self.queue, pool.settings) if before is None else before.watch
+        )
 
     def ask(self, transaction: Attachment, ticket: Ticket, nowait: bool) -> bool:
         """Wait for the ticket: True when it is held, False to go on with a snapshot instead.
@@ -102,7 +106,7 @@ class Writer:
         driver: DriverConnection = self._record.get_connection()
         self._pool.make_ready(driver, "writer")
         if self._pool.dispatch.checkout:
-            proxied = _AdhocProxiedConnection(driver, self._record)
+            proxied = _AdhocProxiedConnection(cast("DBAPIConnection", driver), self._record)
             self._pool.dispatch.checkout(driver, self._record, proxied)
         return WriterLease(self, ticket, driver)
 
