@@ -77,3 +77,7 @@ class _IniTemplate(Template):
 def main() -> None:
     """Run the command; the console script calls this."""
     app()
+
+
+if __name__ == "__main__":
+    main()
