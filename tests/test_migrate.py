@@ -138,6 +138,21 @@ async def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(project: Proje
     await engine.dispose()
 
 
+async def test_a_migration_waits_in_the_queue_of_the_application(project: Project) -> None:
+    """It stands in line behind a transaction that is writing through the same engine."""
+    project.add(FAMILY)
+    engine = create_async_engine(project.url)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE before (id INTEGER)"))
+        task = asyncio.create_task(upgrade(engine=engine, config=project.config))
+        while not engine.stats().waiting:
+            await asyncio.sleep(0)
+        assert not task.done()
+    await task
+    await engine.dispose()
+    assert project.execute("SELECT * FROM before, parent") == []
+
+
 async def test_new_broken_references_are_refused(project: Project) -> None:
     """A step that deletes a parent under its child is rolled back, and the tables are named."""
     project.add(FAMILY)
