@@ -20,8 +20,8 @@ from qsession.engine import QueuedAsyncEngine, create_async_engine
 from qsession.sqlite.migration import (
     back_up,
     drop_stale_copies,
+    engine_beside,
     hold_without_foreign_keys,
-    migrating_engine,
     refuse_new_orphans,
 )
 
@@ -151,8 +151,8 @@ async def _engine_for(
         yield engine
         return
     if isinstance(engine, QueuedAsyncEngine):
-        with migrating_engine(engine) as beside:
-            yield beside
+        with engine_beside(engine.sync_engine) as beside:
+            yield QueuedAsyncEngine(beside)
         return
     url = engine.url if engine is not None else url
     assert url is not None
