@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 WAIT = 600.0
 """Seconds a worker waits for the migration of another, unless the URL sets ``queue_timeout``."""
 
-_SQLITE = {"render_as_batch": True, "transactional_ddl": True}  # see DDL as part of a transaction
+_SQLITE = {"render_as_batch": True, "transactional_ddl": True}  # BEGIN is really sent
 _OURS, _BACKUP = "qsession_connection", "qsession_backup"  # from upgrade() to run(), through env.py
 
 # The names in alembic.context belong to one run at a time in a process, so that two upgrades,
