@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
 
-from ..errors import ConflictError, HoldTimeout, QueueTimeout
+from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
 from ..ticket import Ticket
 from . import lease as work
 from .driver import DriverConnection
 from .lease import Lease, ReaderLease, WriterLease
-from .log import Log, Report, Statement, run
+from .log import Log, Report, Statement, close_unclaimed, run
 from .need import Need
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Attachment:
         self._pool = pool
         self.writer = pool.writer
         self.settings = pool.settings
-        self.task: asyncio.Task[Any] | None = None
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.busy = 0
         self.activity = 0
@@ -67,6 +67,7 @@ class Attachment:
         self.log = Log()
         self.lease: Lease | None = None
         self.began = False
+        self._asked: Ticket | None = None
         self.wrote = False
         self.pinned = False
         self.failure: Exception | None = None
@@ -85,6 +86,17 @@ class Attachment:
             self.state = State.READING
 
     def attach_writer(self, statement: Statement) -> None:
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that used it last; it may be dropped, and its session with it."""
+        return None if self._task is None else self._task()
+
+    def used_here(self) -> None:
+        """Remember the task and the loop that use it."""
+        task = asyncio.current_task()
+        self._task = None if task is None else weakref.ref(task)
+        self.loop = asyncio.get_running_loop()
+
         """Take the ticket; or a snapshot, for a SELECT that waits behind a stalled holder."""
         if self.state is State.HOLDING:
             return
@@ -94,7 +106,7 @@ class Attachment:
             else:
                 self._snapshot = self.lease
         self.may_read_instead = self.lease is None and statement.need in (Need.READ, Need.UNKNOWN)
-        ticket = Ticket(self, self.priority)
+        ticket = self._asked = Ticket(self, self.priority)
         try:
             held = self.writer.ask(self, ticket, statement.nowait)
         finally:
@@ -106,13 +118,18 @@ class Attachment:
             lease = self.writer.lease(ticket)
         except BaseException:
             self.writer.queue.release(ticket)
+            self._asked = None
             raise
         self.lease, self.state, self.began = lease, State.HOLDING, False
         self.wrote = statement.need is Need.WRITE
         held_here.set(weakref.ref(self))
         self._limit_hold()
         if self._snapshot is not None:
-            self._check_snapshot()
+            try:
+                self._check_snapshot()
+            except Exception as error:
+                self.abandon(error)  # what it had read can no longer be vouched for
+                raise
 
     def _check_snapshot(self) -> None:
         """A transaction without a log goes on if nothing was committed since its snapshot."""
@@ -164,7 +181,13 @@ class Attachment:
             self._pool.check_file(lease.driver)
         deadline = time.monotonic() + self.settings.queue_timeout
         while True:
-            report = lease.driver.run(run, begin, entries, statement)
+            try:
+                report = lease.driver.run(run, begin, entries, statement)
+            except BaseException:
+                if statement.stream is not None:
+                    lease.driver.post(close_unclaimed, statement)  # before it is rolled back
+                raise
+            statement.unclaimed = None
             if not report.busy:
                 break
             if time.monotonic() >= deadline:
@@ -241,9 +264,26 @@ class Attachment:
         """Attach to the writer until the end, for somebody who uses the driver's connection."""
         if self.failure is not None:
             raise self.failure
-        self.task = asyncio.current_task()
-        self.loop = asyncio.get_running_loop()
+        self.used_here()
         self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
+    @property
+    def forsaken(self) -> bool:
+        """Whether the loop that used it last is closed: its task will never go on."""
+        return self.loop is not None and self.loop.is_closed()
+
+    def forsake(self, ticket: Ticket) -> None:
+        """Pass on the ticket of a transaction that is :attr:`forsaken`."""
+        if self._asked is ticket:  # handed over, but the loop was closed before it could be taken
+            self._asked = None
+            self.writer.queue.release(ticket)
+        elif isinstance(self.lease, WriterLease):
+            self.abandon(
+                QSessionError(
+                    "The transaction held the write ticket while others waited, and its event loop "
+                    "was closed; it was rolled back. Nothing of it was written."
+                )
+            )
+
         self.wrote = self.pinned = True
         assert self.lease is not None
         return self.lease.driver

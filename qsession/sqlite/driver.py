@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,9 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+INTERRUPT_AGAIN = 0.005
+"""Seconds after which a cancelled statement that still runs is interrupted again."""
+
 T = TypeVar("T")
 Done = Callable[[], None]
 
@@ -26,10 +30,12 @@ Done = Callable[[], None]
 class _Job:
     """A function on its way through the thread, and the future that waits for what it returns."""
 
-    __slots__ = ("function", "future", "loop", "taken_back")
+    __slots__ = ("ended", "ending", "function", "future", "loop", "taken_back")
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any], ending: threading.Lock) -> None:
         self.function = function
+        self.ending = ending
+        self.ended = False
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.taken_back = False
@@ -37,12 +43,15 @@ class _Job:
     def __call__(self) -> None:
         """Run in the thread. The loop may be closed by then; there is nobody left to tell."""
         if self.taken_back:
+            self.ended = True
             return
         result, error = None, None
         try:
             result = self.function()
         except BaseException as raised:
             error = raised
+        with self.ending:
+            self.ended = True
         try:
             self.loop.call_soon_threadsafe(self.settle, result, error)
         except RuntimeError:
@@ -69,6 +78,10 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     suspect = False
     """Set after an error that its cache may not survive: it is closed instead of used again."""
 
+    def __init__(self, dbapi: Any, connection: Any) -> None:
+        super().__init__(dbapi, connection)
+        self._ending = threading.Lock()
+
     @property
     def raw(self) -> sqlite3.Connection:
         """The ``sqlite3.Connection``; only its own thread may run statements on it."""
@@ -86,7 +99,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         except BaseException:
             if not job.future.done() or job.future.cancelled():
                 job.taken_back = True
-                self.interrupt()
+                self._break_off(job)
             raise
 
     def run_to_end(self, function: Callable[..., T], *args: Any) -> T:
@@ -104,6 +117,18 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
                 done()
             return
         connection._tx.put_nowait((None, partial(_run_posted, self, function, args, done)))
+
+    def _break_off(self, job: _Job) -> None:
+        """Interrupt a function until it has ended, and nothing that runs after it.
+
+        Once is not enough: a statement that is only about to start would not notice.
+        """
+        with self._ending:
+            if job.ended:
+                return
+            self.interrupt()
+        if not job.loop.is_closed():
+            job.loop.call_later(INTERRUPT_AGAIN, self._break_off, job)
 
     def interrupt(self) -> None:
         """Break off the statement that runs now; no effect when none does.
@@ -140,7 +165,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def _submit(self, function: Callable[..., Any], *args: Any) -> _Job:
         if not self._connection._running:
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
-        job = _Job(partial(function, self.raw, *args))
+        job = _Job(partial(function, self.raw, *args), self._ending)
         self._connection._tx.put_nowait((None, job))
         return job
 
@@ -170,7 +195,8 @@ async def to_end(future: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
         except BaseException:
-            break  # the function's own error, raised below
+            if not future.done():  # else it is the function's own error, raised below
+                raise
     if cancelled is not None:
         if not future.cancelled():
             future.exception()  # it has been seen

@@ -36,6 +36,8 @@ class Statement:
     """Who fetches the rows little by little; None where all are fetched at once."""
     nowait: bool = False
     may_insert: bool = True
+    unclaimed: sqlite3.Cursor | None = None
+    """The cursor of a stream, until the task that asked for it has got it."""
 
 
 @dataclass(slots=True)
@@ -147,7 +149,6 @@ def run(
             raw.execute(begin)
         for entry in entries:
             if not _same_again(raw, entry):
-                raw.execute("ROLLBACK")
                 return Report(diverged=entry)
         return Report(execute(raw, statement), in_transaction=raw.in_transaction)
     except Exception as error:
@@ -175,6 +176,7 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
         keep = statement.stream is not None and description is not None
         rows = cursor.fetchall() if description is not None and not keep else []
         changed_rows = raw.total_changes != before
+        statement.unclaimed = cursor if keep else None
         return Outcome(
             rows,
             description,
@@ -187,6 +189,12 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
     finally:
         if not keep:
             cursor.close()
+
+
+def close_unclaimed(raw: sqlite3.Connection, statement: Statement) -> None:
+    """Close what was opened for a task that was cancelled before it got it."""
+    if statement.unclaimed is not None:
+        statement.unclaimed.close()
 
 
 def fetch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,7 @@ from ..config import Settings
 from ..stats import Stats
 from ..ticket import Ticket, TicketQueue, TicketState
 from .connection import RoutedConnection
-from .driver import DriverConnection, file_identity
+from .driver import DriverConnection, file_identity, to_end
 from .explain import explain
 from .lease import ReaderLease
 from .reader_queue import ReaderQueue
@@ -40,6 +41,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._initializing = TicketQueue()
 
     @property
+        self._replaced = False
     def _our_dialect(self) -> QSessionDialect:
         return cast("QSessionDialect", self._dialect)
 
@@ -103,6 +105,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         if driver.identity is None or file_identity(driver.path) == driver.identity:
             return
         self._invalidate_time = time.time()
+    def _create_connection(self) -> ConnectionPoolEntry:
+        """A place in the pool; its connection is opened by the checkout.
+
+        If that fails or is cancelled, the place goes to the next who waits.
+        """
+        return _ConnectionRecord(self, connect=False)
+
         now = "replaced by another file" if file_identity(driver.path) else "deleted"
         raise sqlite3.OperationalError(
             f"The database file {driver.path!r} was {now} while it was open. Nothing of this "
@@ -124,7 +133,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     def dispose(self) -> None:
         super().dispose()
-        self.writer.dispose()
+        writer, self.writer = self.writer, Writer(self, before=self.writer)
+        writer.dispose()
         self._our_dialect.discard_memory()
 
     def status(self) -> str:
@@ -136,9 +146,25 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 def _make_ready(raw: sqlite3.Connection, role: str) -> str:
     """In the connection's thread: how it waits, what it may do, and the file it is open on."""
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
+        self._replaced = True
     if role == "reader":
         raw.execute("PRAGMA query_only=ON")
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._replaced:
+            record.close()  # nobody will dispose of this pool again
+        super()._do_return_conn(record)
+
     path = ""
+        """Close what is not in use, to the end; a cancellation is raised afterwards.
+
+        The pool can be used again, as it is when a cancelled ``engine.dispose()`` keeps it.
+        """
+        if in_greenlet():
+            await_only(to_end(asyncio.ensure_future(greenlet_spawn(self._dispose))))
+        else:
+            self._dispose()
+
+    def _dispose(self) -> None:
     for _, name, file in raw.execute("PRAGMA database_list"):
         path = file if name == "main" else path
     return path

@@ -53,8 +53,7 @@ class Transaction(Attachment):
             raise self.failure
         self.busy += 1
         self.last_statement = statement.sql
-        self.task = asyncio.current_task()
-        self.loop = asyncio.get_running_loop()
+        self.used_here()
         try:
             return self._dispatch(statement, options)
         except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool.base import _AdhocProxiedConnection
 from sqlalchemy.util import await_only
@@ -19,8 +19,6 @@ from .prediction import Prediction
 from .watch import StallWatch
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-
     from .attachment import Attachment
     from .pool import WriteQueuePool
 
@@ -103,8 +101,12 @@ class Writer:
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
         if self._record is None:
             self._record = self._pool._create_connection()
-        driver: DriverConnection = self._record.get_connection()
-        self._pool.make_ready(driver, "writer")
+        try:
+            driver: DriverConnection = self._record.get_connection()
+            self._pool.make_ready(driver, "writer")
+        except BaseException as error:
+            self._record.invalidate(error)  # listeners may not have seen it to their end
+            raise
         if self._pool.dispatch.checkout:
             proxied = _AdhocProxiedConnection(cast("DBAPIConnection", driver), self._record)
             self._pool.dispatch.checkout(driver, self._record, proxied)
