@@ -24,6 +24,9 @@ from .log import Log, Report, Statement, close_unclaimed, run
 from .need import Need
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .connection import RoutedConnection
     from .pool import WriteQueuePool
 
 BUSY_RETRY = 0.005
@@ -50,8 +53,12 @@ class Attachment:
     that the lease is a reader's. In every other state there is no lease.
     """
 
-    def __init__(self, pool: WriteQueuePool) -> None:
+    def __init__(
+        self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
+    ) -> None:
         self._pool = pool
+        self.connection = connection
+        """The connection it belongs to; a weak reference, so that one forgotten can be noticed."""
         self.writer = pool.writer
         self.settings = pool.settings
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
@@ -60,6 +67,7 @@ class Attachment:
         self.activity = 0
         self.last_statement = ""
         self.may_read_instead = False
+        self._asked: Ticket | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -67,7 +75,6 @@ class Attachment:
         self.log = Log()
         self.lease: Lease | None = None
         self.began = False
-        self._asked: Ticket | None = None
         self.wrote = False
         self.pinned = False
         self.failure: Exception | None = None
@@ -79,13 +86,6 @@ class Attachment:
     def __repr__(self) -> str:
         return f"<Transaction {self.state.value} wrote={self.wrote} log={len(self.log.entries)}>"
 
-    def attach_reader(self) -> None:
-        """Get a reader; waits for one as SQLAlchemy's pool does."""
-        if self.lease is None:
-            self.lease = self._pool.reader()
-            self.state = State.READING
-
-    def attach_writer(self, statement: Statement) -> None:
     @property
     def task(self) -> asyncio.Task[Any] | None:
         """The task that used it last; it may be dropped, and its session with it."""
@@ -97,6 +97,13 @@ class Attachment:
         self._task = None if task is None else weakref.ref(task)
         self.loop = asyncio.get_running_loop()
 
+    def attach_reader(self) -> None:
+        """Get a reader; waits for one as SQLAlchemy's pool does."""
+        if self.lease is None:
+            self.lease = self._pool.reader()
+            self.state = State.READING
+
+    def attach_writer(self, statement: Statement) -> None:
         """Take the ticket; or a snapshot, for a SELECT that waits behind a stalled holder."""
         if self.state is State.HOLDING:
             return
@@ -111,14 +118,14 @@ class Attachment:
             held = self.writer.ask(self, ticket, statement.nowait)
         finally:
             self.may_read_instead = False
+            self._asked = None
         if not held:
             self.attach_reader()
             return
         try:
-            lease = self.writer.lease(ticket)
+            lease = self.writer.lease(ticket, self.connection())
         except BaseException:
             self.writer.queue.release(ticket)
-            self._asked = None
             raise
         self.lease, self.state, self.began = lease, State.HOLDING, False
         self.wrote = statement.need is Need.WRITE
@@ -260,12 +267,6 @@ class Attachment:
         if self.activity == activity and self.suspendable():
             self.suspend()
 
-    def pin(self) -> DriverConnection:
-        """Attach to the writer until the end, for somebody who uses the driver's connection."""
-        if self.failure is not None:
-            raise self.failure
-        self.used_here()
-        self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
     @property
     def forsaken(self) -> bool:
         """Whether the loop that used it last is closed: its task will never go on."""
@@ -284,6 +285,12 @@ class Attachment:
                 )
             )
 
+    def pin(self) -> DriverConnection:
+        """Attach to the writer until the end, for somebody who uses the driver's connection."""
+        if self.failure is not None:
+            raise self.failure
+        self.used_here()
+        self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
         self.wrote = self.pinned = True
         assert self.lease is not None
         return self.lease.driver

@@ -8,8 +8,10 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
-from sqlalchemy.util import await_only
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord
+from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
 from ..config import Settings
 from ..stats import Stats
@@ -39,9 +41,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self.writer = Writer(self)
         self._initialized = False
         self._initializing = TicketQueue()
+        self._replaced = False
 
     @property
-        self._replaced = False
     def _our_dialect(self) -> QSessionDialect:
         return cast("QSessionDialect", self._dialect)
 
@@ -53,6 +55,20 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def database(self) -> str:
         """The database as messages name it."""
         return self._our_dialect.database
+
+    @property
+    def isolation_level(self) -> str | None:
+        """What ``create_async_engine(isolation_level=...)`` asked for."""
+        level: str | None = self._our_dialect._on_connect_isolation_level
+        return level
+
+    def reset(self, connection: RoutedConnection) -> None:
+        """End the transaction of a connection that is closed, as ``pool_reset_on_return`` says."""
+        dialect: Any = self._dialect
+        if self._reset_on_return is ResetStyle.reset_commit:
+            dialect.do_commit(connection)
+        elif self._reset_on_return is ResetStyle.reset_rollback:
+            dialect.do_rollback(connection)
 
     def connect(self) -> PoolProxiedConnection:
         """A connection that has no physical one yet.
@@ -89,6 +105,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             raise
         return ReaderLease(proxied, driver)
 
+    def _create_connection(self) -> ConnectionPoolEntry:
+        """A place in the pool; its connection is opened by the checkout.
+
+        If that fails or is cancelled, the place goes to the next who waits.
+        """
+        return _ConnectionRecord(self, connect=False)
+
     def make_ready(self, driver: DriverConnection, role: str) -> None:
         """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
         if driver.role != role:
@@ -105,13 +128,6 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         if driver.identity is None or file_identity(driver.path) == driver.identity:
             return
         self._invalidate_time = time.time()
-    def _create_connection(self) -> ConnectionPoolEntry:
-        """A place in the pool; its connection is opened by the checkout.
-
-        If that fails or is cancelled, the place goes to the next who waits.
-        """
-        return _ConnectionRecord(self, connect=False)
-
         now = "replaced by another file" if file_identity(driver.path) else "deleted"
         raise sqlite3.OperationalError(
             f"The database file {driver.path!r} was {now} while it was open. Nothing of this "
@@ -129,9 +145,25 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         pool = super().recreate()
         assert isinstance(pool, WriteQueuePool)
         pool.writer = Writer(pool, before=self.writer)
+        self._replaced = True
         return pool
 
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._replaced:
+            record.close()  # nobody will dispose of this pool again
+        super()._do_return_conn(record)
+
     def dispose(self) -> None:
+        """Close what is not in use, to the end; a cancellation is raised afterwards.
+
+        The pool can be used again, as it is when a cancelled ``engine.dispose()`` keeps it.
+        """
+        if in_greenlet():
+            await_only(to_end(asyncio.ensure_future(greenlet_spawn(self._dispose))))
+        else:
+            self._dispose()
+
+    def _dispose(self) -> None:
         super().dispose()
         writer, self.writer = self.writer, Writer(self, before=self.writer)
         writer.dispose()
@@ -146,25 +178,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 def _make_ready(raw: sqlite3.Connection, role: str) -> str:
     """In the connection's thread: how it waits, what it may do, and the file it is open on."""
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
-        self._replaced = True
     if role == "reader":
         raw.execute("PRAGMA query_only=ON")
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if self._replaced:
-            record.close()  # nobody will dispose of this pool again
-        super()._do_return_conn(record)
-
     path = ""
-        """Close what is not in use, to the end; a cancellation is raised afterwards.
-
-        The pool can be used again, as it is when a cancelled ``engine.dispose()`` keeps it.
-        """
-        if in_greenlet():
-            await_only(to_end(asyncio.ensure_future(greenlet_spawn(self._dispose))))
-        else:
-            self._dispose()
-
-    def _dispose(self) -> None:
     for _, name, file in raw.execute("PRAGMA database_list"):
         path = file if name == "main" else path
     return path

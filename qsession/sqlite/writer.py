@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.pool.base import _AdhocProxiedConnection
 from sqlalchemy.util import await_only
 
 from ..errors import NestedWriteError, QueueFull, QueueTimeout
@@ -96,8 +95,11 @@ class Writer:
             "before, or use one session for both."
         )
 
-    def lease(self, ticket: Ticket) -> WriterLease:
-        """The connection, for the holder of the ticket; opens it where it is not open."""
+    def lease(self, ticket: Ticket, proxied: Any) -> WriterLease:
+        """The connection, for the holder of the ticket; opens it where it is not open.
+
+        ``proxied`` is what listeners of "checkout" see as the pooled connection.
+        """
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
         if self._record is None:
             self._record = self._pool._create_connection()
@@ -108,7 +110,6 @@ class Writer:
             self._record.invalidate(error)  # listeners may not have seen it to their end
             raise
         if self._pool.dispatch.checkout:
-            proxied = _AdhocProxiedConnection(cast("DBAPIConnection", driver), self._record)
             self._pool.dispatch.checkout(driver, self._record, proxied)
         return WriterLease(self, ticket, driver)
 
