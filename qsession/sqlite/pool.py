@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -12,6 +13,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
+from sqlalchemy.util.queue import Empty
 
 from ..config import Settings
 from ..stats import Stats
@@ -164,7 +166,11 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._dispose()
 
     def _dispose(self) -> None:
-        super().dispose()
+        with suppress(Empty):
+            while True:
+                self._pool.get(False).close()
+                self._dec_overflow()  # those in use still count, unlike in QueuePool.dispose()
+        self.logger.info("Pool disposed. %s", self.status())
         writer, self.writer = self.writer, Writer(self, before=self.writer)
         writer.dispose()
         self._our_dialect.discard_memory()
