@@ -121,6 +121,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             driver.identity = file_identity(driver.path) if driver.path else None
             driver.role = role
 
+    def make_ready_again(self, driver: DriverConnection) -> None:
+        """After a PRAGMA of the application, which may have set what a connection needs."""
+        driver.post(_make_ready, driver.role)
+
     def check_file(self, driver: DriverConnection) -> None:
         """Raise if the file was deleted or replaced since the connection was opened.
 
@@ -183,6 +187,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
 def _make_ready(raw: sqlite3.Connection, role: str) -> str:
     """In the connection's thread: how it waits, what it may do, and the file it is open on."""
+    raw.isolation_level = None  # whatever a listener made of it: BEGIN is ours to send
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
     if role == "reader":
         raw.execute("PRAGMA query_only=ON")
