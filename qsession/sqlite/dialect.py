@@ -53,6 +53,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     driver = "qsession"
     supports_statement_cache = True
+    has_terminate = True
 
     def __init__(
         self,
@@ -145,6 +146,10 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         """Commit; a physical connection that goes back to its pool has ended its transaction."""
         if isinstance(dbapi_connection, RoutedConnection):
             dbapi_connection.commit()
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """Close without waiting, so that no second cancellation can come in between."""
+        dbapi_connection.terminate()
 
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         if isinstance(cursor, RoutedCursor):
