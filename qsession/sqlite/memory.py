@@ -27,7 +27,8 @@ class MemoryDatabase:
         self._folder = tempfile.mkdtemp(prefix="qsession-", dir=parent)
         self.path = os.path.join(self._folder, "memory.db")
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
-        weakref.finalize(self, _delete, self._folder, os.getpid())
+        self._pid = os.getpid()
+        weakref.finalize(self, _delete, self._folder, self._pid)
 
     def enter(self, user: object) -> None:
         """``user`` has connections to it from now on."""
@@ -36,7 +37,7 @@ class MemoryDatabase:
     def leave(self, user: object) -> None:
         """``user`` has closed its connections. With the last one all data is forgotten."""
         self._users.discard(user)
-        if self._users:
+        if self._users or os.getpid() != self._pid:
             return
         for suffix in ("", "-wal", "-shm", "-journal"):
             try:
