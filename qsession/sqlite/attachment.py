@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from collections.abc import Iterator
 from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
 
-from ..errors import ConflictError, HoldTimeout, QueueTimeout
+from ..errors import SQLITE_INTERRUPT, ConflictError, HoldTimeout, QueueTimeout, sqlite_code
 from ..ticket import Ticket
 from . import lease as work
 from .driver import DriverConnection
 from .lease import Lease, ReaderLease, WriterLease
-from .log import Log, Report, Statement, run
+from .log import Entry, Log, Report, Statement, run
 from .need import Need
+from .pace import BUDGET, turn
 
 if TYPE_CHECKING:
     from .pool import WriteQueuePool
@@ -159,12 +161,12 @@ class Attachment:
         assert lease is not None
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
         begin = lease.begin if begins and not self.began else None
-        entries = self.log.entries if begin else ()
+        entries = self.log.entries if begin else []
         if not self.began:
             self._pool.check_file(lease.driver)
         deadline = time.monotonic() + self.settings.queue_timeout
         while True:
-            report = lease.driver.run(run, begin, entries, statement)
+            report = self._send(lease.driver, begin, entries, statement)
             if not report.busy:
                 break
             if time.monotonic() >= deadline:
@@ -173,6 +175,26 @@ class Attachment:
         if begin is not None and report.in_transaction:
             self.began = True
             self.writer.counters.replays += bool(entries)
+        return report
+
+    def _send(
+        self, driver: DriverConnection, begin: str | None, entries: list[Entry], statement: Statement
+    ) -> Report:
+        """On the loop if it is short, else in the thread."""
+        pace, loop = self._pool.pace, asyncio.get_running_loop()
+        reads = driver.role == "reader" or statement.need is Need.READ
+        small = not entries and not statement.many and statement.stream is None and driver.quiet
+        if small and (statement.need is Need.SAVEPOINT or pace.inline(statement.sql, reads)):
+            await_only(asyncio.sleep(0) if turn.over(loop) else READY)
+            budget = BUDGET if reads else None
+            report = driver.run_here(run, begin, entries, statement, budget=budget)
+            turn.charge(loop, report.seconds)
+            if not _broken_off(report):
+                pace.note(statement.sql, report.seconds)
+                return report
+            begin = None if report.in_transaction else begin
+        report = driver.run(run, begin, entries, statement)
+        pace.note(statement.sql, report.seconds)
         return report
 
     def lock_timeout(self, sql: str) -> QueueTimeout:
@@ -269,3 +291,17 @@ class Attachment:
                 f"{self.last_statement!r}. Nothing of it was written."
             )
         )
+
+
+class _Ready:
+    """Awaited without waiting: SQLAlchemy insists that a statement awaits something."""
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
+READY = _Ready()
+
+
+def _broken_off(report: Report) -> bool:
+    return report.error is not None and sqlite_code(report.error) == SQLITE_INTERRUPT

@@ -66,7 +66,10 @@ class ReaderLease(Lease):
         if self.ended:
             return
         self.ended = True
-        self.driver.post(finish_reading)
+        if self.driver.quiet:
+            self.driver.run_here(finish_reading)
+        else:
+            self.driver.post(finish_reading)
         if not self.streams:
             self.give_back()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sqlalchemy.util import await_only
 
@@ -13,7 +13,7 @@ from .. import errors
 from ..config import Access
 from . import lease as work
 from .attachment import BUSY_RETRY, Attachment, State
-from .lease import ReaderLease, WriterLease
+from .lease import Lease, ReaderLease, WriterLease
 from .log import Outcome, Report, Statement, StreamDigest, digest, error_digest
 from .need import Need
 
@@ -199,7 +199,9 @@ class Transaction(Attachment):
         """Make it durable. A COMMIT that has started runs to its end; a cancellation follows."""
         if self.failure is not None:
             raise self.failure
-        if isinstance(self.lease, WriterLease) and (self.began or self.pinned):
+        if self._only_read(self.lease):
+            self.lease.driver.run_here(work.finish_reading)
+        elif isinstance(self.lease, WriterLease) and (self.began or self.pinned):
             self.busy += 1
             try:
                 self._commit_writing(self.lease)
@@ -238,7 +240,10 @@ class Transaction(Attachment):
     def rollback(self) -> None:
         """Undo it. Runs to its end through a cancellation."""
         lease = self.lease
-        if isinstance(lease, WriterLease):
+        if self._only_read(lease):
+            lease.driver.run_here(work.finish_reading)
+            self._end()
+        elif isinstance(lease, WriterLease):
             try:
                 lease.driver.run_to_end(work.clean_up, lease.forget_streams())
             except sqlite3.Error:
@@ -247,6 +252,14 @@ class Transaction(Attachment):
                 self._end()
         else:
             self._end()
+
+    def _only_read(self, lease: Lease | None) -> TypeGuard[WriterLease]:
+        """Whether the end needs no disk, so that it can be made on the loop."""
+        return (
+            isinstance(lease, WriterLease)
+            and not (self.wrote or self.pinned or lease.streams)
+            and lease.driver.quiet
+        )
 
     def _end(self) -> None:
         """Give everything back. The writer's connection has ended its transaction by now."""

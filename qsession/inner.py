@@ -1,0 +1,122 @@
+"""The synchronous session inside a `QSession`: what it wrote and has not committed.
+
+It remembers writes by the transaction and the savepoint they were made in, so that it need not be
+told of commits: a transaction that is no longer the current one has ended, one way or the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session, SessionTransaction
+
+from qsession.line import Line, in_turn_from_greenlet
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _noting_writes(operation: _F) -> _F:
+    @functools.wraps(operation)
+    def execute(self: InnerSession, statement: Any, *args: Any, **kw: Any) -> Any:
+        result = operation(self, statement, *args, **kw)
+        if getattr(statement, "is_dml", False):
+            table = getattr(getattr(statement, "table", None), "description", "a table")
+            self.note(f"{statement.__visit_name__} on {table}")
+        return result
+
+    return cast("_F", execute)
+
+
+class InnerSession(Session):
+    """A `Session` that waits for its turn when entered directly, and notes what it writes."""
+
+    line: Line
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self._notes: dict[tuple[str, SessionTransaction | None], None] = {}
+        self._noted_in: Callable[[], SessionTransaction | None] = _nothing
+
+    execute = in_turn_from_greenlet(_noting_writes(Session.execute))
+    scalar = in_turn_from_greenlet(_noting_writes(Session.scalar))
+    scalars = in_turn_from_greenlet(_noting_writes(Session.scalars))
+
+    def note(self, what: str) -> None:
+        """Remember a write of the current transaction."""
+        transaction = self.get_transaction()
+        if transaction is None:
+            return
+        if self._noted_in() is not transaction:
+            self._notes.clear()
+            self._noted_in = weakref.ref(transaction)  # a strong one would be a cycle
+        self._notes[what, self.get_nested_transaction()] = None
+
+    def forget(self, savepoint: SessionTransaction) -> None:
+        """Drop what was written since `savepoint`, which has been rolled back."""
+        for key in list(self._notes):
+            if _within(key[1], savepoint):
+                del self._notes[key]
+
+    def unsaved(self) -> list[str]:
+        """What would be lost by closing now, in words. After a failed flush nothing counts."""
+        transaction = self.get_transaction()
+        if transaction is None or not self.is_active:
+            return []
+        lost = _count("new", self.new)
+        lost += _count("changed", (each for each in self.dirty if self.is_modified(each)))
+        lost += _count("deleted", self.deleted)
+        if self._noted_in() is transaction:
+            lost += dict.fromkeys(what for what, _ in self._notes)
+        return lost
+
+
+def _nothing() -> None:
+    return None
+
+
+def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while inner is not None:
+        if inner is outer:
+            return True
+        inner = inner.parent
+    return False
+
+
+def _count(kind: str, objects: Iterable[object]) -> list[str]:
+    counts = Counter(type(each).__name__ for each in objects)
+    return [f"{number} {kind} {name}" for name, number in counts.items()]
+
+
+@event.listens_for(InnerSession, "after_flush")
+def _flushed(session: InnerSession, _context: Any) -> None:
+    names = {type(each).__name__ for each in session.new}
+    names.update(type(each).__name__ for each in session.deleted)
+    for each in session.dirty:
+        name = type(each).__name__
+        if name not in names and session.is_modified(each):
+            names.add(name)
+    if names:
+        session.note("flushed " + ", ".join(sorted(names)))
+
+
+@event.listens_for(InnerSession, "after_soft_rollback")
+def _rolled_back(session: InnerSession, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.forget(transaction)
+
+
+_classes: dict[type[Session], type[InnerSession]] = {Session: InnerSession}
+
+
+def inner_class(base: type[Session]) -> type[InnerSession]:
+    """The class to use where `base` was asked for: a subclass of both it and `InnerSession`."""
+    if issubclass(base, InnerSession):
+        return base
+    if base not in _classes:
+        _classes[base] = cast("type[InnerSession]", type(base.__name__, (base, InnerSession), {}))
+    return _classes[base]
