@@ -23,7 +23,7 @@ DEMO_ARGS ?=
 .PHONY: help demo test test-all check clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 .venv/made:
 	@if [[ -z "$(PYTHON)" ]]; then \

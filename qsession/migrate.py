@@ -20,8 +20,8 @@ from qsession.engine import QueuedAsyncEngine, create_async_engine
 from qsession.sqlite.migration import (
     back_up,
     drop_stale_copies,
+    engine_beside,
     hold_without_foreign_keys,
-    migrating_engine,
     refuse_new_orphans,
 )
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 WAIT = 600.0
 """Seconds a worker waits for the migration of another, unless the URL sets ``queue_timeout``."""
 
-_SQLITE = {"render_as_batch": True, "transactional_ddl": True}  # see DDL as part of a transaction
+_SQLITE = {"render_as_batch": True, "transactional_ddl": True}  # BEGIN is really sent
 _OURS, _BACKUP = "qsession_connection", "qsession_backup"  # from upgrade() to run(), through env.py
 
 # The names in alembic.context belong to one run at a time in a process, so that two upgrades,
@@ -151,8 +151,8 @@ async def _engine_for(
         yield engine
         return
     if isinstance(engine, QueuedAsyncEngine):
-        with migrating_engine(engine) as beside:
-            yield beside
+        with engine_beside(engine.sync_engine) as beside:
+            yield QueuedAsyncEngine(beside)
         return
     url = engine.url if engine is not None else url
     assert url is not None

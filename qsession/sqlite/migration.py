@@ -16,7 +16,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_only
 
-from ..engine import QueuedAsyncEngine
 from .pool import WriteQueuePool
 
 if TYPE_CHECKING:
@@ -26,16 +25,16 @@ STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
 
 
 @contextlib.contextmanager
-def migrating_engine(engine: QueuedAsyncEngine) -> Iterator[QueuedAsyncEngine]:
+def engine_beside(engine: Engine) -> Iterator[Engine]:
     """An engine beside ``engine``: the same file, listeners and queue, with its own connections.
 
     What a migration sets on its connection, ``PRAGMA foreign_keys`` first, then never reaches the
     application's writer, whatever happens.
     """
-    pool = engine.sync_engine.pool.recreate()
+    pool = engine.pool.recreate()
     assert isinstance(pool, WriteQueuePool)
     try:
-        yield QueuedAsyncEngine(Engine(pool, engine.dialect, engine.url))
+        yield Engine(pool, engine.dialect, engine.url)
     finally:
         AsyncAdaptedQueuePool.dispose(pool)  # not the pool's own: a memory database lives on
         pool.writer.dispose()
