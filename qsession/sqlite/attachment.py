@@ -16,16 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
 
-from ..errors import SQLITE_INTERRUPT, ConflictError, HoldTimeout, QueueTimeout, sqlite_code
+from ..errors import (
+    SQLITE_INTERRUPT,
+    ConflictError,
+    HoldTimeout,
+    QSessionError,
+    QueueTimeout,
+    sqlite_code,
+)
 from ..ticket import Ticket
 from . import lease as work
 from .driver import DriverConnection
 from .lease import Lease, ReaderLease, WriterLease
-from .log import Entry, Log, Report, Statement, run
+from .log import Entry, Log, Report, Statement, close_unclaimed, run
 from .need import Need
 from .pace import BUDGET, turn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .connection import RoutedConnection
     from .pool import WriteQueuePool
 
 BUSY_RETRY = 0.005
@@ -52,16 +62,21 @@ class Attachment:
     that the lease is a reader's. In every other state there is no lease.
     """
 
-    def __init__(self, pool: WriteQueuePool) -> None:
+    def __init__(
+        self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
+    ) -> None:
         self._pool = pool
+        self.connection = connection
+        """The connection it belongs to; a weak reference, so that one forgotten can be noticed."""
         self.writer = pool.writer
         self.settings = pool.settings
-        self.task: asyncio.Task[Any] | None = None
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.busy = 0
         self.activity = 0
         self.last_statement = ""
         self.may_read_instead = False
+        self._asked: Ticket | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -80,6 +95,17 @@ class Attachment:
     def __repr__(self) -> str:
         return f"<Transaction {self.state.value} wrote={self.wrote} log={len(self.log.entries)}>"
 
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that used it last; it may be dropped, and its session with it."""
+        return None if self._task is None else self._task()
+
+    def used_here(self) -> None:
+        """Remember the task and the loop that use it."""
+        task = asyncio.current_task()
+        self._task = None if task is None else weakref.ref(task)
+        self.loop = asyncio.get_running_loop()
+
     def attach_reader(self) -> None:
         """Get a reader; waits for one as SQLAlchemy's pool does."""
         if self.lease is None:
@@ -96,16 +122,17 @@ class Attachment:
             else:
                 self._snapshot = self.lease
         self.may_read_instead = self.lease is None and statement.need in (Need.READ, Need.UNKNOWN)
-        ticket = Ticket(self, self.priority)
+        ticket = self._asked = Ticket(self, self.priority)
         try:
             held = self.writer.ask(self, ticket, statement.nowait)
         finally:
             self.may_read_instead = False
+            self._asked = None
         if not held:
             self.attach_reader()
             return
         try:
-            lease = self.writer.lease(ticket)
+            lease = self.writer.lease(ticket, self.connection())
         except BaseException:
             self.writer.queue.release(ticket)
             raise
@@ -114,7 +141,11 @@ class Attachment:
         held_here.set(weakref.ref(self))
         self._limit_hold()
         if self._snapshot is not None:
-            self._check_snapshot()
+            try:
+                self._check_snapshot()
+            except Exception as error:
+                self.abandon(error)  # what it had read can no longer be vouched for
+                raise
 
     def _check_snapshot(self) -> None:
         """A transaction without a log goes on if nothing was committed since its snapshot."""
@@ -166,7 +197,13 @@ class Attachment:
             self._pool.check_file(lease.driver)
         deadline = time.monotonic() + self.settings.queue_timeout
         while True:
-            report = self._send(lease.driver, begin, entries, statement)
+            try:
+                report = self._send(lease.driver, begin, entries, statement)
+            except BaseException:
+                if statement.stream is not None:
+                    lease.driver.post(close_unclaimed, statement)  # before it is rolled back
+                raise
+            statement.unclaimed = None
             if not report.busy:
                 break
             if time.monotonic() >= deadline:
@@ -259,12 +296,29 @@ class Attachment:
         if self.activity == activity and self.suspendable():
             self.suspend()
 
+    @property
+    def forsaken(self) -> bool:
+        """Whether the loop that used it last is closed: its task will never go on."""
+        return self.loop is not None and self.loop.is_closed()
+
+    def forsake(self, ticket: Ticket) -> None:
+        """Pass on the ticket of a transaction that is :attr:`forsaken`."""
+        if self._asked is ticket:  # handed over, but the loop was closed before it could be taken
+            self._asked = None
+            self.writer.queue.release(ticket)
+        elif isinstance(self.lease, WriterLease):
+            self.abandon(
+                QSessionError(
+                    "The transaction held the write ticket while others waited, and its event loop "
+                    "was closed; it was rolled back. Nothing of it was written."
+                )
+            )
+
     def pin(self) -> DriverConnection:
         """Attach to the writer until the end, for somebody who uses the driver's connection."""
         if self.failure is not None:
             raise self.failure
-        self.task = asyncio.current_task()
-        self.loop = asyncio.get_running_loop()
+        self.used_here()
         self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
         self.wrote = self.pinned = True
         assert self.lease is not None

@@ -6,13 +6,14 @@ given back at the end of the transaction.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import util
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection, ResetStyle
+from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -177,9 +178,11 @@ class RoutedConnection(PoolProxiedConnection):
         self._open = True
         self._detached = False
         self._pool = pool
-        self.transaction = Transaction(pool)
+        self.transaction = Transaction(pool, weakref.ref(self))
         self.streams: set[StreamCursor] = set()
         self._isolation_level: str | None = None
+        if pool.isolation_level is not None:
+            self.isolation_level = pool.isolation_level
 
     @util.memoized_property
     def _connection_record(self) -> _Entry:
@@ -249,21 +252,26 @@ class RoutedConnection(PoolProxiedConnection):
 
     def close(self) -> None:
         """End the transaction as ``pool_reset_on_return`` says, and let go of everything."""
-        if self._open and self._pool._reset_on_return is ResetStyle.reset_commit:
-            self.transaction.commit()
         self._close_special()
 
     def _close_special(self, transaction_reset: bool = False) -> None:
+        """Close; ``transaction_reset`` when SQLAlchemy has ended the transaction before."""
         if not self._open:
             return
-        self._open = False
-        for stream in list(self.streams):
-            stream.close()
         try:
-            if self.transaction.state is not State.IDLE:
-                self.transaction.rollback()
+            if not transaction_reset:
+                self._pool.reset(self)
         finally:
-            self._finalize()
+            self._open = False
+            for stream in list(self.streams):
+                stream.close()
+            try:
+                if self.transaction.state is not State.IDLE:
+                    self.transaction.rollback()
+            finally:
+                self._finalize()
+
+    _checkin = _close_special
 
     def _finalize(self) -> None:
         entry = self.__dict__.get("_connection_record")

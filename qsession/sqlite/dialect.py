@@ -139,6 +139,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
     def do_begin(self, dbapi_connection: Any) -> None:
         """BEGIN goes with the first statement."""
 
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """Commit; a physical connection that goes back to its pool has ended its transaction."""
+        if isinstance(dbapi_connection, RoutedConnection):
+            dbapi_connection.commit()
+
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         if isinstance(cursor, RoutedCursor):
             cursor.run(statement, parameters, context)
@@ -166,7 +171,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         return "SERIALIZABLE"
 
     def get_default_isolation_level(self, dbapi_conn: Any) -> Any:
-        return "SERIALIZABLE"
+        level = self._on_connect_isolation_level
+        return "SERIALIZABLE" if level in (None, "AUTOCOMMIT") else level
 
     def detect_autocommit_setting(self, dbapi_conn: Any) -> bool:
         return bool(self.get_isolation_level(dbapi_conn) == "AUTOCOMMIT")

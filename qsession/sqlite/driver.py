@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from .pace import STEPS, Budget
 
+INTERRUPT_AGAIN = 0.005
+"""Seconds after which a cancelled statement that still runs is interrupted again."""
+
 T = TypeVar("T")
 Done = Callable[[], None]
 
@@ -30,11 +34,12 @@ Done = Callable[[], None]
 class _Job:
     """A function on its way through the thread, and the future that waits for what it returns."""
 
-    __slots__ = ("done", "function", "future", "loop", "taken_back")
+    __slots__ = ("driver", "ended", "function", "future", "loop", "taken_back")
 
-    def __init__(self, function: Callable[[], Any], done: Done) -> None:
+    def __init__(self, function: Callable[[], Any], driver: DriverConnection) -> None:
         self.function = function
-        self.done = done
+        self.driver = driver
+        self.ended = False
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.taken_back = False
@@ -47,7 +52,7 @@ class _Job:
                 result = self.function()
         except BaseException as raised:
             error = raised
-        self.done()
+        self.driver.job_ended(self)
         try:
             self.loop.call_soon_threadsafe(self.settle, result, error)
         except RuntimeError:
@@ -77,6 +82,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def __init__(self, dbapi: Any, connection: Any) -> None:
         super().__init__(dbapi, connection)
         self._jobs: deque[None] = deque()  # one for each function that the thread has not done
+        self._ending = threading.Lock()
         self._budget = Budget()
 
     @property
@@ -96,7 +102,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         except BaseException:
             if not job.future.done() or job.future.cancelled():
                 job.taken_back = True
-                self.interrupt()
+                self._break_off(job)
             raise
 
     @property
@@ -138,6 +144,24 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             return
         self._jobs.append(None)
         connection._tx.put_nowait((None, partial(self._run_posted, function, args, done)))
+
+    def job_ended(self, job: _Job) -> None:
+        """The thread is done with a function: it must not be interrupted any more."""
+        with self._ending:
+            job.ended = True
+        self._jobs.pop()
+
+    def _break_off(self, job: _Job) -> None:
+        """Interrupt a function until it has ended, and nothing that runs after it.
+
+        Once is not enough: a statement that is only about to start would not notice.
+        """
+        with self._ending:
+            if job.ended:
+                return
+            self.interrupt()
+        if not job.loop.is_closed():
+            job.loop.call_later(INTERRUPT_AGAIN, self._break_off, job)
 
     def interrupt(self) -> None:
         """Break off the statement that runs now; no effect when none does.
@@ -186,7 +210,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def _submit(self, function: Callable[..., Any], *args: Any) -> _Job:
         if not self._connection._running:
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
-        job = _Job(partial(function, self.raw, *args), self._jobs.pop)
+        job = _Job(partial(function, self.raw, *args), self)
         self._jobs.append(None)
         self._connection._tx.put_nowait((None, job))
         return job
@@ -205,7 +229,8 @@ async def to_end(future: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
         except BaseException:
-            break  # the function's own error, raised below
+            if not future.done():  # else it is the function's own error, raised below
+                raise
     if cancelled is not None:
         if not future.cancelled():
             future.exception()  # it has been seen

@@ -37,6 +37,8 @@ class Statement:
     """Who fetches the rows little by little; None where all are fetched at once."""
     nowait: bool = False
     may_insert: bool = True
+    unclaimed: sqlite3.Cursor | None = None
+    """The cursor of a stream, until the task that asked for it has got it."""
 
 
 @dataclass(slots=True)
@@ -151,7 +153,6 @@ def run(
             raw.execute(begin)
         for entry in entries:
             if not _same_again(raw, entry):
-                raw.execute("ROLLBACK")
                 return Report(diverged=entry)
         started = time.perf_counter()  # of the statement alone
         outcome = execute(raw, statement)
@@ -183,6 +184,7 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
         keep = statement.stream is not None and description is not None
         rows = cursor.fetchall() if description is not None and not keep else []
         changed_rows = raw.total_changes != before
+        statement.unclaimed = cursor if keep else None
         return Outcome(
             rows,
             description,
@@ -195,6 +197,12 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
     finally:
         if not keep:
             cursor.close()
+
+
+def close_unclaimed(raw: sqlite3.Connection, statement: Statement) -> None:
+    """Close what was opened for a task that was cancelled before it got it."""
+    if statement.unclaimed is not None:
+        statement.unclaimed.close()
 
 
 def fetch(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection
-from sqlalchemy.util import await_only
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord
+from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
 from ..config import Settings
 from ..stats import Stats
 from ..ticket import Ticket, TicketQueue, TicketState
 from .connection import RoutedConnection
-from .driver import DriverConnection, file_identity
+from .driver import DriverConnection, file_identity, to_end
 from .explain import explain
 from .lease import ReaderLease
 from .pace import Pace
@@ -40,6 +43,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self.pace = Pace(self.settings.inline)
         self._initialized = False
         self._initializing = TicketQueue()
+        self._replaced = False
 
     @property
     def _our_dialect(self) -> QSessionDialect:
@@ -53,6 +57,20 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def database(self) -> str:
         """The database as messages name it."""
         return self._our_dialect.database
+
+    @property
+    def isolation_level(self) -> str | None:
+        """What ``create_async_engine(isolation_level=...)`` asked for."""
+        level: str | None = self._our_dialect._on_connect_isolation_level
+        return level
+
+    def reset(self, connection: RoutedConnection) -> None:
+        """End the transaction of a connection that is closed, as ``pool_reset_on_return`` says."""
+        dialect: Any = self._dialect
+        if self._reset_on_return is ResetStyle.reset_commit:
+            dialect.do_commit(connection)
+        elif self._reset_on_return is ResetStyle.reset_rollback:
+            dialect.do_rollback(connection)
 
     def connect(self) -> PoolProxiedConnection:
         """A connection that has no physical one yet.
@@ -89,6 +107,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             raise
         return ReaderLease(proxied, driver)
 
+    def _create_connection(self) -> ConnectionPoolEntry:
+        """A place in the pool; its connection is opened by the checkout.
+
+        If that fails or is cancelled, the place goes to the next who waits.
+        """
+        return _ConnectionRecord(self, connect=False)
+
     def make_ready(self, driver: DriverConnection, role: str) -> None:
         """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
         if driver.role != role:
@@ -123,11 +148,28 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         assert isinstance(pool, WriteQueuePool)
         pool.writer = Writer(pool, before=self.writer)
         pool.pace = self.pace
+        self._replaced = True
         return pool
 
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._replaced:
+            record.close()  # nobody will dispose of this pool again
+        super()._do_return_conn(record)
+
     def dispose(self) -> None:
+        """Close what is not in use, to the end; a cancellation is raised afterwards.
+
+        The pool can be used again, as it is when a cancelled ``engine.dispose()`` keeps it.
+        """
+        if in_greenlet():
+            await_only(to_end(asyncio.ensure_future(greenlet_spawn(self._dispose))))
+        else:
+            self._dispose()
+
+    def _dispose(self) -> None:
         super().dispose()
-        self.writer.dispose()
+        writer, self.writer = self.writer, Writer(self, before=self.writer)
+        writer.dispose()
         self._our_dialect.discard_memory()
 
     def status(self) -> str:

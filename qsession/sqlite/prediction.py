@@ -30,12 +30,9 @@ class Prediction:
     def note(self, text: str, wrote: bool) -> None:
         """Remember what a transaction that began with ``text`` has done."""
         runs = self._runs
+        count = runs.pop(text, 0)  # another thread may be here too: each step stands by itself
         if wrote:
-            runs.pop(text, None)
             return
-        count = runs.get(text, 0)
-        if count < READ_ONLY_RUNS:
-            runs[text] = count + 1
-            if len(runs) > TEXTS:
-                runs.popitem(last=False)
-        runs.move_to_end(text)
+        runs[text] = min(count + 1, READ_ONLY_RUNS)
+        if len(runs) > TEXTS:
+            runs.popitem(last=False)

@@ -18,6 +18,9 @@ from .log import Outcome, Report, Statement, StreamDigest, digest, error_digest
 from .need import Need
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .connection import RoutedConnection
     from .driver import DriverConnection
     from .pool import WriteQueuePool
 
@@ -33,9 +36,11 @@ _SUSPECT = {
 class Transaction(Attachment):
     """The one transaction of a :class:`RoutedConnection`, over and over."""
 
-    def __init__(self, pool: WriteQueuePool) -> None:
+    def __init__(
+        self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
+    ) -> None:
         self.autocommit = False
-        super().__init__(pool)
+        super().__init__(pool, connection)
 
     def _reset(self) -> None:
         super()._reset()
@@ -53,8 +58,7 @@ class Transaction(Attachment):
             raise self.failure
         self.busy += 1
         self.last_statement = statement.sql
-        self.task = asyncio.current_task()
-        self.loop = asyncio.get_running_loop()
+        self.used_here()
         try:
             return self._dispatch(statement, options)
         except Exception:

@@ -59,7 +59,7 @@ class StallWatch:
             self._loop = None
             return
         now = self._look()
-        if now is None or now != self._seen or now[0].busy:
+        if now is None or now != self._seen or (now[0].busy and not now[0].forsaken):
             self._seen = now
             self._idle_ticks = 0
             self._warned = False
@@ -72,6 +72,11 @@ class StallWatch:
 
     def _stall(self, transaction: Attachment, activity: int) -> None:
         """A holder that has only read gives up the ticket; readers stop waiting for any other."""
+        if transaction.forsaken:
+            holder = self._queue.holder
+            if holder is not None and holder.owner is transaction:
+                transaction.forsake(holder)
+            return
         if transaction.suspendable():
             home = transaction.loop
             if home is self._loop or home is None or home.is_closed():

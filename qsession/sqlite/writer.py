@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.pool.base import _AdhocProxiedConnection
 from sqlalchemy.util import await_only
 
 from ..errors import NestedWriteError, QueueFull, QueueTimeout
@@ -19,8 +18,6 @@ from .prediction import Prediction
 from .watch import StallWatch
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-
     from .attachment import Attachment
     from .pool import WriteQueuePool
 
@@ -98,15 +95,21 @@ class Writer:
             "before, or use one session for both."
         )
 
-    def lease(self, ticket: Ticket) -> WriterLease:
-        """The connection, for the holder of the ticket; opens it where it is not open."""
+    def lease(self, ticket: Ticket, proxied: Any) -> WriterLease:
+        """The connection, for the holder of the ticket; opens it where it is not open.
+
+        ``proxied`` is what listeners of "checkout" see as the pooled connection.
+        """
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
         if self._record is None:
             self._record = self._pool._create_connection()
-        driver: DriverConnection = self._record.get_connection()
-        self._pool.make_ready(driver, "writer")
+        try:
+            driver: DriverConnection = self._record.get_connection()
+            self._pool.make_ready(driver, "writer")
+        except BaseException as error:
+            self._record.invalidate(error)  # listeners may not have seen it to their end
+            raise
         if self._pool.dispatch.checkout:
-            proxied = _AdhocProxiedConnection(cast("DBAPIConnection", driver), self._record)
             self._pool.dispatch.checkout(driver, self._record, proxied)
         return WriterLease(self, ticket, driver)
 
