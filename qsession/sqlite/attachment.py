@@ -27,6 +27,7 @@ from ..errors import (
 from ..ticket import Ticket
 from . import lease as work
 from .driver import DriverConnection
+from .group import JOIN
 from .lease import Lease, ReaderLease, WriterLease
 from .log import Entry, Log, Report, Statement, close_unclaimed, run
 from .need import Need
@@ -137,7 +138,7 @@ class Attachment:
             self.writer.queue.release(ticket)
             raise
         self.lease, self.state, self.began = lease, State.HOLDING, False
-        self.wrote = statement.need is Need.WRITE
+        self.wrote = self.wrote or statement.need is Need.WRITE
         held_here.set(weakref.ref(self))
         self._limit_hold()
         if self._snapshot is not None:
@@ -191,48 +192,93 @@ class Attachment:
         lease = self.lease
         assert lease is not None
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
-        begin = lease.begin if begins and not self.began else None
-        entries = self.log.entries if begin else []
         if not self.began:
             self._pool.check_file(lease.driver)
+        here = self._is_short(statement)
         deadline = time.monotonic() + self.settings.queue_timeout
         while True:
-            try:
-                report = self._send(lease.driver, begin, entries, statement)
-            except BaseException:
-                if statement.stream is not None:
-                    lease.driver.post(close_unclaimed, statement)  # before it is rolled back
-                raise
-            statement.unclaimed = None
+            here = here and lease.driver.quiet and not (begins and self._has_to_replay())
+            report = self._send(lease, statement, begins, here)
+            if here and _broken_off(report):
+                here = False  # it was over its budget: once more, in the thread
+                continue
             if not report.busy:
-                break
+                return report
             if time.monotonic() >= deadline:
                 raise self.lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
-        if begin is not None and report.in_transaction:
+
+    def _is_short(self, statement: Statement) -> bool:
+        """Whether a statement is known to be short enough for the loop."""
+        if statement.many or statement.stream is not None:
+            return False
+        return statement.need is Need.SAVEPOINT or self._pool.pace.inline(
+            statement.sql, self._only_reads(statement)
+        )
+
+    def _only_reads(self, statement: Statement) -> bool:
+        return self.state is State.READING or statement.need is Need.READ
+
+    def _has_to_replay(self) -> bool:
+        return not self.began and bool(self.log.entries)
+
+    def _send(self, lease: Lease, statement: Statement, begins: bool, here: bool) -> Report:
+        """One attempt: on the loop if ``here``, else in the thread."""
+        if here:
+            assert self.loop is not None
+            await_only(asyncio.sleep(0) if turn.over(self.loop) else READY)
+        if isinstance(lease, WriterLease) and self.writer.group is not None:
+            self._meet_group(lease, begins and here)
+        begin = None
+        if begins and not self.began:
+            begin = JOIN if self.writer.group is not None and self.holds() else lease.begin
+        entries = self.log.entries if begin else []
+        if here:
+            budget = BUDGET if self._only_reads(statement) else None
+            report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
+            assert self.loop is not None
+            turn.charge(self.loop, report.seconds)
+        else:
+            report = self._run_in_thread(lease, begin, entries, statement)
+        self._pool.pace.note(statement.sql, report.seconds)
+        if begin is not None and report.in_transaction and report.diverged is None:
             self.began = True
             self.writer.counters.replays += bool(entries)
+            if begin is JOIN and isinstance(lease, WriterLease):
+                lease.joined_at = time.monotonic()
         return report
 
-    def _send(
-        self, driver: DriverConnection, begin: str | None, entries: list[Entry], statement: Statement
+    def _run_in_thread(
+        self, lease: Lease, begin: str | None, entries: list[Entry], statement: Statement
     ) -> Report:
-        """On the loop if it is short, else in the thread."""
-        pace, loop = self._pool.pace, asyncio.get_running_loop()
-        reads = driver.role == "reader" or statement.need is Need.READ
-        small = not entries and not statement.many and statement.stream is None and driver.quiet
-        if small and (statement.need is Need.SAVEPOINT or pace.inline(statement.sql, reads)):
-            await_only(asyncio.sleep(0) if turn.over(loop) else READY)
-            budget = BUDGET if reads else None
-            report = driver.run_here(run, begin, entries, statement, budget=budget)
-            turn.charge(loop, report.seconds)
-            if not _broken_off(report):
-                pace.note(statement.sql, report.seconds)
-                return report
-            begin = None if report.in_transaction else begin
-        report = driver.run(run, begin, entries, statement)
-        pace.note(statement.sql, report.seconds)
+        try:
+            report = lease.driver.run(run, begin, entries, statement)
+        except BaseException:
+            if statement.stream is not None:
+                lease.driver.post(close_unclaimed, statement)  # before it is rolled back
+            raise
+        statement.unclaimed = None
         return report
+
+    def holds(self) -> bool:
+        return self.state is State.HOLDING
+
+    def _meet_group(self, lease: WriterLease, joins: bool) -> None:
+        """A group waits for its COMMIT: join it with short statements only, else send it off."""
+        if joins:
+            return
+        if lease.joined_at is None:
+            self.writer.close_group()
+        else:
+            self.leave_group()
+
+    def leave_group(self) -> None:
+        """Let the group be committed without this transaction; its log will be replayed."""
+        lease = self.lease
+        assert isinstance(lease, WriterLease)
+        lease.joined_at = None
+        self.began = False
+        self.writer.close_group(leaving=True)
 
     def lock_timeout(self, sql: str) -> QueueTimeout:
         self.writer.counters.timeouts += 1
@@ -321,6 +367,7 @@ class Attachment:
         self.used_here()
         self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
         self.wrote = self.pinned = True
+        self.writer.close_group()
         assert self.lease is not None
         return self.lease.driver
 

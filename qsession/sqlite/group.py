@@ -78,6 +78,9 @@ class Group:
 
     def commit(self, raw: sqlite3.Connection, timeout: float) -> None:
         """Make all members durable, or say of each why not. In the connection's thread."""
+        if not raw.in_transaction:  # SQLite has dropped it, and nobody has noticed
+            self.replay(raw, timeout)
+            return
         error = _commit(raw, timeout)
         if error is None:
             return
@@ -91,6 +94,11 @@ class Group:
     def fail(self, error: Exception) -> None:
         for member in self.members:
             member.error = error
+
+    def give_up(self, raw: sqlite3.Connection, timeout: float) -> None:
+        """Undo all members, who have been told why."""
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
 
     def leave_and_commit(self, raw: sqlite3.Connection, timeout: float) -> None:
         """Take the member that is still at work out, then commit the finished ones."""

@@ -144,7 +144,7 @@ def run(
 ) -> Report:
     """Begin if asked to, replay, execute. In the connection's thread."""
     began_before = raw.in_transaction
-    if begin is not None and began_before:  # left over from a clean-up that failed
+    if begin is not None and began_before and begin.startswith("BEGIN"):  # left over from a clean-up that failed
         raw.execute("ROLLBACK")
         began_before = False
     started = time.perf_counter()
@@ -152,8 +152,8 @@ def run(
         if begin is not None:
             raw.execute(begin)
         for entry in entries:
-            if not _same_again(raw, entry):
-                return Report(diverged=entry)
+            if not same_again(raw, entry):
+                return Report(diverged=entry, in_transaction=raw.in_transaction)
         started = time.perf_counter()  # of the statement alone
         outcome = execute(raw, statement)
         seconds = time.perf_counter() - started
@@ -214,7 +214,7 @@ def fetch(
     return rows
 
 
-def _same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
+def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
     try:
         outcome = execute(raw, entry.statement)
     except sqlite3.Error as error:
