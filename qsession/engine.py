@@ -42,6 +42,15 @@ class QueuedAsyncEngine(AsyncEngine):
             raise InvalidRequestError(f"{self.url.drivername} has no write queue of ours")
         return pool.stats()
 
+    async def raw_connection(self) -> PoolProxiedConnection:
+        """A connection of the pool, holding the write ticket until it is committed, rolled back
+        or closed. Raises :class:`QueueTimeout`.
+        """
+        raw = await super().raw_connection()
+        if isinstance(self.pool, WriteQueuePool):
+            await greenlet_spawn(getattr, raw, "driver_connection")
+        return raw
+
     def execution_options(self, **opt: Any) -> QueuedAsyncEngine:
         return QueuedAsyncEngine(self.sync_engine.execution_options(**opt))
 

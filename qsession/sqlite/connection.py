@@ -218,8 +218,9 @@ class RoutedConnection(PoolProxiedConnection):
         if not (in_greenlet() or holding or (writer.is_open and writer.queue.holder is None)):
             raise InvalidRequestError(
                 "The driver's connection is the one writing connection, and it cannot be waited "
-                "for here. Use 'await (await engine.connect()).get_raw_connection()', or ask for "
-                "it inside run_sync()."
+                "for here. Use 'await connection.run_sync(lambda c: c.connection."
+                "driver_connection)', or get_raw_connection() of a connection that an engine of "
+                "qsession.create_async_engine() has made."
             )
         return self.transaction.pin()._connection
 
@@ -259,7 +260,9 @@ class RoutedConnection(PoolProxiedConnection):
         if not self._open:
             return
         try:
-            if not transaction_reset:
+            if not in_greenlet():
+                self.transaction.abandon()  # as from engine.raw_connection(): nothing can wait
+            elif not transaction_reset:
                 self._pool.reset(self)
         finally:
             self._open = False

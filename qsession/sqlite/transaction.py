@@ -81,16 +81,16 @@ class Transaction(Attachment):
         need = statement.need
         if need is Need.COMMIT or need is Need.ROLLBACK:
             self.commit() if need is Need.COMMIT else self.rollback()
-            return Outcome()
+            return _nothing_sent()
         if self.lease is None and need in (Need.BEGIN, Need.BEGIN_WRITE):
             self._by_hand = self._by_hand or ""
             if need is Need.BEGIN_WRITE:
                 self._access = "write"
-            return Outcome()
+            return _nothing_sent()
         if self.lease is None and need is Need.SAVEPOINT:
             if self.autocommit and self._by_hand is None:
                 self._by_hand = statement.sql.split()[-1]
-            nothing = Outcome()
+            nothing = _nothing_sent()
             self.log.append(statement, digest(nothing))  # the first statement will replay it
             return nothing
         if self._is_alone():
@@ -326,6 +326,16 @@ class Transaction(Attachment):
         elif isinstance(lease, WriterLease):
             lease.ended = True
             lease.give_back()
+
+
+def _nothing_sent() -> Outcome:
+    """What comes back for a statement that is not sent yet.
+
+    It takes a turn of the loop: SQLAlchemy refuses an execution that never awaits anything
+    (https://sqlalche.me/e/20/xd1r).
+    """
+    await_only(asyncio.sleep(0))
+    return Outcome()
 
 
 def _refused(report: Report) -> bool:

@@ -89,6 +89,8 @@ class Writer:
         outer: Attachment | None = holder.owner if holder is not None else None
         if outer is None or outer is transaction or not outer.is_of_this_context():
             return False
+        if outer.lease is None:
+            return False  # it was abandoned, and is being rolled back: that needs no help
         if outer.suspendable():
             outer.suspend(heir=ticket)
             return True
