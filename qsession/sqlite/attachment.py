@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Awaitable, Generator
 from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -226,7 +226,8 @@ class Attachment:
         """One attempt: on the loop if ``here``, else in the thread."""
         if here:
             assert self.loop is not None
-            await_only(asyncio.sleep(0) if turn.over(self.loop) else READY)
+            pause: Awaitable[None] = asyncio.sleep(0) if turn.over(self.loop) else READY
+            await_only(pause)
         if isinstance(lease, WriterLease) and self.writer.group is not None:
             self._meet_group(lease, begins and here)
         begin = None
@@ -397,8 +398,8 @@ class Attachment:
 class _Ready:
     """Awaited without waiting: SQLAlchemy insists that a statement awaits something."""
 
-    def __await__(self) -> Iterator[None]:
-        return iter(())
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 READY = _Ready()

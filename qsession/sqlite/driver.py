@@ -110,9 +110,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         """Whether the thread has nothing to do, so that a statement may run on the loop."""
         return not self._jobs
 
-    def run_here(
-        self, function: Callable[..., T], *args: Any, budget: float | None = None
-    ) -> T:
+    def run_here(self, function: Callable[..., T], *args: Any, budget: float | None = None) -> T:
         """Run ``function(raw, *args)`` on the loop, with the thread quiet.
 
         ``budget`` seconds, where given, are all it gets: then SQLite breaks it off with

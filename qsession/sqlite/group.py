@@ -48,9 +48,7 @@ class Group:
     def closes(self, waiting: int, size: int) -> bool:
         """Whether it closes now that a member has finished: nobody follows, full, or old."""
         return (
-            not waiting
-            or len(self.members) >= size
-            or time.monotonic() - self.opened_at >= MAX_AGE
+            not waiting or len(self.members) >= size or time.monotonic() - self.opened_at >= MAX_AGE
         )
 
     def add(self, log: Log, wrote: bool) -> Member:
@@ -102,7 +100,7 @@ class Group:
 
     def leave_and_commit(self, raw: sqlite3.Connection, timeout: float) -> None:
         """Take the member that is still at work out, then commit the finished ones."""
-        leave(raw, [])
+        leave(raw)
         self.commit(raw, timeout)
 
     def replay(self, raw: sqlite3.Connection, timeout: float) -> None:
@@ -159,7 +157,7 @@ def _patiently(raw: sqlite3.Connection, sql: str, timeout: float) -> sqlite3.Err
             return None
 
 
-def leave(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor]) -> None:
+def leave(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) -> None:
     """Undo one member, and nothing else."""
     for cursor in cursors:
         cursor.close()

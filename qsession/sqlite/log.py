@@ -144,7 +144,9 @@ def run(
 ) -> Report:
     """Begin if asked to, replay, execute. In the connection's thread."""
     began_before = raw.in_transaction
-    if begin is not None and began_before and begin.startswith("BEGIN"):  # left over from a clean-up that failed
+    if (
+        begin is not None and began_before and begin.startswith("BEGIN")
+    ):  # left over from a clean-up that failed
         raw.execute("ROLLBACK")
         began_before = False
     started = time.perf_counter()

@@ -247,7 +247,7 @@ class Transaction(Attachment):
     def _finish_in_group(self, lease: WriterLease, undo: bool = False) -> None:
         """End as a member: the ticket passes on; wait until the COMMIT is made, or has failed."""
         if lease.joined_at is not None:
-            lease.driver.run_here(*((leave, []) if undo else (finish,)))
+            lease.driver.run_here(leave if undo else finish)
         log, wrote = self.log, self.wrote and not undo
         self._note()
         self._reset()

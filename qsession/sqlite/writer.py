@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from .attachment import Attachment
     from .log import Log
     from .pool import WriteQueuePool
+
+
+_Job = Callable[[Group, sqlite3.Connection, float], None]
 
 
 class Writer:
@@ -170,17 +172,21 @@ class Writer:
             group.fail(error)
             job = Group.give_up
         timeout = self._pool.settings.queue_timeout
-        group.driver.post(partial(_on_group, job, group, timeout), done=partial(self._done, group, ticket))
+        group.driver.post(
+            partial(_on_group, job, group, timeout), done=partial(self._done, group, ticket)
+        )
 
     def rescue_group(self) -> None:
         """SQLite has dropped the transaction of the group: run its finished members again."""
         group, self.group = self.group, None
         if group is not None:
-            timeout = self._pool.settings.queue_timeout
-            group.driver.post(
-                partial(_on_group, Group.replay, group, timeout),
-                done=partial(self._done, group, None),
-            )
+            self._post(Group.replay, group, None)
+
+    def _post(self, job: _Job, group: Group, ticket: Ticket | None) -> None:
+        timeout = self._pool.settings.queue_timeout
+        group.driver.post(
+            lambda raw: job(group, raw, timeout), done=lambda: self._done(group, ticket)
+        )
 
     def _done(self, group: Group, ticket: Ticket | None) -> None:
         """The COMMIT has been made or has failed. In the connection's thread."""
@@ -255,12 +261,3 @@ class Writer:
             waits=self.queue.waits.freeze(),
             holds=counters.holds.freeze(),
         )
-
-
-def _on_group(
-    job: Callable[[Group, sqlite3.Connection, float], None],
-    group: Group,
-    timeout: float,
-    raw: sqlite3.Connection,
-) -> None:
-    job(group, raw, timeout)
