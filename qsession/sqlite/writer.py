@@ -171,10 +171,7 @@ class Writer:
         except sqlite3.Error as error:
             group.fail(error)
             job = Group.give_up
-        timeout = self._pool.settings.queue_timeout
-        group.driver.post(
-            partial(_on_group, job, group, timeout), done=partial(self._done, group, ticket)
-        )
+        self._post(job, group, ticket)
 
     def rescue_group(self) -> None:
         """SQLite has dropped the transaction of the group: run its finished members again."""
