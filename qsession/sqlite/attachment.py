@@ -122,7 +122,7 @@ class Attachment:
                 self.detach_reader()  # who waits holds no reader; the replay will find out
             else:
                 self._snapshot = self.lease
-        self.may_read_instead = self.lease is None and statement.need in (Need.READ, Need.UNKNOWN)
+        self.may_read_instead = self.lease is None and statement.need.may_only_read
         ticket = self._asked = Ticket(self, self.priority)
         try:
             held = self.writer.ask(self, ticket, statement.nowait)

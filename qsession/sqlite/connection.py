@@ -6,6 +6,7 @@ given back at the end of the transaction.
 
 from __future__ import annotations
 
+import sqlite3
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,8 +25,6 @@ from .need import need_of
 from .transaction import Transaction
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from .lease import Lease
     from .pool import WriteQueuePool
 
@@ -106,6 +105,7 @@ class StreamCursor(RoutedCursor):
         self._lease: Lease | None = None
         self._cursor: sqlite3.Cursor | None = None
         self._seen = StreamDigest()
+        self._cut_off = False
 
     def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: StreamDigest) -> None:
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
@@ -114,6 +114,10 @@ class StreamCursor(RoutedCursor):
         self._connection.streams.add(self)
 
     def _fetch(self, size: int | None) -> None:
+        if self._cut_off:
+            raise sqlite3.InterfaceError(
+                "The rest of this stream was lost when its transaction was rolled back."
+            )
         if self._cursor is not None and self._lease is not None:
             self._rows.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
             self._connection.transaction.activity += 1
@@ -140,10 +144,12 @@ class StreamCursor(RoutedCursor):
     def keep(self, rows: list[Any]) -> None:
         """The rest of the rows, fetched when the transaction was committed."""
         self._rows.extend(rows)
+        self._cut_off = False
 
     def forget(self) -> sqlite3.Cursor | None:
         """Let go of SQLite's cursor; whoever asks closes it."""
         cursor, self._cursor, self._lease = self._cursor, None, None
+        self._cut_off = cursor is not None
         self._connection.streams.discard(self)
         return cursor
 

@@ -36,7 +36,8 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
         creator = kw.pop("async_creator_fn", None)
         kw.pop("async_fallback", None)
         opening = (creator or self.aiosqlite.connect)(*args, **kw)
-        opening._thread.daemon = True  # an engine that was never disposed lets the interpreter end
+        if creator is None:
+            opening._thread.daemon = True  # an engine never disposed of lets the interpreter end
         future = asyncio.ensure_future(opening)
         try:
             connection = await_only(to_end(future))
@@ -52,6 +53,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     driver = "qsession"
     supports_statement_cache = True
+    has_terminate = True
 
     def __init__(
         self,
@@ -109,9 +111,12 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         return args, options
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        if self._memory is not None:
+            self._memory.enter(self)
         timeout = cparams.pop("timeout", None)
         if timeout is not None and "queue_timeout" not in self._given:
             self.settings = self.settings.with_options({"queue_timeout": timeout})
+        cparams.pop("autocommit", None)  # as isolation_level: BEGIN is ours to send
         cparams.update(timeout=0, isolation_level=None, check_same_thread=False)
         return super().connect(*cargs, **cparams)
 
@@ -134,7 +139,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     def discard_memory(self) -> None:
         if self._memory is not None:
-            self._memory.discard()
+            self._memory.leave(self)
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """BEGIN goes with the first statement."""
@@ -143,6 +148,10 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         """Commit; a physical connection that goes back to its pool has ended its transaction."""
         if isinstance(dbapi_connection, RoutedConnection):
             dbapi_connection.commit()
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """Close without waiting, so that no second cancellation can come in between."""
+        dbapi_connection.terminate()
 
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         if isinstance(cursor, RoutedCursor):

@@ -26,10 +26,18 @@ class MemoryDatabase:
         parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
         self._folder = tempfile.mkdtemp(prefix="qsession-", dir=parent)
         self.path = os.path.join(self._folder, "memory.db")
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
         weakref.finalize(self, _delete, self._folder, os.getpid())
 
-    def discard(self) -> None:
-        """Forget all data; the next connection finds an empty database."""
+    def enter(self, user: object) -> None:
+        """``user`` has connections to it from now on."""
+        self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """``user`` has closed its connections. With the last one all data is forgotten."""
+        self._users.discard(user)
+        if self._users:
+            return
         for suffix in ("", "-wal", "-shm", "-journal"):
             try:
                 os.unlink(self.path + suffix)
@@ -51,9 +59,12 @@ def memory_database(url: URL) -> MemoryDatabase | None:
     name = url.database or ""
     if name in ("", ":memory:"):
         return MemoryDatabase()
-    if url.query.get("mode") != "memory" and name != "file::memory:":
+    shared = url.query.get("cache") == "shared"
+    if url.query.get("vfs") == "memdb":
+        shared = name.startswith("file:/")  # https://sqlite.org/src/file/src/memdb.c
+    elif url.query.get("mode") != "memory" and name != "file::memory:":
         return None
-    if url.query.get("cache") != "shared":
+    if not shared:
         return MemoryDatabase()
     found = _named.get(name)
     if found is None:

@@ -22,7 +22,9 @@ class Need(Enum):
     READ = "read"  # known to write nothing
     WRITE = "write"  # known to write, or asks for the ticket with FOR UPDATE
     UNKNOWN = "unknown"  # text: a reader will tell
-    PRAGMA = "pragma"  # some settings have no effect inside a transaction
+    ASK = "ask"  # a PRAGMA that only tells: from any connection, and without a BEGIN before it
+    PRAGMA = "pragma"  # any other: sets something on the connection, and often only outside BEGIN
+    TEMP = "temp"  # CREATE TEMP: writes what only this connection sees
     ALONE = "alone"  # VACUUM, ATTACH, DETACH: on the writer, without a BEGIN before it
     SAVEPOINT = "savepoint"  # SAVEPOINT, RELEASE, ROLLBACK TO: wherever the transaction is
     BEGIN = "begin"  # as text, from a listener or by hand
@@ -30,17 +32,37 @@ class Need(Enum):
     COMMIT = "commit"
     ROLLBACK = "rollback"
 
+    @property
+    def may_only_read(self) -> bool:
+        """Whether a reader may try it."""
+        return self in (Need.READ, Need.UNKNOWN, Need.ASK)
+
+    @property
+    def is_of_the_writer(self) -> bool:
+        """Whether it has its place on the writer alone."""
+        return self in (Need.WRITE, Need.TEMP, Need.ALONE, Need.PRAGMA)
+
+    @property
+    def leaves_settings(self) -> bool:
+        """Whether it leaves something on the connection that outlives the transaction."""
+        return self in (Need.PRAGMA, Need.TEMP, Need.ALONE)
+
 
 _WORDS = re.compile(
     r"""(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:
-    (?P<PRAGMA>PRAGMA)
-    |(?P<ALONE>VACUUM|ATTACH|DETACH)
+    (?P<ASK>PRAGMA\s+(?:\S+\s*\.\s*)?(?:
+        (?:table_list|table_x?info|index_list|index_x?info|foreign_key_list|foreign_key_check
+            |integrity_check|quick_check)\b
+        |(?!(?:wal_checkpoint|optimize|incremental_vacuum|shrink_memory)\b)\w+\s*;?\s*\Z))
+    |(?P<PRAGMA>PRAGMA\b)
+    |(?P<TEMP>CREATE\s+TEMP(?:ORARY)?\b)
+    |(?:(?P<ALONE>VACUUM|ATTACH|DETACH)
     |(?P<SAVEPOINT>SAVEPOINT|RELEASE|ROLLBACK\s+(?:TRANSACTION\s+)?TO)
     |(?P<BEGIN_WRITE>BEGIN\s+(?:IMMEDIATE|EXCLUSIVE))
     |(?P<BEGIN>BEGIN)
     |(?P<COMMIT>COMMIT|END)
     |(?P<ROLLBACK>ROLLBACK)
-    )\b""",
+    )\b)""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 
@@ -61,8 +83,10 @@ def need_of(context: Any, sql: str) -> tuple[Need, bool]:
     compiled = context.compiled if context is not None else None
     if compiled is None:
         return need_of_text(sql), False
-    if context.isinsert or context.isupdate or context.isdelete or context.isddl:
+    if context.isinsert or context.isupdate or context.isdelete:
         return Need.WRITE, False
+    if context.isddl:
+        return Need.TEMP if need_of_text(sql) is Need.TEMP else Need.WRITE, False
     statement = compiled.statement
     lock = getattr(statement, "_for_update_arg", None)
     if lock is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -12,6 +13,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
+from sqlalchemy.util.queue import Empty
 
 from ..config import Settings
 from ..stats import Stats
@@ -121,6 +123,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             driver.identity = file_identity(driver.path) if driver.path else None
             driver.role = role
 
+    def make_ready_again(self, driver: DriverConnection) -> None:
+        """After a PRAGMA of the application, which may have set what a connection needs."""
+        driver.post(_make_ready, driver.role)
+
     def check_file(self, driver: DriverConnection) -> None:
         """Raise if the file was deleted or replaced since the connection was opened.
 
@@ -167,7 +173,11 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._dispose()
 
     def _dispose(self) -> None:
-        super().dispose()
+        with suppress(Empty):
+            while True:
+                self._pool.get(False).close()
+                self._dec_overflow()  # those in use still count, unlike in QueuePool.dispose()
+        self.logger.info("Pool disposed. %s", self.status())
         writer, self.writer = self.writer, Writer(self, before=self.writer)
         writer.dispose()
         self._our_dialect.discard_memory()
@@ -180,6 +190,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
 def _make_ready(raw: sqlite3.Connection, role: str) -> str:
     """In the connection's thread: how it waits, what it may do, and the file it is open on."""
+    raw.isolation_level = None  # whatever a listener made of it: BEGIN is ours to send
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
     if role == "reader":
         raw.execute("PRAGMA query_only=ON")

@@ -41,6 +41,8 @@ class Transaction(Attachment):
         self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
     ) -> None:
         self.autocommit = False
+        self.has_settings = False
+        """Something of its own lies on the writer: a PRAGMA, a temporary table, an ATTACH."""
         super().__init__(pool, connection)
 
     def _reset(self) -> None:
@@ -122,11 +124,11 @@ class Transaction(Attachment):
 
     def _place(self, need: Need) -> State:
         """Whether a statement goes to a reader (READING) or to the writer (HOLDING)."""
-        writes = need in (Need.WRITE, Need.ALONE)
-        if self.state is State.HOLDING or (writes and self._access != "read"):
+        on_writer = need.is_of_the_writer or self.has_settings
+        if self.state is State.HOLDING or (on_writer and self._access != "read"):
             return State.HOLDING
         if self.state is State.READING or self._access == "read":
-            return State.HOLDING if need is Need.WRITE else State.READING
+            return State.HOLDING if need in (Need.WRITE, Need.TEMP) else State.READING
         if self._access == "write" or self.state is State.SUSPENDED:
             return State.HOLDING
         assert self.first is not None
@@ -151,14 +153,16 @@ class Transaction(Attachment):
         return outcome
 
     def _run_alone(self, statement: Statement) -> Outcome:
-        if statement.need in (Need.READ, Need.UNKNOWN) or self._access == "read":
+        reads = statement.need.may_only_read and not self.has_settings
+        if reads or self._access == "read":
             self.attach_reader()
             report = self.run(statement, begins=False)
             if not _refused(report):
                 return self._settle(statement, report)
             self.detach_reader()
         self._refuse_to_write(statement)
-        statement.need = Need.WRITE
+        if statement.need.may_only_read:
+            statement.need = Need.WRITE
         statement.stream = None
         self.attach_writer(statement)
         outcome = self._settle(statement, self.run(statement, begins=False))
@@ -190,7 +194,10 @@ class Transaction(Attachment):
             seen = digest(outcome)
         if self.began:
             self.log.append(statement, seen)
-        if self.state is State.HOLDING and statement.need is not Need.SAVEPOINT:
+        if statement.need.leaves_settings:
+            self._pool.make_ready_again(lease.driver)
+            self.has_settings = self.has_settings or self.state is State.HOLDING
+        if self.began and self.state is State.HOLDING and statement.need is not Need.SAVEPOINT:
             self.wrote = self.wrote or statement.need is Need.WRITE or outcome.changed
         return outcome
 
@@ -346,7 +353,7 @@ def _refused(report: Report) -> bool:
 
 def _runs_outside(need: Need) -> bool:
     """Whether a statement runs before BEGIN, because it has no effect, or fails, behind it."""
-    return need in (Need.ALONE, Need.PRAGMA)
+    return need in (Need.ALONE, Need.PRAGMA, Need.ASK)
 
 
 def _releases(statement: Statement, savepoint: str) -> bool:
