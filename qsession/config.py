@@ -33,6 +33,10 @@ class Settings:
     """How long a holder may idle while others wait before they stop waiting for it."""
     warn_after: float = 5.0
     """How long a holder that has written may idle while others wait before it is logged."""
+    group_size: int = 64
+    """How many transactions may be made durable by one COMMIT; 1 gives each its own."""
+    inline: bool = True
+    """Whether statements known to be short run on the event loop instead of in a thread."""
     max_hold: float | None = None
     """How long a transaction may hold the ticket before it is rolled back. ``None``: for ever."""
 
@@ -41,7 +45,7 @@ class Settings:
             value = getattr(self, name)
             try:
                 object.__setattr__(self, name, check(value))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, KeyError):
                 raise ArgumentError(f"{name}={value!r} is not allowed: {_ALLOWED[name]}") from None
 
     def with_options(self, options: Mapping[str, Any]) -> Settings:
@@ -90,6 +94,19 @@ def _count_or_off(value: Any) -> int | None:
     return count
 
 
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
+
+
+def _count(value: Any) -> int:
+    count = _count_or_off(value)
+    if not count:
+        raise ValueError
+    return count
+
+
 _TIME = "a number of seconds, 0 or more"
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "access": _one_of(*get_args(Access)),
@@ -98,6 +115,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "max_waiting": _count_or_off,
     "stall_after": _seconds,
     "warn_after": _seconds,
+    "group_size": _count,
+    "inline": _flag,
     "max_hold": _seconds_or_off,
 }
 _ALLOWED = {
@@ -107,5 +126,7 @@ _ALLOWED = {
     "max_waiting": "a whole number, 0 or more, or None for any number",
     "stall_after": _TIME,
     "warn_after": _TIME,
+    "group_size": "a whole number, 1 or more",
+    "inline": "true or false",
     "max_hold": f"{_TIME}, or None for no limit",
 }

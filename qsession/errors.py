@@ -9,6 +9,7 @@
         ├── NestedWriteError  (also sqlalchemy.exc.InvalidRequestError)
         ├── ReadOnlyError     (also sqlalchemy.exc.InvalidRequestError)
         ├── HoldTimeout       (also sqlalchemy.exc.OperationalError)
+        ├── GroupAborted      (also sqlalchemy.exc.OperationalError)
         └── ConflictError     retryable
 
     UserWarning
@@ -45,8 +46,8 @@ class ReadOnlyError(QSessionError, exc.InvalidRequestError):
     """A statement that writes was sent in a transaction whose access mode is ``read``."""
 
 
-class HoldTimeout(QSessionError, exc.OperationalError):
-    """A transaction held the ticket longer than ``max_hold`` seconds and was rolled back."""
+class _Operational(QSessionError, exc.OperationalError):
+    """One that stands beside what the database reports, without a statement of its own."""
 
     def __init__(self, message: str) -> None:
         exc.OperationalError.__init__(self, None, None, sqlite3.OperationalError(message))
@@ -55,8 +56,16 @@ class HoldTimeout(QSessionError, exc.OperationalError):
     def __str__(self) -> str:
         return self.message
 
-    def __reduce__(self) -> tuple[type[HoldTimeout], tuple[str]]:
+    def __reduce__(self) -> tuple[type[_Operational], tuple[str]]:
         return type(self), (self.message,)
+
+
+class HoldTimeout(_Operational):
+    """A transaction held the ticket longer than ``max_hold`` seconds and was rolled back."""
+
+
+class GroupAborted(_Operational):
+    """SQLite rolled back a whole commit group, and this member of it could not be run again."""
 
 
 class ConflictError(QSessionError):
@@ -78,6 +87,7 @@ SQLITE_INTERRUPT = 9
 SQLITE_IOERR = 10
 SQLITE_CORRUPT = 11
 SQLITE_CANTOPEN = 14
+SQLITE_CONSTRAINT = 19
 SQLITE_NOTADB = 26
 
 _MESSAGES = {  # sqlite3_errstr(), for Python 3.10, whose exceptions carry no code
@@ -89,6 +99,7 @@ _MESSAGES = {  # sqlite3_errstr(), for Python 3.10, whose exceptions carry no co
     "database disk image is malformed": SQLITE_CORRUPT,
     "unable to open database file": SQLITE_CANTOPEN,
     "file is not a database": SQLITE_NOTADB,
+    "FOREIGN KEY constraint failed": SQLITE_CONSTRAINT,
 }
 
 

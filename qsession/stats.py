@@ -87,6 +87,8 @@ class Stats:
     suspensions: int
     commits: int
     """Transactions that wrote and were committed."""
+    groups: int
+    """COMMITs that made more than one of them durable."""
     predicted: int
     """How many texts the table of the access prediction knows."""
     waits: Histogram
@@ -102,4 +104,5 @@ class Counters:
     replays: int = 0
     suspensions: int = 0
     commits: int = 0
+    groups: int = 0
     holds: HistogramRecorder = field(default_factory=HistogramRecorder)

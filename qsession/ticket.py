@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -66,6 +66,8 @@ class TicketQueue:
         self.acquired = 0
         self.waits = HistogramRecorder()
         self._levels: dict[int, OrderedDict[Ticket, None]] = {}
+        self.on_free: Callable[[], None] | None = None
+        """Called when the ticket is given back and nobody takes it; must not wait."""
         self._serial = Serial()
         self._serve = self._serial.serve
 
@@ -150,6 +152,8 @@ class TicketQueue:
             self._drop(heir, TicketState.LEFT)
             if self._grant(heir):
                 return
+        if self.on_free is not None:
+            self.on_free()
 
     def _transfer(self, pair: tuple[Ticket, Ticket]) -> None:
         ticket, heir = pair

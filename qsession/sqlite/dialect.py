@@ -63,6 +63,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         max_waiting: Any = None,
         stall_after: Any = None,
         warn_after: Any = None,
+        group_size: Any = None,
+        inline: Any = None,
         max_hold: Any = None,
         **kw: Any,
     ) -> None:

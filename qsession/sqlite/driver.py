@@ -12,6 +12,8 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +21,8 @@ from typing import Any, TypeVar
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
+
+from .pace import STEPS, Budget
 
 INTERRUPT_AGAIN = 0.005
 """Seconds after which a cancelled statement that still runs is interrupted again."""
@@ -30,11 +34,11 @@ Done = Callable[[], None]
 class _Job:
     """A function on its way through the thread, and the future that waits for what it returns."""
 
-    __slots__ = ("ended", "ending", "function", "future", "loop", "taken_back")
+    __slots__ = ("driver", "ended", "function", "future", "loop", "taken_back")
 
-    def __init__(self, function: Callable[[], Any], ending: threading.Lock) -> None:
+    def __init__(self, function: Callable[[], Any], driver: DriverConnection) -> None:
         self.function = function
-        self.ending = ending
+        self.driver = driver
         self.ended = False
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
@@ -42,16 +46,13 @@ class _Job:
 
     def __call__(self) -> None:
         """Run in the thread. The loop may be closed by then; there is nobody left to tell."""
-        if self.taken_back:
-            self.ended = True
-            return
         result, error = None, None
         try:
-            result = self.function()
+            if not self.taken_back:
+                result = self.function()
         except BaseException as raised:
             error = raised
-        with self.ending:
-            self.ended = True
+        self.driver.job_ended(self)
         try:
             self.loop.call_soon_threadsafe(self.settle, result, error)
         except RuntimeError:
@@ -80,7 +81,9 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
     def __init__(self, dbapi: Any, connection: Any) -> None:
         super().__init__(dbapi, connection)
+        self._jobs: deque[None] = deque()  # one for each function that the thread has not done
         self._ending = threading.Lock()
+        self._budget = Budget()
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -102,6 +105,27 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
                 self._break_off(job)
             raise
 
+    @property
+    def quiet(self) -> bool:
+        """Whether the thread has nothing to do, so that a statement may run on the loop."""
+        return not self._jobs
+
+    def run_here(self, function: Callable[..., T], *args: Any, budget: float | None = None) -> T:
+        """Run ``function(raw, *args)`` on the loop, with the thread quiet.
+
+        ``budget`` seconds, where given, are all it gets: then SQLite breaks it off with
+        SQLITE_INTERRUPT. Only for reads: a write that is broken off takes its transaction along.
+        """
+        raw = self.raw
+        if budget is None:
+            return function(raw, *args)
+        self._budget.deadline = time.perf_counter() + budget
+        raw.set_progress_handler(self._budget.check, STEPS)
+        try:
+            return function(raw, *args)
+        finally:
+            raw.set_progress_handler(None, 0)
+
     def run_to_end(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it."""
         return await_only(to_end(self._submit(function, *args).future))  # type: ignore[no-any-return]
@@ -116,7 +140,14 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             if done is not None:
                 done()
             return
-        connection._tx.put_nowait((None, partial(_run_posted, self, function, args, done)))
+        self._jobs.append(None)
+        connection._tx.put_nowait((None, partial(self._run_posted, function, args, done)))
+
+    def job_ended(self, job: _Job) -> None:
+        """The thread is done with a function: it must not be interrupted any more."""
+        with self._ending:
+            job.ended = True
+        self._jobs.pop()
 
     def _break_off(self, job: _Job) -> None:
         """Interrupt a function until it has ended, and nothing that runs after it.
@@ -162,28 +193,29 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         if self._connection._running:
             self._connection.stop()
 
+    def _run_posted(
+        self, function: Callable[..., Any], args: tuple[Any, ...], done: Done | None
+    ) -> None:
+        try:
+            function(self.raw, *args)
+        except Exception:
+            self.suspect = True  # what it was to clean up may still be there
+        finally:
+            self._jobs.pop()
+            if done is not None:
+                done()
+
     def _submit(self, function: Callable[..., Any], *args: Any) -> _Job:
         if not self._connection._running:
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
-        job = _Job(partial(function, self.raw, *args), self._ending)
+        job = _Job(partial(function, self.raw, *args), self)
+        self._jobs.append(None)
         self._connection._tx.put_nowait((None, job))
         return job
 
 
 def _close(raw: sqlite3.Connection) -> None:
     raw.close()
-
-
-def _run_posted(
-    driver: DriverConnection, function: Callable[..., Any], args: tuple[Any, ...], done: Done | None
-) -> None:
-    try:
-        function(driver.raw, *args)
-    except Exception:
-        driver.suspect = True  # what it was to clean up may still be there
-    finally:
-        if done is not None:
-            done()
 
 
 async def to_end(future: asyncio.Future[T]) -> T:

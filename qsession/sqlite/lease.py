@@ -8,9 +8,11 @@ the garbage collector.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .driver import DriverConnection
+from .group import leave
 
 if TYPE_CHECKING:
     from ..ticket import Ticket
@@ -40,7 +42,12 @@ class Lease:
         cursors = self.forget_streams()
         if busy:
             self.driver.interrupt()
-        self.driver.post(clean_up, cursors, done=self.give_back)
+        self.driver.post(self.undo, cursors, done=self.give_back)
+
+    @property
+    def undo(self) -> Callable[[sqlite3.Connection, list[sqlite3.Cursor]], None]:
+        """What rolls this transaction back, in the connection's thread."""
+        return clean_up
 
     def forget_streams(self) -> list[sqlite3.Cursor]:
         cursors = [stream.forget() for stream in list(self.streams)]
@@ -66,7 +73,10 @@ class ReaderLease(Lease):
         if self.ended:
             return
         self.ended = True
-        self.driver.post(finish_reading)
+        if self.driver.quiet:
+            self.driver.run_here(finish_reading)
+        else:
+            self.driver.post(finish_reading)
         if not self.streams:
             self.give_back()
 
@@ -92,7 +102,13 @@ class WriterLease(Lease):
     def __init__(self, writer: Writer, ticket: Ticket, driver: DriverConnection) -> None:
         super().__init__(driver)
         self.ticket = ticket
+        self.joined_at: float | None = None
+        """When it joined a group, by :func:`time.monotonic`; None while it is not in one."""
         self._writer = writer
+
+    @property
+    def undo(self) -> Callable[[sqlite3.Connection, list[sqlite3.Cursor]], None]:
+        return clean_up if self.joined_at is None else leave
 
     def give_back(self) -> None:
         self._writer.give_back(self.ticket)
@@ -103,7 +119,10 @@ class WriterLease(Lease):
         What they send runs behind the ROLLBACK, in the same thread.
         """
         self.ended = True
-        self.driver.post(clean_up, self.forget_streams())
+        if self.driver.quiet:
+            self.driver.run_here(self.undo, self.forget_streams())
+        else:
+            self.driver.post(self.undo, self.forget_streams())
         if heir is None:
             self.give_back()
         else:

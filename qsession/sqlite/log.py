@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import marshal
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,8 @@ class Report:
     """Another connection holds a lock, and nothing of this transaction is lost by trying again."""
     diverged: Entry | None = None
     """The first entry whose replay saw something else."""
+    seconds: float = 0.0
+    """How long the statement took."""
 
 
 def digest(outcome: Outcome) -> Any:
@@ -141,21 +144,28 @@ def run(
 ) -> Report:
     """Begin if asked to, replay, execute. In the connection's thread."""
     began_before = raw.in_transaction
-    if begin is not None and began_before:  # left over from a clean-up that failed
+    if (
+        begin is not None and began_before and begin.startswith("BEGIN")
+    ):  # left over from a clean-up that failed
         raw.execute("ROLLBACK")
         began_before = False
+    started = time.perf_counter()
     try:
         if begin is not None:
             raw.execute(begin)
         for entry in entries:
-            if not _same_again(raw, entry):
-                return Report(diverged=entry)
-        return Report(execute(raw, statement), in_transaction=raw.in_transaction)
+            if not same_again(raw, entry):
+                return Report(diverged=entry, in_transaction=raw.in_transaction)
+        started = time.perf_counter()  # of the statement alone
+        outcome = execute(raw, statement)
+        seconds = time.perf_counter() - started
+        return Report(outcome, in_transaction=raw.in_transaction, seconds=seconds)
     except Exception as error:
         busy = sqlite_code(error) == SQLITE_BUSY
         if busy and raw.in_transaction and not began_before:
             raw.execute("ROLLBACK")
-        return Report(error=error, in_transaction=raw.in_transaction, busy=busy)
+        seconds = time.perf_counter() - started
+        return Report(error=error, in_transaction=raw.in_transaction, busy=busy, seconds=seconds)
 
 
 def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
@@ -206,7 +216,7 @@ def fetch(
     return rows
 
 
-def _same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
+def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
     try:
         outcome = execute(raw, entry.statement)
     except sqlite3.Error as error:

@@ -22,6 +22,7 @@ from .connection import RoutedConnection
 from .driver import DriverConnection, file_identity, to_end
 from .explain import explain
 from .lease import ReaderLease
+from .pace import Pace
 from .reader_queue import ReaderQueue
 from .writer import Writer
 
@@ -41,6 +42,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def __init__(self, creator: Any, **kw: Any) -> None:
         super().__init__(creator, **kw)
         self.writer = Writer(self)
+        self.pace = Pace(self.settings.inline)
         self._initialized = False
         self._initializing = TicketQueue()
         self._replaced = False
@@ -151,6 +153,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         pool = super().recreate()
         assert isinstance(pool, WriteQueuePool)
         pool.writer = Writer(pool, before=self.writer)
+        pool.pace = self.pace
         self._replaced = True
         return pool
 

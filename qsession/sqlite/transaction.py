@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from sqlalchemy.util import await_only
 
@@ -13,7 +13,8 @@ from .. import errors
 from ..config import Access
 from . import lease as work
 from .attachment import BUSY_RETRY, Attachment, State
-from .lease import ReaderLease, WriterLease
+from .group import finish, leave
+from .lease import Lease, ReaderLease, WriterLease
 from .log import Outcome, Report, Statement, StreamDigest, digest, error_digest
 from .need import Need
 
@@ -177,6 +178,9 @@ class Transaction(Attachment):
         if error is not None:
             lease.driver.suspect |= errors.sqlite_code(error) in _SUSPECT
             if self.began and not report.in_transaction:
+                if isinstance(lease, WriterLease) and lease.joined_at is not None:
+                    lease.joined_at = None
+                    self.writer.rescue_group()
                 self._dropped(error)
             elif self.began:
                 self.log.append(statement, error_digest(error))
@@ -210,7 +214,14 @@ class Transaction(Attachment):
         """Make it durable. A COMMIT that has started runs to its end; a cancellation follows."""
         if self.failure is not None:
             raise self.failure
-        if isinstance(self.lease, WriterLease) and (self.began or self.pinned):
+        if self.wrote and self._has_to_replay():
+            self._write_again()
+        if self._in_group(self.lease):
+            self._finish_in_group(self.lease)
+            return
+        if self._only_read(self.lease):
+            self.lease.driver.run_here(work.finish_reading)
+        elif isinstance(self.lease, WriterLease) and (self.began or self.pinned):
             self.busy += 1
             try:
                 self._commit_writing(self.lease)
@@ -218,6 +229,40 @@ class Transaction(Attachment):
                 self.busy -= 1
                 self.activity += 1
         self._end()
+
+    def _write_again(self) -> None:
+        """What it had written was undone for others' sake: replay it before it is committed."""
+        nothing = Statement("SELECT 1", need=Need.READ)
+        self.busy += 1
+        try:
+            self.attach_writer(nothing)
+            report = self.run(nothing)
+            if report.diverged is not None or report.error is not None:
+                self._settle(nothing, report)
+        finally:
+            self.busy -= 1
+            self.activity += 1
+
+    def _in_group(self, lease: Lease | None) -> TypeGuard[WriterLease]:
+        """Whether it ends as a member of a group: it joined one, or others wait to do so."""
+        if not isinstance(lease, WriterLease) or not self.began or lease.streams or self.pinned:
+            return False
+        if lease.joined_at is not None:
+            return True
+        return self.wrote and self.writer.queue.waiting > 0 and self.settings.group_size > 1
+
+    def _finish_in_group(self, lease: WriterLease, undo: bool = False) -> None:
+        """End as a member: the ticket passes on; wait until the COMMIT is made, or has failed."""
+        if lease.joined_at is not None:
+            lease.driver.run_here(leave if undo else finish)
+        log, wrote = self.log, self.wrote and not undo
+        self._note()
+        self._reset()
+        group, member = self.writer.finish(log, wrote, lease)
+        try:
+            group.wait(member)
+        except sqlite3.Error as error:
+            raise self._pool.explain(error) from None
 
     def _commit_writing(self, lease: WriterLease) -> None:
         if self.wrote:
@@ -249,7 +294,12 @@ class Transaction(Attachment):
     def rollback(self) -> None:
         """Undo it. Runs to its end through a cancellation."""
         lease = self.lease
-        if isinstance(lease, WriterLease):
+        if isinstance(lease, WriterLease) and lease.joined_at is not None:
+            self._finish_in_group(lease, undo=True)
+        elif self._only_read(lease):
+            lease.driver.run_here(work.finish_reading)
+            self._end()
+        elif isinstance(lease, WriterLease):
             try:
                 lease.driver.run_to_end(work.clean_up, lease.forget_streams())
             except sqlite3.Error:
@@ -259,12 +309,24 @@ class Transaction(Attachment):
         else:
             self._end()
 
-    def _end(self) -> None:
-        """Give everything back. The writer's connection has ended its transaction by now."""
-        lease = self.lease
+    def _only_read(self, lease: Lease | None) -> TypeGuard[WriterLease]:
+        """Whether the end needs no disk, so that it can be made on the loop."""
+        return (
+            isinstance(lease, WriterLease)
+            and not (self.wrote or self.pinned or lease.streams)
+            and lease.driver.quiet
+        )
+
+    def _note(self) -> None:
+        """Learn from this transaction what the next one of its kind will do."""
         if self.first is not None and self._access == "auto" and self.failure is None:
             self.writer.prediction.note(self.first, self.wrote)
         self._stop_limit()
+
+    def _end(self) -> None:
+        """Give everything back. The writer's connection has ended its transaction by now."""
+        lease = self.lease
+        self._note()
         self._reset()
         if isinstance(lease, ReaderLease):
             lease.end()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
@@ -12,6 +14,7 @@ from ..errors import NestedWriteError, QueueFull, QueueTimeout
 from ..stats import Counters, Holder, Stats
 from ..ticket import Ticket, TicketQueue, TicketState
 from .driver import DriverConnection
+from .group import SLOW, Group, Member
 from .holder import describe, shorten
 from .lease import WriterLease
 from .prediction import Prediction
@@ -19,7 +22,11 @@ from .watch import StallWatch
 
 if TYPE_CHECKING:
     from .attachment import Attachment
+    from .log import Log
     from .pool import WriteQueuePool
+
+
+_Job = Callable[[Group, sqlite3.Connection, float], None]
 
 
 class Writer:
@@ -33,12 +40,15 @@ class Writer:
         self._pool = pool
         self._record: Any = None
         self._disposed = False
+        self.group: Group | None = None
+        """Finished transactions whose COMMIT is still to come."""
         self.queue: TicketQueue = TicketQueue() if before is None else before.queue
         self.counters: Counters = Counters() if before is None else before.counters
         self.prediction: Prediction = Prediction() if before is None else before.prediction
         self.watch: StallWatch = (
             StallWatch(self.queue, pool.settings) if before is None else before.watch
         )
+        self.queue.on_free = self.close_group
 
     def ask(self, transaction: Attachment, ticket: Ticket, nowait: bool) -> bool:
         """Wait for the ticket: True when it is held, False to go on with a snapshot instead.
@@ -124,11 +134,91 @@ class Writer:
                     self._pool.dispatch.checkin(record.dbapi_connection, record)
                 if record.dbapi_connection.suspect:
                     record.invalidate()
-                elif self._disposed:
+                elif self._disposed and self.group is None:
                     record.close()
         finally:
             self.counters.holds.observe(time.monotonic() - ticket.taken_at)
             self.queue.release(ticket)
+
+    # The commit group.
+
+    def finish(self, log: Log, wrote: bool, lease: WriterLease) -> tuple[Group, Member]:
+        """Put a finished transaction into the group; pass the ticket on, or send the group off."""
+        group = self.group
+        if group is None:
+            group = self.group = Group(lease.driver)
+            self._look_later(group)
+        member = group.add(log, wrote)
+        lease.ended = True
+        settings = self._pool.settings
+        if group.closes(0 if self._disposed else self.queue.waiting, settings.group_size):
+            self.close_group(lease.ticket)
+        else:
+            self.give_back(lease.ticket)
+        return group, member
+
+    def close_group(self, ticket: Ticket | None = None, leaving: bool = False) -> None:
+        """Send the COMMIT of the group to the thread; ``ticket`` is kept until it is done.
+
+        ``leaving``: the transaction that is at work in it is taken out before.
+        """
+        group, self.group = self.group, None
+        if group is None:
+            return
+        job = Group.leave_and_commit if leaving else Group.commit
+        try:
+            self._pool.check_file(group.driver)
+        except sqlite3.Error as error:
+            group.fail(error)
+            job = Group.give_up
+        self._post(job, group, ticket)
+
+    def rescue_group(self) -> None:
+        """SQLite has dropped the transaction of the group: run its finished members again."""
+        group, self.group = self.group, None
+        if group is not None:
+            self._post(Group.replay, group, None)
+
+    def _post(self, job: _Job, group: Group, ticket: Ticket | None) -> None:
+        timeout = self._pool.settings.queue_timeout
+        group.driver.post(
+            lambda raw: job(group, raw, timeout), done=lambda: self._done(group, ticket)
+        )
+
+    def _done(self, group: Group, ticket: Ticket | None) -> None:
+        """The COMMIT has been made or has failed. In the connection's thread."""
+        self.counters.groups += len(group.members) > 1
+        self.counters.commits += sum(m.wrote for m in group.members if m.error is None)
+        if ticket is not None:
+            self.give_back(ticket)
+        group.settle()
+
+    def _look_later(self, group: Group) -> None:
+        asyncio.get_running_loop().call_later(SLOW, self._look_at_group, group)
+
+    def _look_at_group(self, group: Group) -> None:
+        """No member waits for a slow neighbour, nor for one that does not come.
+
+        Runs in the loop of the holder, so never in the middle of one of its statements.
+        """
+        ticket = self.queue.holder
+        if self.group is not group or ticket is None:
+            return
+        holder: Attachment = ticket.owner
+        home = holder.loop
+        if home is not None and home is not asyncio.get_running_loop() and not home.is_closed():
+            home.call_soon_threadsafe(self._look_at_group, group)
+            return
+        lease = holder.lease
+        joined_at = lease.joined_at if isinstance(lease, WriterLease) else None
+        if holder.busy and holder.writer is self:
+            self._look_later(group)
+        elif joined_at is None or holder.writer is not self:
+            self.close_group()
+        elif time.monotonic() - joined_at < SLOW:
+            self._look_later(group)
+        else:
+            holder.leave_group()
 
     def dispose(self) -> None:
         """Close the connection: now, or when the one who holds the ticket is done with it."""
@@ -163,6 +253,7 @@ class Writer:
             replays=counters.replays,
             suspensions=counters.suspensions,
             commits=counters.commits,
+            groups=counters.groups,
             predicted=len(self.prediction),
             waits=self.queue.waits.freeze(),
             holds=counters.holds.freeze(),

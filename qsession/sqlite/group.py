@@ -1,0 +1,171 @@
+"""Group commit: transactions that one COMMIT makes durable.
+
+The first member began with BEGIN IMMEDIATE; each one after it ran under a savepoint, on top of
+what the finished ones had written. None of them is told that it is committed before the COMMIT is.
+The functions at the end run in the connection's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy.util import await_only
+
+from ..errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
+from .driver import DriverConnection, to_end
+from .log import Log, same_again
+
+MAX_AGE = 0.005
+"""Seconds after the first member has finished when a group closes at the latest."""
+SLOW = 0.002
+"""Seconds after which a member that has not finished is taken out."""
+JOIN = "SAVEPOINT qsession_member"
+_RETRY = 0.005
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """A finished transaction whose COMMIT is still to come."""
+
+    log: Log
+    wrote: bool
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Group:
+    """Finished members, in the order they finished."""
+
+    driver: DriverConnection
+    opened_at: float = field(default_factory=time.monotonic)
+    members: list[Member] = field(default_factory=list)
+    _futures: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = field(default_factory=dict)
+
+    def closes(self, waiting: int, size: int) -> bool:
+        """Whether it closes now that a member has finished: nobody follows, full, or old."""
+        return (
+            not waiting or len(self.members) >= size or time.monotonic() - self.opened_at >= MAX_AGE
+        )
+
+    def add(self, log: Log, wrote: bool) -> Member:
+        member = Member(log, wrote)
+        self.members.append(member)
+        return member
+
+    def wait(self, member: Member) -> None:
+        """Wait for the COMMIT, through any cancellation; raise what became of ``member``."""
+        loop = asyncio.get_running_loop()
+        future = self._futures.get(loop)
+        if future is None:
+            future = self._futures[loop] = loop.create_future()
+        await_only(to_end(future))
+        if member.error is not None:
+            raise member.error
+
+    def settle(self) -> None:
+        """Tell all members. In the connection's thread."""
+        for loop, future in list(self._futures.items()):
+            try:
+                loop.call_soon_threadsafe(_resolve, future)
+            except RuntimeError:  # the loop is closed: nobody of it waits any more
+                continue
+
+    def commit(self, raw: sqlite3.Connection, timeout: float) -> None:
+        """Make all members durable, or say of each why not. In the connection's thread."""
+        if not raw.in_transaction:  # SQLite has dropped it, and nobody has noticed
+            self.replay(raw, timeout)
+            return
+        error = _commit(raw, timeout)
+        if error is None:
+            return
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        if sqlite_code(error) == SQLITE_CONSTRAINT and len(self.members) > 1:
+            self.replay(raw, timeout)  # a deferred foreign key: only its owner is to fail
+            return
+        self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        for member in self.members:
+            member.error = error
+
+    def give_up(self, raw: sqlite3.Connection, timeout: float) -> None:
+        """Undo all members, who have been told why."""
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+
+    def leave_and_commit(self, raw: sqlite3.Connection, timeout: float) -> None:
+        """Take the member that is still at work out, then commit the finished ones."""
+        leave(raw)
+        self.commit(raw, timeout)
+
+    def replay(self, raw: sqlite3.Connection, timeout: float) -> None:
+        """Run each member again, each with its own COMMIT. In the connection's thread."""
+        for member in self.members:
+            try:
+                member.error = _replay(raw, member, timeout)
+            except sqlite3.Error as error:
+                member.error = error
+            finally:
+                if raw.in_transaction:
+                    raw.execute("ROLLBACK")
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _replay(raw: sqlite3.Connection, member: Member, timeout: float) -> Exception | None:
+    if not member.log.complete:
+        return GroupAborted(
+            "SQLite rolled back the transactions of a commit group, and this one was too long to "
+            "be run again. Nothing of it was written."
+        )
+    error = _patiently(raw, "BEGIN IMMEDIATE", timeout)
+    if error is not None:
+        return error
+    for entry in member.log.entries:
+        if not same_again(raw, entry):
+            return GroupAborted(
+                "SQLite rolled back the transactions of a commit group, and this one did not "
+                f"come out the same when it was run again: {entry.statement.sql!r}. Nothing of it "
+                "was written."
+            )
+    return _commit(raw, timeout)
+
+
+def _commit(raw: sqlite3.Connection, timeout: float) -> sqlite3.Error | None:
+    return _patiently(raw, "COMMIT", timeout) if raw.in_transaction else None
+
+
+def _patiently(raw: sqlite3.Connection, sql: str, timeout: float) -> sqlite3.Error | None:
+    """Run it, again while another process holds a lock, for ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            raw.execute(sql)
+        except sqlite3.Error as error:
+            if sqlite_code(error) != SQLITE_BUSY or time.monotonic() >= deadline:
+                return error
+            time.sleep(_RETRY)
+        else:
+            return None
+
+
+def leave(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) -> None:
+    """Undo one member, and nothing else."""
+    for cursor in cursors:
+        cursor.close()
+    if raw.in_transaction:
+        raw.execute("ROLLBACK TO qsession_member")
+        raw.execute("RELEASE qsession_member")
+
+
+def finish(raw: sqlite3.Connection) -> None:
+    """Keep what one member has written, for the COMMIT of the group."""
+    raw.execute("RELEASE qsession_member")
