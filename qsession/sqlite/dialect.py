@@ -23,7 +23,8 @@ from ..errors import (
     sqlite_code,
 )
 from .attachment import BUSY_RETRY
-from .connection import RoutedConnection, RoutedCursor
+from .connection import RoutedConnection
+from .cursor import RoutedCursor
 from .driver import DriverConnection, to_end
 from .memory import MemoryDatabase, memory_database
 from .pool import WriteQueuePool

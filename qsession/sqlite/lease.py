@@ -16,7 +16,7 @@ from .group import leave
 
 if TYPE_CHECKING:
     from ..ticket import Ticket
-    from .connection import StreamCursor
+    from .cursor import StreamCursor
     from .writer import Writer
 
 

@@ -17,7 +17,7 @@ from ..errors import SQLITE_BUSY, sqlite_code
 from .need import Need
 
 if TYPE_CHECKING:
-    from .connection import StreamCursor
+    from .cursor import StreamCursor
 
 MAX_STATEMENTS = 1_000
 MAX_BYTES = 4 * 1024 * 1024
