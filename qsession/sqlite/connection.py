@@ -17,8 +17,8 @@ from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .attachment import State
 from .cursor import RoutedCursor, StreamCursor
+from .place import State
 from .transaction import Transaction
 
 if TYPE_CHECKING:

@@ -21,11 +21,11 @@ from ..errors import (
     QueueTimeout,
     sqlite_code,
 )
-from .place import BUSY_RETRY
 from .connection import RoutedConnection
 from .cursor import RoutedCursor
 from .driver import DriverConnection, to_end
 from .memory import MemoryDatabase, memory_database
+from .place import BUSY_RETRY
 from .pool import WriteQueuePool
 
 

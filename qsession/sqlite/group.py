@@ -33,7 +33,9 @@ class Member:
 
     log: Log
     wrote: bool
-    error: Exception | None = None
+    error: Exception | None = field(
+        default_factory=lambda: sqlite3.OperationalError("the COMMIT of its group was not made")
+    )
 
 
 @dataclass(eq=False)
@@ -52,17 +54,17 @@ class Group:
         )
 
     def add(self, log: Log, wrote: bool) -> Member:
+        """Put a transaction of the running loop into it; call ``wait`` for its fate."""
         member = Member(log, wrote)
         self.members.append(member)
+        loop = asyncio.get_running_loop()
+        if loop not in self._futures:
+            self._futures[loop] = loop.create_future()
         return member
 
     def wait(self, member: Member) -> None:
         """Wait for the COMMIT, through any cancellation; raise what became of ``member``."""
-        loop = asyncio.get_running_loop()
-        future = self._futures.get(loop)
-        if future is None:
-            future = self._futures[loop] = loop.create_future()
-        await_only(to_end(future))
+        await_only(to_end(self._futures[asyncio.get_running_loop()]))
         if member.error is not None:
             raise member.error
 
@@ -81,15 +83,17 @@ class Group:
             return
         error = _commit(raw, timeout)
         if error is None:
+            self.decide(None)
             return
         if raw.in_transaction:
             raw.execute("ROLLBACK")
         if sqlite_code(error) == SQLITE_CONSTRAINT and len(self.members) > 1:
             self.replay(raw, timeout)  # a deferred foreign key: only its owner is to fail
             return
-        self.fail(error)
+        self.decide(error)
 
-    def fail(self, error: Exception) -> None:
+    def decide(self, error: Exception | None) -> None:
+        """The same for all members: committed (None), or why not."""
         for member in self.members:
             member.error = error
 

@@ -87,7 +87,7 @@ class Entry:
 
 
 class Log:
-    """The statements of one transaction. Once over a limit it is dropped: ``complete`` is False."""
+    """The statements of one transaction. When it is full it is dropped: ``complete`` is False."""
 
     __slots__ = ("_bytes", "complete", "entries")
 
@@ -101,8 +101,11 @@ class Log:
             return
         self.entries.append(Entry(statement, seen))
         self._bytes += _size(statement)
-        if len(self.entries) > MAX_STATEMENTS or self._bytes > MAX_BYTES:
-            self.drop()
+
+    @property
+    def full(self) -> bool:
+        """Whether it has grown past what is kept."""
+        return len(self.entries) > MAX_STATEMENTS or self._bytes > MAX_BYTES
 
     def drop(self) -> None:
         """Forget everything: this transaction can no longer be replayed."""

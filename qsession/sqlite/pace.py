@@ -29,8 +29,7 @@ class Pace:
     def __init__(self, inline: bool) -> None:
         self._enabled = inline
         self._averages: OrderedDict[str, float] = OrderedDict()
-        self.longest = 0.0
-        """Seconds: the longest run on a loop so far."""
+        self._alone: OrderedDict[str, None] = OrderedDict()
 
     def inline(self, text: str, reads: bool) -> bool:
         """Whether a statement starts on the loop. One not seen before does if it only reads."""
@@ -38,6 +37,20 @@ class Pace:
             return False
         average = self._averages.get(text)
         return reads if average is None else average < SHORT
+
+    def keep_alone(self, text: str) -> None:
+        """Remember a text that writes and returns rows, which might not be the same again.
+
+        A default made by SQLite (a random key, the time of day) would come out different when a
+        member of a group is replayed, so such statements join none.
+        """
+        self._alone[text] = None
+        self._alone.move_to_end(text)
+        if len(self._alone) > TEXTS:
+            self._alone.popitem(last=False)
+
+    def may_join(self, text: str) -> bool:
+        return text not in self._alone
 
     def note(self, text: str, seconds: float) -> None:
         """Learn how long a statement took. One long run sends a text to the thread."""

@@ -16,7 +16,7 @@ from ..ticket import TicketQueue
 from .holder import describe
 
 if TYPE_CHECKING:
-    from .attachment import Attachment
+    from .place import Place
 
 TICKS = 5
 """A holder is stalled when it was seen idle this many times in a row."""
@@ -32,7 +32,7 @@ class StallWatch:
         self._settings = settings
         self._interval = max(settings.stall_after / TICKS, 0.001)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._seen: tuple[Attachment, int] | None = None
+        self._seen: tuple[Place, int] | None = None
         self._idle_ticks = 0
         self._warned = False
 
@@ -47,11 +47,11 @@ class StallWatch:
         """Whether the holder that was last looked at is stalled, and still holds."""
         return self._idle_ticks >= TICKS and self._seen == self._look()
 
-    def _look(self) -> tuple[Attachment, int] | None:
+    def _look(self) -> tuple[Place, int] | None:
         ticket = self._queue.holder
         if ticket is None:
             return None
-        transaction: Attachment = ticket.owner
+        transaction: Place = ticket.owner
         return transaction, transaction.activity
 
     def _tick(self) -> None:
@@ -70,7 +70,7 @@ class StallWatch:
         assert self._loop is not None
         self._loop.call_later(self._interval, self._tick)
 
-    def _stall(self, transaction: Attachment, activity: int) -> None:
+    def _stall(self, transaction: Place, activity: int) -> None:
         """A holder that has only read gives up the ticket; readers stop waiting for any other."""
         if transaction.forsaken:
             holder = self._queue.holder

@@ -21,8 +21,8 @@ from .prediction import Prediction
 from .watch import StallWatch
 
 if TYPE_CHECKING:
-    from .attachment import Attachment
     from .log import Log
+    from .place import Place
     from .pool import WriteQueuePool
 
 
@@ -50,7 +50,7 @@ class Writer:
         )
         self.queue.on_free = self.close_group
 
-    def ask(self, transaction: Attachment, ticket: Ticket, nowait: bool) -> bool:
+    def ask(self, transaction: Place, ticket: Ticket, nowait: bool) -> bool:
         """Wait for the ticket: True when it is held, False to go on with a snapshot instead.
 
         Raises :class:`QueueTimeout`, :class:`QueueFull` and :class:`NestedWriteError`. Cancelled:
@@ -85,10 +85,10 @@ class Writer:
             f"{self._holder_text()}"
         )
 
-    def _nested(self, transaction: Attachment, ticket: Ticket) -> bool:
+    def _nested(self, transaction: Place, ticket: Ticket) -> bool:
         """Settle the case that the asking task waits for itself; True if that was the case."""
         holder = self.queue.holder
-        outer: Attachment | None = holder.owner if holder is not None else None
+        outer: Place | None = holder.owner if holder is not None else None
         if outer is None or outer is transaction or not outer.is_of_this_context():
             return False
         if outer.lease is None:
@@ -128,6 +128,9 @@ class Writer:
     def give_back(self, ticket: Ticket) -> None:
         """The holder's transaction has ended and the connection is clean: the next one's turn."""
         record = self._record
+        if self.group is not None and self.group.driver.suspect:
+            self.close_group(ticket)  # its COMMIT comes before the connection is closed
+            return
         try:
             if record is not None and record.dbapi_connection is not None:
                 if self._pool.dispatch.checkin:
@@ -169,7 +172,7 @@ class Writer:
         try:
             self._pool.check_file(group.driver)
         except sqlite3.Error as error:
-            group.fail(error)
+            group.decide(error)
             job = Group.give_up
         self._post(job, group, ticket)
 
@@ -204,7 +207,7 @@ class Writer:
         ticket = self.queue.holder
         if self.group is not group or ticket is None:
             return
-        holder: Attachment = ticket.owner
+        holder: Place = ticket.owner
         home = holder.loop
         if home is not None and home is not asyncio.get_running_loop() and not home.is_closed():
             home.call_soon_threadsafe(self._look_at_group, group)

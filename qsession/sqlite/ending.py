@@ -1,0 +1,212 @@
+"""Ending: how a transaction is committed, alone or as a member of a group, or rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from typing import Any, TypeGuard
+
+from sqlalchemy.util import await_only
+
+from .. import errors
+from ..config import Access
+from . import lease as work
+from .attachment import Attachment
+from .group import finish, leave
+from .lease import Lease, ReaderLease, WriterLease
+from .log import Outcome, Report, Statement, StreamDigest, digest, error_digest
+from .need import Need
+from .place import BUSY_RETRY, State
+
+_SUSPECT = {
+    errors.SQLITE_IOERR,
+    errors.SQLITE_CORRUPT,
+    errors.SQLITE_CANTOPEN,
+    errors.SQLITE_NOTADB,
+}
+"""After these a connection is not used again."""
+
+
+class Ending(Attachment):
+    """A transaction that takes note of what its statements did, and ends."""
+
+    _access: Access | None = None
+    has_settings = False
+    """Something of its own lies on the writer: a PRAGMA, a temporary table, an ATTACH."""
+
+    def _settle(self, statement: Statement, report: Report) -> Outcome:
+        """Take note of what happened; return the outcome or raise the error."""
+        if report.diverged is not None:
+            raise self.conflict(f"{report.diverged.statement.sql!r} now returns something else")
+        error, outcome, lease = report.error, report.outcome, self.lease
+        assert lease is not None
+        if error is not None:
+            lease.driver.suspect |= errors.sqlite_code(error) in _SUSPECT
+            if self.began and not report.in_transaction:
+                if isinstance(lease, WriterLease) and lease.joined_at is not None:
+                    lease.joined_at = None
+                    self.writer.rescue_group()
+                self._dropped(error)
+            elif self.began:
+                self.log.append(statement, error_digest(error))
+            raise self._pool.explain(error)
+        assert outcome is not None
+        seen: Any
+        if outcome.cursor is not None and statement.stream is not None:
+            seen = StreamDigest()
+            statement.stream.open(lease, outcome.cursor, seen)
+        else:
+            seen = digest(outcome)
+        if self.began:
+            self.log.append(statement, seen)
+            if self.log.full:
+                self._outgrow_log(lease)
+            if outcome.changed and outcome.description is not None:
+                self._pool.pace.keep_alone(statement.sql)
+        if statement.need.leaves_settings:
+            self._pool.make_ready_again(lease.driver)
+            self.has_settings = self.has_settings or self.state is State.HOLDING
+        if self.began and self.state is State.HOLDING and statement.need is not Need.SAVEPOINT:
+            self.wrote = self.wrote or statement.need is Need.WRITE or outcome.changed
+        return outcome
+
+    def _outgrow_log(self, lease: Lease) -> None:
+        """Too long to be replayed from now on, so it must not be in anybody's way as a member."""
+        if isinstance(lease, WriterLease) and lease.joined_at is not None:
+            self.leave_group()  # the log is dropped once it has been replayed, alone
+        else:
+            self.log.drop()
+
+    def _dropped(self, error: Exception) -> None:
+        """SQLite has rolled the whole transaction back by itself (disk full, RAISE(ROLLBACK))."""
+        self.abandon(
+            errors.QSessionError(
+                f"SQLite rolled the transaction back after {self.last_statement!r} failed "
+                f"({error}); nothing of it was written. Roll back and begin again."
+            )
+        )
+
+    def commit(self) -> None:
+        """Make it durable. A COMMIT that has started runs to its end; a cancellation follows."""
+        if self.failure is not None:
+            raise self.failure
+        if self.wrote and self._has_to_replay():
+            self._write_again()
+        if self._in_group(self.lease):
+            self._finish_in_group(self.lease)
+            return
+        if self._only_read(self.lease):
+            self.lease.driver.run_here(work.finish_reading)
+        elif isinstance(self.lease, WriterLease) and (self.began or self.pinned):
+            self.busy += 1
+            try:
+                self._commit_writing(self.lease)
+            finally:
+                self.busy -= 1
+                self.activity += 1
+        self._end()
+
+    def _write_again(self) -> None:
+        """What it had written was undone for others' sake: replay it before it is committed."""
+        nothing = Statement("SELECT 1", need=Need.READ)
+        self.busy += 1
+        try:
+            self.attach_writer(nothing)
+            report = self.run(nothing)
+            if report.diverged is not None or report.error is not None:
+                self._settle(nothing, report)
+        finally:
+            self.busy -= 1
+            self.activity += 1
+
+    def _in_group(self, lease: Lease | None) -> TypeGuard[WriterLease]:
+        """Whether it ends as a member of a group: it joined one, or others wait to do so."""
+        if not isinstance(lease, WriterLease) or not self.began or lease.streams or self.pinned:
+            return False
+        if lease.joined_at is not None:
+            return True
+        return self.wrote and self.writer.queue.waiting > 0 and self.settings.group_size > 1
+
+    def _finish_in_group(self, lease: WriterLease, undo: bool = False) -> None:
+        """End as a member: the ticket passes on; wait until the COMMIT is made, or has failed."""
+        if lease.joined_at is not None:
+            lease.driver.run_here(leave if undo else finish)
+        log, wrote = self.log, self.wrote and not undo
+        self._note()
+        self._reset()
+        group, member = self.writer.finish(log, wrote, lease)
+        try:
+            group.wait(member)
+        except sqlite3.Error as error:
+            raise self._pool.explain(error) from None
+
+    def _commit_writing(self, lease: WriterLease) -> None:
+        if self.wrote:
+            self._pool.check_file(lease.driver)
+        deadline = time.monotonic() + self.settings.queue_timeout
+        streams = list(lease.streams)
+        cursors = lease.forget_streams()
+        while True:
+            try:
+                error, alive, rest = lease.driver.run_to_end(work.commit, cursors)
+            except BaseException:
+                self.abandon()  # it has ended one way or the other; nothing may be left to undo
+                raise
+            for stream, rows in zip(streams, rest, strict=False):
+                stream.keep(rows)
+            streams, cursors = [], []
+            if error is None:
+                self.writer.counters.commits += self.wrote
+                return
+            if errors.sqlite_code(error) != errors.SQLITE_BUSY:
+                lease.driver.suspect |= errors.sqlite_code(error) in _SUSPECT
+                if not alive:
+                    self._dropped(error)
+                raise self._pool.explain(error)
+            if time.monotonic() >= deadline:
+                raise self.lock_timeout("COMMIT")
+            await_only(asyncio.sleep(BUSY_RETRY))
+
+    def rollback(self) -> None:
+        """Undo it. Runs to its end through a cancellation."""
+        lease = self.lease
+        if isinstance(lease, WriterLease) and lease.joined_at is not None:
+            self._finish_in_group(lease, undo=True)
+        elif self._only_read(lease):
+            lease.driver.run_here(work.finish_reading)
+            self._end()
+        elif isinstance(lease, WriterLease):
+            try:
+                lease.driver.run_to_end(work.clean_up, lease.forget_streams())
+            except sqlite3.Error:
+                lease.driver.suspect = True
+            finally:
+                self._end()
+        else:
+            self._end()
+
+    def _only_read(self, lease: Lease | None) -> TypeGuard[WriterLease]:
+        """Whether the end needs no disk, so that it can be made on the loop."""
+        return (
+            isinstance(lease, WriterLease)
+            and not (self.wrote or self.pinned or lease.streams)
+            and lease.driver.quiet
+        )
+
+    def _note(self) -> None:
+        """Learn from this transaction what the next one of its kind will do."""
+        if self.first is not None and self._access == "auto" and self.failure is None:
+            self.writer.prediction.note(self.first, self.wrote)
+        self._stop_limit()
+
+    def _end(self) -> None:
+        """Give everything back. The writer's connection has ended its transaction by now."""
+        lease = self.lease
+        self._note()
+        self._reset()
+        if isinstance(lease, ReaderLease):
+            lease.end()
+        elif isinstance(lease, WriterLease):
+            lease.ended = True
+            lease.give_back()

@@ -1,0 +1,206 @@
+"""Place: what a transaction has, and how it loses it: reader or writer, log, ticket.
+
+A transaction is a log. Attached to a reader it has a snapshot; attached to the writer it holds the
+ticket; detached it is nothing but its log, and the next statement attaches it again by replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from contextvars import ContextVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
+from ..ticket import Ticket
+from .lease import Lease, ReaderLease, WriterLease
+from .log import Log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .connection import RoutedConnection
+    from .pool import WriteQueuePool
+
+BUSY_RETRY = 0.005
+"""Seconds between two looks at a lock that a process without qsession holds."""
+
+held_here: ContextVar[weakref.ref[Place] | None] = ContextVar("held_here", default=None)
+"""The last transaction that took the ticket in this task, or in the one that started it."""
+
+
+class State(Enum):
+    """The life of a transaction; it begins again at IDLE after every end."""
+
+    IDLE = "idle"  # nothing was sent
+    READING = "reading"  # has a snapshot on a reader
+    HOLDING = "holding"  # has the ticket, and the writer
+    SUSPENDED = "suspended"  # only its log is left; the next statement replays it
+    FAILED = "failed"  # gone; every statement repeats why until it is rolled back
+
+
+class Place:
+    """One transaction's place: a reader, the writer, or none.
+
+    Invariants: HOLDING means that the lease is the writer's and its ticket is held. READING means
+    that the lease is a reader's. In every other state there is no lease.
+    """
+
+    def __init__(
+        self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
+    ) -> None:
+        self._pool = pool
+        self.connection = connection
+        """The connection it belongs to; a weak reference, so that one forgotten can be noticed."""
+        self.writer = pool.writer
+        self.settings = pool.settings
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.busy = 0
+        self.activity = 0
+        self.last_statement = ""
+        self.may_read_instead = False
+        self._asked: Ticket | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.state = State.IDLE
+        self.log = Log()
+        self.lease: Lease | None = None
+        self.began = False
+        self.wrote = False
+        self.pinned = False
+        self.failure: Exception | None = None
+        self.first: str | None = None
+        self.priority = 0
+        self._snapshot: ReaderLease | None = None
+        self._limit: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.state.value} wrote={self.wrote} log={len(self.log.entries)}>"
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that used it last; it may be dropped, and its session with it."""
+        return None if self._task is None else self._task()
+
+    def used_here(self) -> None:
+        """Remember the task and the loop that use it."""
+        task = asyncio.current_task()
+        self._task = None if task is None else weakref.ref(task)
+        self.loop = asyncio.get_running_loop()
+
+    def _become_log(self) -> None:
+        self.began = False
+        self.state = State.SUSPENDED if self.log.entries else State.IDLE
+
+    def leave_group(self) -> None:
+        """Let the group be committed without this transaction; its log will be replayed."""
+        lease = self.lease
+        assert isinstance(lease, WriterLease)
+        lease.joined_at = None
+        self.began = False
+        self.writer.close_group(leaving=True)
+
+    def lock_timeout(self, sql: str) -> QueueTimeout:
+        self.writer.counters.timeouts += 1
+        return QueueTimeout(
+            f"Another process held a lock on {self._pool.database!r} for longer than "
+            f"queue_timeout={self.settings.queue_timeout:g} s; {sql!r} was not run."
+        )
+
+    def conflict(self, reason: str) -> ConflictError:
+        """End in a conflict; the error to raise."""
+        self.writer.counters.conflicts += 1
+        if self.first is not None:
+            self.writer.prediction.note(self.first, wrote=True)
+        conflict = ConflictError(
+            f"What this transaction had read was changed by another one before it wrote: {reason}. "
+            "Nothing of it was written. Roll back and run it again (qsession.run does), or take "
+            "the write ticket before reading: with_for_update(), qsession(), access='write'."
+        )
+        self.abandon(conflict)
+        return conflict
+
+    def abandon(self, failure: Exception | None = None) -> None:
+        """Undo it without waiting, from anywhere; with ``failure``, every statement repeats it."""
+        left = (self.lease, self._snapshot)
+        self._stop_limit()
+        self._reset()
+        for lease in left:
+            if lease is not None:
+                lease.abandon(busy=bool(self.busy))
+        if failure is not None:
+            self.failure, self.state = failure, State.FAILED
+
+    # Giving up the ticket.
+
+    def is_of_this_context(self) -> bool:
+        """Whether the running task, or one that it was started by, took the ticket for this."""
+        mine = held_here.get()
+        return self.task is asyncio.current_task() or (mine is not None and mine() is self)
+
+    def suspendable(self) -> bool:
+        """Whether it can lose the ticket unnoticed: it has only read, and can read it again."""
+        return (
+            self.state is State.HOLDING
+            and not (self.busy or self.wrote or self.pinned)
+            and self.log.complete
+            and self.lease is not None
+            and not self.lease.streams
+        )
+
+    def suspend(self, heir: Ticket | None = None) -> None:
+        """Give the ticket to ``heir``, or to the next in the queue; only the log is left."""
+        lease, self.lease = self.lease, None
+        assert isinstance(lease, WriterLease)
+        self._stop_limit()
+        self._become_log()
+        self.writer.counters.suspensions += 1
+        lease.suspend(heir)
+
+    def suspend_if_idle(self, activity: int) -> None:
+        """Suspend it unless it has done something since it was seen to be idle."""
+        if self.activity == activity and self.suspendable():
+            self.suspend()
+
+    @property
+    def forsaken(self) -> bool:
+        """Whether the loop that used it last is closed: its task will never go on."""
+        return self.loop is not None and self.loop.is_closed()
+
+    def forsake(self, ticket: Ticket) -> None:
+        """Pass on the ticket of a transaction that is :attr:`forsaken`."""
+        if self._asked is ticket:  # handed over, but the loop was closed before it could be taken
+            self._asked = None
+            self.writer.queue.release(ticket)
+        elif isinstance(self.lease, WriterLease):
+            self.abandon(
+                QSessionError(
+                    "The transaction held the write ticket while others waited, and its event loop "
+                    "was closed; it was rolled back. Nothing of it was written."
+                )
+            )
+
+    def _limit_hold(self) -> None:
+        if self.settings.max_hold is not None:
+            loop = asyncio.get_running_loop()
+            self._limit = loop.call_later(self.settings.max_hold, self._expire_hold)
+
+    def _stop_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+
+    def _expire_hold(self) -> None:
+        """Roll back a transaction that held the ticket for too long, once it is idle."""
+        if self.busy:
+            self._limit = asyncio.get_running_loop().call_later(BUSY_RETRY, self._expire_hold)
+            return
+        self.abandon(
+            HoldTimeout(
+                f"The transaction held the write ticket longer than max_hold="
+                f"{self.settings.max_hold:g} s and was rolled back; its last statement was "
+                f"{self.last_statement!r}. Nothing of it was written."
+            )
+        )

@@ -1,0 +1,129 @@
+"""Running: where a statement runs: on the loop or in the thread, alone or in a group."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Generator
+
+from sqlalchemy.util import await_only
+
+from ..errors import SQLITE_INTERRUPT, sqlite_code
+from .group import JOIN
+from .lease import Lease, WriterLease
+from .log import Entry, Report, Statement, close_unclaimed, run
+from .need import Need
+from .pace import BUDGET, turn
+from .place import BUSY_RETRY, Place, State
+
+FEW = 20
+"""Parameter sets of an executemany that may run on the loop."""
+
+
+class Running(Place):
+    """A place that statements run in."""
+
+    def run(self, statement: Statement, begins: bool = True) -> Report:
+        """Run a statement where the transaction is attached, behind BEGIN and replay if need be.
+
+        A lock that a process without qsession holds is waited for. Raises :class:`QueueTimeout`.
+        """
+        lease = self.lease
+        assert lease is not None
+        assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
+        if not self.began:
+            self._pool.check_file(lease.driver)
+        here = self._is_short(statement)
+        deadline = time.monotonic() + self.settings.queue_timeout
+        while True:
+            here = here and lease.driver.quiet and not (begins and self._has_to_replay())
+            report = self._send(lease, statement, begins, here)
+            if here and _broken_off(report):
+                here = False  # it was over its budget: once more, in the thread
+                continue
+            if not report.busy:
+                return report
+            if time.monotonic() >= deadline:
+                raise self.lock_timeout(statement.sql)
+            await_only(asyncio.sleep(BUSY_RETRY))
+
+    def _is_short(self, statement: Statement) -> bool:
+        """Whether a statement is known to be short enough for the loop."""
+        if statement.stream is not None or (statement.many and len(statement.parameters) > FEW):
+            return False
+        return statement.need is Need.SAVEPOINT or self._pool.pace.inline(
+            statement.sql, self._only_reads(statement)
+        )
+
+    def _only_reads(self, statement: Statement) -> bool:
+        return self.state is State.READING or statement.need is Need.READ
+
+    def _has_to_replay(self) -> bool:
+        return not self.began and bool(self.log.entries)
+
+    def _send(self, lease: Lease, statement: Statement, begins: bool, here: bool) -> Report:
+        """One attempt: on the loop if ``here``, else in the thread."""
+        if here:
+            assert self.loop is not None
+            pause: Awaitable[None] = asyncio.sleep(0) if turn.over(self.loop) else READY
+            await_only(pause)
+        if isinstance(lease, WriterLease) and self.writer.group is not None:
+            joins = begins and here and self._pool.pace.may_join(statement.sql)
+            here = here and joins
+            self._meet_group(lease, joins)
+        begin = None
+        if begins and not self.began:
+            begin = JOIN if self.writer.group is not None and self.holds() else lease.begin
+        entries = self.log.entries if begin else []
+        if here:
+            budget = BUDGET if self._only_reads(statement) else None
+            report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
+            assert self.loop is not None
+            turn.charge(self.loop, report.seconds)
+        else:
+            report = self._run_in_thread(lease, begin, entries, statement)
+        self._pool.pace.note(statement.sql, report.seconds)
+        if begin is not None and report.in_transaction and report.diverged is None:
+            self.began = True
+            self.writer.counters.replays += bool(entries)
+            if begin is JOIN and isinstance(lease, WriterLease):
+                lease.joined_at = time.monotonic()
+        return report
+
+    def _run_in_thread(
+        self, lease: Lease, begin: str | None, entries: list[Entry], statement: Statement
+    ) -> Report:
+        try:
+            report = lease.driver.run(run, begin, entries, statement)
+        except BaseException:
+            if statement.stream is not None:
+                lease.driver.post(close_unclaimed, statement)  # before it is rolled back
+            raise
+        statement.unclaimed = None
+        return report
+
+    def holds(self) -> bool:
+        return self.state is State.HOLDING
+
+    def _meet_group(self, lease: WriterLease, joins: bool) -> None:
+        """A group waits for its COMMIT: join it with short statements only, else send it off."""
+        if joins:
+            return
+        if lease.joined_at is None:
+            self.writer.close_group()
+        else:
+            self.leave_group()
+
+
+class _Ready:
+    """Awaited without waiting: SQLAlchemy insists that a statement awaits something."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+READY = _Ready()
+
+
+def _broken_off(report: Report) -> bool:
+    return report.error is not None and sqlite_code(report.error) == SQLITE_INTERRUPT
