@@ -24,6 +24,7 @@ from ..errors import (
 from .connection import RoutedConnection
 from .cursor import RoutedCursor
 from .driver import DriverConnection, to_end
+from .frozen import frozen_uri
 from .memory import MemoryDatabase, memory_database
 from .place import BUSY_RETRY
 from .pool import WriteQueuePool
@@ -123,7 +124,12 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             self.settings = self.settings.with_options({"queue_timeout": timeout})
         cparams.pop("autocommit", None)  # as isolation_level: BEGIN is ours to send
         cparams.update(timeout=0, isolation_level=None, check_same_thread=False)
-        return super().connect(*cargs, **cparams)
+        frozen = frozen_uri(cargs[0], cparams.get("uri", False))
+        if frozen is not None:
+            cargs, cparams["uri"] = (frozen, *cargs[1:]), True
+        connection: Any = super().connect(*cargs, **cparams)
+        connection.frozen = frozen is not None
+        return connection
 
     def on_connect(self) -> Any:
         before = super().on_connect()

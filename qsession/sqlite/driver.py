@@ -70,8 +70,10 @@ class _Job:
 class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """One physical connection to the database file."""
 
-    identity: tuple[int, int] | None = None
-    """Device and inode of the file it was opened on."""
+    frozen = False
+    """Whether it was opened as one whose file nobody changes: see :mod:`.frozen`."""
+    identity: tuple[int, ...] | None = None
+    """Device and inode of the file it was opened on, and more where it must not change."""
     path = ""
     """The file as SQLite names it; empty where there is none."""
     role: str | None = None
@@ -236,7 +238,7 @@ async def to_end(future: asyncio.Future[T]) -> T:
     return future.result()
 
 
-def file_identity(path: str) -> tuple[int, int] | None:
+def file_identity(path: str) -> tuple[int, ...] | None:
     """Device and inode of a file; None where there is no such file."""
     try:
         found = os.stat(path)

@@ -12,6 +12,7 @@ from ..errors import (
     SQLITE_READONLY,
     sqlite_code,
 )
+from .frozen import is_stranded
 
 SQLITE_FULL = 13
 
@@ -30,6 +31,11 @@ def explain(error: Exception, database: str) -> Exception:
 
 
 def _hint(code: int, database: str) -> str | None:
+    if code in (SQLITE_READONLY, SQLITE_CANTOPEN) and is_stranded(database):
+        return (
+            f"{database!r} has committed changes in its '-wal' file, which cannot be read where "
+            "the folder is read-only; make it writable, or copy both files to one that is"
+        )
     if code == SQLITE_READONLY:
         return f"{database!r} can be read but not written: {_why_read_only(database)}"
     if code == SQLITE_CANTOPEN:
@@ -53,5 +59,5 @@ def _why_read_only(database: str) -> str:
         return "the file is read-only for this user"
     folder = os.path.dirname(os.path.abspath(database))
     if not os.access(folder, os.W_OK):
-        return f"the folder {folder!r} is read-only for this user, and a journal lies beside it"
+        return f"its folder {folder!r} is read-only for this user, and a journal must lie there"
     return "the file system, or the file, does not allow it"

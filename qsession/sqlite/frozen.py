@@ -21,13 +21,18 @@ def frozen_uri(database: str, uri: bool) -> str | None:
     if uri:
         parts = urlsplit(database)
         path, query = unquote(parts.path), parts.query
-    if "immutable=" in query or not needs_folder(path) or _has_content(f"{path}-wal"):
+    if "immutable=" in query or not _needs_folder(path) or _has_content(f"{path}-wal"):
         return None
     address = database if uri else f"file:{_quote(path)}"
     return f"{address}{'&' if query else '?'}immutable=1"
 
 
-def needs_folder(path: str) -> bool:
+def is_stranded(path: str) -> bool:
+    """Whether a database has changes beside it that cannot be read where it lies."""
+    return _needs_folder(path) and _has_content(f"{path}-wal")
+
+
+def _needs_folder(path: str) -> bool:
     """Whether SQLite would have to write into a folder that is read-only, only to read."""
     if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK) or os.path.exists(f"{path}-shm"):
         return False

@@ -21,6 +21,7 @@ from ..ticket import Ticket, TicketQueue, TicketState
 from .connection import RoutedConnection
 from .driver import DriverConnection, file_identity, to_end
 from .explain import explain
+from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace
 from .reader_queue import ReaderQueue
@@ -120,7 +121,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
         if driver.role != role:
             driver.path = driver.run(_make_ready, role)
-            driver.identity = file_identity(driver.path) if driver.path else None
+            driver.identity = _identity(driver) if driver.path else None
             driver.role = role
 
     def make_ready_again(self, driver: DriverConnection) -> None:
@@ -133,12 +134,18 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         In WAL mode SQLite would go on reading and writing the file that has no name any more
         (https://sqlite.org/howtocorrupt.html, 4.2). The next transaction gets fresh connections.
         """
-        if driver.identity is None or file_identity(driver.path) == driver.identity:
+        now = driver.identity and _identity(driver)
+        if now == driver.identity:
             return
         self._invalidate_time = time.time()
-        now = "replaced by another file" if file_identity(driver.path) else "deleted"
+        if driver.frozen and now is not None:
+            raise sqlite3.OperationalError(
+                f"The database file {driver.path!r} was changed by another user while it was read "
+                "here, where its folder is read-only. Run the transaction again."
+            )
+        changed = "deleted" if now is None else "replaced by another file"
         raise sqlite3.OperationalError(
-            f"The database file {driver.path!r} was {now} while it was open. Nothing of this "
+            f"The database file {driver.path!r} was {changed} while it was open. Nothing of this "
             "transaction was written. The next transaction opens the file anew."
         )
 
@@ -186,6 +193,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         queue = self.writer.queue
         held = "held" if queue.holder is not None else "free"
         return f"{super().status()} Write ticket: {held} Writers waiting: {queue.waiting}"
+
+
+def _identity(driver: DriverConnection) -> tuple[int, ...] | None:
+    return (fingerprint if driver.frozen else file_identity)(driver.path)
 
 
 def _make_ready(raw: sqlite3.Connection, role: str) -> str:

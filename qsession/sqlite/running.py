@@ -41,6 +41,8 @@ class Running(Place):
             if here and _broken_off(report):
                 here = False  # it was over its budget: once more, in the thread
                 continue
+            if lease.driver.frozen:
+                self._pool.check_file(lease.driver)
             if not report.busy:
                 return report
             if time.monotonic() >= deadline:
