@@ -24,6 +24,7 @@ from ..errors import (
 from .connection import RoutedConnection
 from .cursor import RoutedCursor
 from .driver import DriverConnection, to_end
+from .explain import explain
 from .frozen import frozen_uri
 from .memory import MemoryDatabase, memory_database
 from .place import BUSY_RETRY
@@ -127,7 +128,10 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         frozen = frozen_uri(cargs[0], cparams.get("uri", False))
         if frozen is not None:
             cargs, cparams["uri"] = (frozen, *cargs[1:]), True
-        connection: Any = super().connect(*cargs, **cparams)
+        try:
+            connection: Any = super().connect(*cargs, **cparams)
+        except sqlite3.Error as error:
+            raise explain(error, self.database) from error
         connection.frozen = frozen is not None
         return connection
 
@@ -136,6 +140,12 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
         def prepare(dbapi_connection: Any) -> None:
             before(dbapi_connection)
+            try:
+                switch_to_wal(dbapi_connection)
+            except sqlite3.Error as error:
+                raise explain(error, self.database) from error
+
+        def switch_to_wal(dbapi_connection: Any) -> None:
             synchronous = {"full": "FULL", "normal": "NORMAL"}[self.settings.durability]
             deadline = time.monotonic() + self.settings.queue_timeout
             while not dbapi_connection.run(_prepare, synchronous):
