@@ -47,6 +47,10 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
             if future.done() and not future.cancelled() and future.exception() is None:
                 DriverConnection(self, future.result()).terminate()
             raise
+        except sqlite3.Error:
+            if creator is None:
+                opening._thread.join()  # it has been told to end, and may not outlive the loop
+            raise
         return DriverConnection(self, connection)
 
 
