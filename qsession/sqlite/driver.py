@@ -34,12 +34,11 @@ Done = Callable[[], None]
 class _Job:
     """A function on its way through the thread, and the future that waits for what it returns."""
 
-    __slots__ = ("driver", "ended", "function", "future", "loop", "taken_back")
+    __slots__ = ("driver", "function", "future", "loop", "taken_back")
 
     def __init__(self, function: Callable[[], Any], driver: DriverConnection) -> None:
         self.function = function
         self.driver = driver
-        self.ended = False
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.taken_back = False
@@ -48,7 +47,7 @@ class _Job:
         """Run in the thread. The loop may be closed by then; there is nobody left to tell."""
         result, error = None, None
         try:
-            if not self.taken_back:
+            if self.driver.job_begins(self):
                 result = self.function()
         except BaseException as raised:
             error = raised
@@ -84,7 +83,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def __init__(self, dbapi: Any, connection: Any) -> None:
         super().__init__(dbapi, connection)
         self._jobs: deque[None] = deque()  # one for each function that the thread has not done
-        self._ending = threading.Lock()
+        self._job: _Job | None = None
+        self._switching = threading.Lock()
         self._budget = Budget()
 
     @property
@@ -103,8 +103,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             return await_only(job.future)  # type: ignore[no-any-return]
         except BaseException:
             if not job.future.done() or job.future.cancelled():
-                job.taken_back = True
-                self._break_off(job)
+                self._take_back(job)
             raise
 
     @property
@@ -147,32 +146,39 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
     def job_ended(self, job: _Job) -> None:
         """The thread is done with a function: it must not be interrupted any more."""
-        with self._ending:
-            job.ended = True
+    def job_begins(self, job: _Job) -> bool:
+        """Whether the thread is to run a function; from now on it can be interrupted."""
+        with self._switching:
+            if not job.taken_back:
+                self._job = job
+            return not job.taken_back
+
+        with self._switching:
+            self._job = None
         self._jobs.pop()
 
-    def _break_off(self, job: _Job) -> None:
-        """Interrupt a function until it has ended, and nothing that runs after it.
-
-        Once is not enough: a statement that is only about to start would not notice.
-        """
-        with self._ending:
-            if job.ended:
-                return
-            self.interrupt()
-        if not job.loop.is_closed():
-            job.loop.call_later(INTERRUPT_AGAIN, self._break_off, job)
-
     def interrupt(self) -> None:
-        """Break off the statement that runs now; no effect when none does.
+        """Break off what the thread runs for a task that waits for it, and nothing that is posted.
 
         https://sqlite.org/c3ref/interrupt.html: a write that is broken off inside a transaction
         rolls the whole transaction back.
         """
-        try:
+        with self._switching:
+            if self._job is not None:
+                self.raw.interrupt()
+
+    def _take_back(self, job: _Job) -> None:
+        """Never begin a function, or interrupt it until it has ended.
+
+        Once is not enough: a statement that is only about to start would not notice.
+        """
+        with self._switching:
+            job.taken_back = True
+            if self._job is not job:
+                return
             self.raw.interrupt()
-        except (ValueError, sqlite3.ProgrammingError):
-            return  # closed meanwhile
+        if not job.loop.is_closed():
+            job.loop.call_later(INTERRUPT_AGAIN, self._take_back, job)
 
     def close(self) -> None:
         """Close the connection and end its thread; waits where there is a loop to wait in."""

@@ -15,7 +15,7 @@ from . import lease as work
 from .attachment import Attachment
 from .group import finish, leave
 from .lease import Lease, ReaderLease, WriterLease
-from .log import Outcome, Report, Statement, StreamDigest, digest, error_digest
+from .log import Log, Outcome, Report, Statement, StreamDigest, digest, error_digest
 from .need import Need
 from .place import BUSY_RETRY, State
 
@@ -97,7 +97,7 @@ class Ending(Attachment):
             self._finish_in_group(self.lease)
             return
         if self._only_read(self.lease):
-            self.lease.driver.run_here(work.finish_reading)
+            self.lease.tidy(work.finish_reading)
         elif isinstance(self.lease, WriterLease) and (self.began or self.pinned):
             self.busy += 1
             try:
@@ -131,8 +131,9 @@ class Ending(Attachment):
     def _finish_in_group(self, lease: WriterLease, undo: bool = False) -> None:
         """End as a member: the ticket passes on; wait until the COMMIT is made, or has failed."""
         if lease.joined_at is not None:
-            lease.driver.run_here(leave if undo else finish)
-        log, wrote = self.log, self.wrote and not undo
+            lease.tidy(leave if undo else finish)
+        log = Log() if undo else self.log  # a member that has undone its work must not be replayed
+        wrote = self.wrote and not undo
         self._note()
         self._reset()
         group, member = self.writer.finish(log, wrote, lease)
@@ -174,7 +175,7 @@ class Ending(Attachment):
         if isinstance(lease, WriterLease) and lease.joined_at is not None:
             self._finish_in_group(lease, undo=True)
         elif self._only_read(lease):
-            lease.driver.run_here(work.finish_reading)
+            lease.tidy(work.finish_reading)
             self._end()
         elif isinstance(lease, WriterLease):
             try:

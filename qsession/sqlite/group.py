@@ -107,6 +107,11 @@ class Group:
         leave(raw)
         self.commit(raw, timeout)
 
+    def start_again(self, raw: sqlite3.Connection, timeout: float) -> None:
+        """Undo all members, then run them again."""
+        self.give_up(raw, timeout)
+        self.replay(raw, timeout)
+
     def replay(self, raw: sqlite3.Connection, timeout: float) -> None:
         """Run each member again, each with its own COMMIT. In the connection's thread."""
         for member in self.members:

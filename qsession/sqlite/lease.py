@@ -44,6 +44,19 @@ class Lease:
             self.driver.interrupt()
         self.driver.post(self.undo, cursors, done=self.give_back)
 
+    def tidy(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run ``function(raw, *args)`` without waiting: at once, if the thread is quiet.
+
+        If it fails, the connection is suspect, and closed when it is given back.
+        """
+        if not self.driver.quiet:
+            self.driver.post(function, *args)
+            return
+        try:
+            self.driver.run_here(function, *args)
+        except sqlite3.Error:
+            self.driver.suspect = True
+
     @property
     def undo(self) -> Callable[[sqlite3.Connection, list[sqlite3.Cursor]], None]:
         """What rolls this transaction back, in the connection's thread."""
@@ -73,10 +86,7 @@ class ReaderLease(Lease):
         if self.ended:
             return
         self.ended = True
-        if self.driver.quiet:
-            self.driver.run_here(finish_reading)
-        else:
-            self.driver.post(finish_reading)
+        self.tidy(finish_reading)
         if not self.streams:
             self.give_back()
 
@@ -119,10 +129,7 @@ class WriterLease(Lease):
         What they send runs behind the ROLLBACK, in the same thread.
         """
         self.ended = True
-        if self.driver.quiet:
-            self.driver.run_here(self.undo, self.forget_streams())
-        else:
-            self.driver.post(self.undo, self.forget_streams())
+        self.tidy(self.undo, self.forget_streams())
         if heir is None:
             self.give_back()
         else:

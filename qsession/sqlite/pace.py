@@ -44,8 +44,8 @@ class Pace:
         A default made by SQLite (a random key, the time of day) would come out different when a
         member of a group is replayed, so such statements join none.
         """
+        self._alone.pop(text, None)  # another thread may be here too: each step stands by itself
         self._alone[text] = None
-        self._alone.move_to_end(text)
         if len(self._alone) > TEXTS:
             self._alone.popitem(last=False)
 
@@ -55,12 +55,11 @@ class Pace:
     def note(self, text: str, seconds: float) -> None:
         """Learn how long a statement took. One long run sends a text to the thread."""
         averages = self._averages
-        average = averages.get(text, seconds)
+        average = averages.pop(text, seconds)  # as in keep_alone
         if seconds > BUDGET:
             averages[text] = max(seconds, average)
         else:
             averages[text] = average + WEIGHT * (seconds - average)
-        averages.move_to_end(text)
         if len(averages) > TEXTS:
             averages.popitem(last=False)
 

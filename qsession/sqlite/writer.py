@@ -169,6 +169,8 @@ class Writer:
         if group is None:
             return
         job = Group.leave_and_commit if leaving else Group.commit
+        if group.driver.suspect:
+            job = Group.start_again  # who knows what a COMMIT would make durable
         try:
             self._pool.check_file(group.driver)
         except sqlite3.Error as error:
@@ -229,6 +231,7 @@ class Writer:
         holder = self.queue.holder
         in_use = holder is not None and holder.owner.writer is self
         if self._record is not None and not in_use:
+            self.close_group()
             self._record.close()
 
     @property
