@@ -8,6 +8,7 @@ import sqlite3
 from ..errors import (
     SQLITE_CANTOPEN,
     SQLITE_CORRUPT,
+    SQLITE_IOERR,
     SQLITE_NOTADB,
     SQLITE_READONLY,
     sqlite_code,
@@ -47,6 +48,11 @@ def _hint(code: int, database: str) -> str | None:
         return f"{database!r} holds something else, or is encrypted"
     if code == SQLITE_CORRUPT:
         return f"{database!r} is damaged; see https://sqlite.org/recovery.html, or use a backup"
+    if code == SQLITE_IOERR:
+        return (
+            f"the system could not read or write {database!r} or a file beside it; look at the "
+            "disk, at quotas and at limits on the size of files"
+        )
     if code == SQLITE_FULL:
         return f"no space is left for {database!r}; the transaction was not written"
     return None
