@@ -77,6 +77,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """The file as SQLite names it; empty where there is none."""
     role: str | None = None
     """``reader`` or ``writer`` once it has been made ready for that."""
+    checked_in: int | None = None
+    """The turn of the loop in which its file was last looked at."""
     suspect = False
     """Set after an error that its cache may not survive: it is closed instead of used again."""
 
@@ -144,8 +146,6 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._jobs.append(None)
         connection._tx.put_nowait((None, partial(self._run_posted, function, args, done)))
 
-    def job_ended(self, job: _Job) -> None:
-        """The thread is done with a function: it must not be interrupted any more."""
     def job_begins(self, job: _Job) -> bool:
         """Whether the thread is to run a function; from now on it can be interrupted."""
         with self._switching:
@@ -153,6 +153,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
                 self._job = job
             return not job.taken_back
 
+    def job_ended(self, job: _Job) -> None:
+        """The thread is done with a function: it must not be interrupted any more."""
         with self._switching:
             self._job = None
         self._jobs.pop()

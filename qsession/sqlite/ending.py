@@ -32,8 +32,15 @@ class Ending(Attachment):
     """A transaction that takes note of what its statements did, and ends."""
 
     _access: Access | None = None
+    _by_hand: str | None = None
+    """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
     has_settings = False
     """Something of its own lies on the writer: a PRAGMA, a temporary table, an ATTACH."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was asked of it since it began."""
+        return self.state is State.IDLE and self.first is None and self._by_hand is None
 
     def _settle(self, statement: Statement, report: Report) -> Outcome:
         """Take note of what happened; return the outcome or raise the error."""
@@ -171,6 +178,8 @@ class Ending(Attachment):
 
     def rollback(self) -> None:
         """Undo it. Runs to its end through a cancellation."""
+        if self.untouched:
+            return  # a session that is closed rolls back twice
         lease = self.lease
         if isinstance(lease, WriterLease) and lease.joined_at is not None:
             self._finish_in_group(lease, undo=True)

@@ -13,7 +13,7 @@ from ..errors import (
     SQLITE_READONLY,
     sqlite_code,
 )
-from .frozen import is_stranded
+from .frozen import is_stranded, path_of
 
 SQLITE_FULL = 13
 
@@ -32,15 +32,16 @@ def explain(error: Exception, database: str) -> Exception:
 
 
 def _hint(code: int, database: str) -> str | None:
-    if code in (SQLITE_READONLY, SQLITE_CANTOPEN) and is_stranded(database):
+    path = path_of(database)
+    if code in (SQLITE_READONLY, SQLITE_CANTOPEN) and is_stranded(path):
         return (
             f"{database!r} has committed changes in its '-wal' file, which cannot be read where "
             "the folder is read-only; make it writable, or copy both files to one that is"
         )
     if code == SQLITE_READONLY:
-        return f"{database!r} can be read but not written: {_why_read_only(database)}"
+        return f"{database!r} can be read but not written: {_why_read_only(database, path)}"
     if code == SQLITE_CANTOPEN:
-        folder = os.path.dirname(database) or "."
+        folder = os.path.dirname(path) or "."
         if not os.path.isdir(folder):
             return f"the folder {folder!r} does not exist"
         return f"{database!r} cannot be opened; look at the permissions of file and folder"
@@ -58,12 +59,12 @@ def _hint(code: int, database: str) -> str | None:
     return None
 
 
-def _why_read_only(database: str) -> str:
+def _why_read_only(database: str, path: str) -> str:
     if "mode=ro" in database or "immutable=1" in database:
         return "its URL says so"
-    if not os.access(database, os.W_OK):
+    if not os.access(path, os.W_OK):
         return "the file is read-only for this user"
-    folder = os.path.dirname(os.path.abspath(database))
+    folder = os.path.dirname(os.path.abspath(path))
     if not os.access(folder, os.W_OK):
         return f"its folder {folder!r} is read-only for this user, and a journal must lie there"
     return "the file system, or the file, does not allow it"

@@ -27,6 +27,11 @@ def frozen_uri(database: str, uri: bool) -> str | None:
     return f"{address}{'&' if query else '?'}immutable=1"
 
 
+def path_of(database: str) -> str:
+    """The file behind a path or a URI."""
+    return unquote(urlsplit(database).path) if database.startswith("file:") else database
+
+
 def is_stranded(path: str) -> bool:
     """Whether a database has changes beside it that cannot be read where it lies."""
     return _needs_folder(path) and _has_content(f"{path}-wal")

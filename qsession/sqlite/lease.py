@@ -73,9 +73,9 @@ class ReaderLease(Lease):
 
     begin = "BEGIN"
 
-    def __init__(self, proxied: Any, driver: DriverConnection) -> None:
+    def __init__(self, driver: DriverConnection, checkin: Callable[[], None]) -> None:
         super().__init__(driver)
-        self._proxied = proxied
+        self._checkin: Callable[[], None] | None = checkin
 
     def end(self) -> None:
         """The transaction is over. An open stream keeps the reader until it is closed.
@@ -95,13 +95,9 @@ class ReaderLease(Lease):
             self.give_back()
 
     def give_back(self) -> None:
-        proxied, self._proxied = self._proxied, None
-        if proxied is None:
-            return
-        if self.driver.suspect:
-            proxied.invalidate()
-            return
-        proxied._close_special(transaction_reset=True)
+        checkin, self._checkin = self._checkin, None
+        if checkin is not None:
+            checkin()
 
 
 class WriterLease(Lease):

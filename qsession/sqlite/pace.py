@@ -82,13 +82,20 @@ class Turn(threading.local):
 
     loop: asyncio.AbstractEventLoop | None = None
     spent = 0.0
+    number = 0
+    """Counts the turns that did work."""
 
     def charge(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         """Count work that was done on the loop."""
         if self.loop is not loop or not self.spent:
             self.loop, self.spent = loop, 0.0
+            self.number += 1
             loop.call_soon(self._turned)
         self.spent += seconds
+
+    def current(self, loop: asyncio.AbstractEventLoop) -> int | None:
+        """The number of a turn that has done work already; None in a fresh one."""
+        return self.number if self.spent and self.loop is loop else None
 
     def over(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether others should have a turn before the next statement."""

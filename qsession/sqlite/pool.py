@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -101,6 +102,25 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     def reader(self) -> ReaderLease:
         """A reader; waits for one for ``pool_timeout`` seconds. In a greenlet."""
+        dispatch = self.dispatch
+        if self._pre_ping or self.echo or dispatch.checkout or dispatch.checkin or dispatch.reset:
+            return self._observed_reader()
+        record: Any = self._do_get()
+        try:
+            driver: DriverConnection = record.get_connection()
+            self.make_ready(driver, "reader")
+        except BaseException as error:
+            record._checkin_failed(error, _fairy_was_created=False)
+            raise
+        return ReaderLease(driver, partial(self._checkin, record))
+
+    def _checkin(self, record: Any) -> None:
+        if record.dbapi_connection is not None and record.dbapi_connection.suspect:
+            record.invalidate()
+        self._return_conn(record)
+
+    def _observed_reader(self) -> ReaderLease:
+        """The same by SQLAlchemy's own checkout, for those who listen to it."""
         proxied: Any = super().connect()
         driver: DriverConnection = proxied.dbapi_connection
         try:
@@ -108,7 +128,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         except BaseException as error:
             proxied.invalidate(error)
             raise
-        return ReaderLease(proxied, driver)
+        return ReaderLease(driver, partial(_end_observed, proxied, driver))
 
     def _create_connection(self) -> ConnectionPoolEntry:
         """A place in the pool; its connection is opened by the checkout.
@@ -197,6 +217,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
 def _identity(driver: DriverConnection) -> tuple[int, ...] | None:
     return (fingerprint if driver.frozen else file_identity)(driver.path)
+
+
+def _end_observed(proxied: Any, driver: DriverConnection) -> None:
+    if driver.suspect:
+        proxied.invalidate()
+    else:
+        proxied._close_special(transaction_reset=True)
 
 
 def _make_ready(raw: sqlite3.Connection, role: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Generator
 from sqlalchemy.util import await_only
 
 from ..errors import SQLITE_INTERRUPT, sqlite_code
+from .driver import DriverConnection
 from .group import JOIN
 from .lease import Lease, WriterLease
 from .log import Entry, Report, Statement, close_unclaimed, run
@@ -32,7 +33,7 @@ class Running(Place):
         assert lease is not None
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
         if not self.began:
-            self._pool.check_file(lease.driver)
+            self._check_file(lease.driver)
         here = self._is_short(statement)
         deadline = time.monotonic() + self.settings.queue_timeout
         while True:
@@ -48,6 +49,14 @@ class Running(Place):
             if time.monotonic() >= deadline:
                 raise self.lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
+
+    def _check_file(self, driver: DriverConnection) -> None:
+        """Look whether the file is still there, once in a turn of the loop."""
+        assert self.loop is not None
+        current = turn.current(self.loop)
+        if current is None or driver.checked_in != current:
+            self._pool.check_file(driver)
+            driver.checked_in = current
 
     def _is_short(self, statement: Statement) -> bool:
         """Whether a statement is known to be short enough for the loop."""

@@ -33,8 +33,7 @@ class Transaction(Ending):
     def _reset(self) -> None:
         super()._reset()
         self._access = None
-        self._by_hand: str | None = None
-        """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
+        self._by_hand = None
 
     def execute(self, statement: Statement, options: Any) -> Outcome:
         """Run one statement where it belongs. In a greenlet.
@@ -97,15 +96,17 @@ class Transaction(Ending):
             self._access = self._access or options.get("qsession_access", self.settings.access)
             self.priority = options.get("qsession_priority", 0)
         begins = self.began or bool(self.log.entries) or not _runs_outside(statement.need)
-        if self._place(statement.need) is State.READING:
-            self.attach_reader()
+        while True:
+            if self._place(statement.need) is State.READING:
+                self.attach_reader()
+            else:
+                self._refuse_to_write(statement)
+                self.attach_writer(statement)  # or a reader, behind a stalled holder
+            on_reader = self.state is State.READING
             report = self.run(statement, begins)
-            if not _refused(report):
+            if not (on_reader and _refused(report)):
                 return self._settle(statement, report)
             statement.need = Need.WRITE  # the database said so
-        self._refuse_to_write(statement)
-        self.attach_writer(statement)
-        return self._settle(statement, self.run(statement, begins))
 
     def _place(self, need: Need) -> State:
         """Whether a statement goes to a reader (READING) or to the writer (HOLDING)."""
