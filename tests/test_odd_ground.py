@@ -187,9 +187,7 @@ async def test_file_is_replaced_while_a_transaction_reads(
     assert await count(engine) == 7
 
 
-async def test_schema_changed_by_another_process(
-    engine: QueuedAsyncEngine, tmp_path: Path
-) -> None:
+async def test_schema_changed_by_another_process(engine: QueuedAsyncEngine, tmp_path: Path) -> None:
     """Prepared statements of readers and of the writer see new columns and tables."""
     star = text("SELECT * FROM t WHERE a = 1")
     async with engine.connect() as reading, engine.connect() as writing:

@@ -1,0 +1,148 @@
+"""What a process does on odd ground that would be harmful to do in the one that tests.
+
+Run as ``python odd_child.py NAME PATH``: it prints what it saw as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from qsession import QueuedAsyncEngine, create_async_engine
+
+NOBODY = 65534
+Seen = dict[str, Any]
+
+
+def become_nobody() -> None:
+    """Give up root's right to write everywhere; everything needed is imported by now."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
+async def said(awaitable: Awaitable[Any]) -> Any:
+    """What came back, or the error as text."""
+    try:
+        return await awaitable
+    except SQLAlchemyError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+async def count(engine: QueuedAsyncEngine) -> int:
+    """The rows of ``t``."""
+    async with engine.connect() as connection:
+        return int((await connection.execute(text("SELECT count(*) FROM t"))).scalar_one())
+
+
+async def add(engine: QueuedAsyncEngine, size: int = 1) -> str:
+    """One more row of ``size`` bytes, committed."""
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO t (b) VALUES (:b)"), {"b": "x" * size})
+    return "written"
+
+
+async def read_only(path: str) -> Seen:
+    """Read, write and read again as a user who may not write."""
+    become_nobody()
+    seen: Seen = {}
+    for form in ("", "mode=ro", "immutable=1"):
+        url = f"sqlite+aiosqlite:///file:{path}?{form}&uri=true" if form else f"sqlite:///{path}"
+        engine = create_async_engine(url)
+        seen[form] = [await said(count(engine)), await said(add(engine)), await said(count(engine))]
+        await engine.dispose()
+    return seen
+
+
+async def changed_beside(path: str) -> Seen:
+    """A database that is read where nothing can be written is changed by somebody who may."""
+    engine = create_async_engine(f"sqlite:///{path}")
+    ask, go = os.pipe(), os.pipe()
+    if os.fork() == 0:  # stays root, and writes when it is told
+        os.read(go[0], 1)
+        import sqlite3
+
+        connection = sqlite3.connect(path)
+        connection.execute("INSERT INTO t (b) VALUES ('y')")
+        connection.commit()
+        connection.close()
+        os.write(ask[1], b"x")
+        os._exit(0)
+    os.close(ask[1])
+    become_nobody()
+    seen: Seen = {"before": await count(engine)}
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT count(*) FROM t"))
+        os.write(go[1], b"x")
+        os.read(ask[0], 1)
+        seen["during"] = await said(connection.execute(text("SELECT count(*) FROM t")))
+    os.read(ask[0], 1)  # its end
+    seen["after"] = await said(count(engine))
+    await engine.dispose()
+    return seen
+
+
+async def limited(path: str) -> Seen:
+    """Files may not grow past a limit, as on a full disk; then they may."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    engine = create_async_engine(f"sqlite:///{path}")
+    written = 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    errors: set[str] = set()
+    async with AsyncSession(engine) as session:
+        for _ in range(20):
+            try:
+                await session.execute(text("INSERT INTO t (b) VALUES (:b)"), {"b": "x" * 30_000})
+                await session.commit()
+                written += 1
+            except SQLAlchemyError as error:
+                errors.add(str(error))
+                await session.rollback()
+    full = await said(count(engine))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    later = await said(add(engine, 300_000))
+    seen = {"written": written, "full": full, "later": later, "errors": sorted(errors)}
+    seen["rows"] = await count(engine)
+    holder = engine.stats().holder
+    seen["holder"] = None if holder is None else str(holder)
+    await engine.dispose()
+    return seen
+
+
+async def small_disk(path: str) -> Seen:
+    """The disk is full until another file is deleted."""
+    engine = create_async_engine(f"sqlite:///{path}")
+    ballast = Path(path).with_name("ballast")
+    ballast.write_bytes(b"x" * 1_000_000)
+    written, error = 0, ""
+    while not error and written < 100:
+        outcome = await said(add(engine, 50_000))
+        written += outcome == "written"
+        error = "" if outcome == "written" else outcome
+    full = await said(count(engine))
+    ballast.unlink()
+    later = await said(add(engine, 50_000))
+    seen = {"written": written, "error": error, "full": full, "later": later}
+    seen["rows"] = await count(engine)
+    await engine.dispose()
+    return seen
+
+
+CASES: dict[str, Callable[[str], Awaitable[Seen]]] = {
+    case.__name__: case for case in (read_only, changed_beside, limited, small_disk)
+}
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(CASES[sys.argv[1]](sys.argv[2]))))  # type: ignore[arg-type]
