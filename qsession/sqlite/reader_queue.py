@@ -102,9 +102,10 @@ class ReaderQueue(QueueCommon[Any]):
             place = self._places.popleft()
             if place.left:
                 continue
-            place.reader = self._idle.popleft()
+            reader = place.reader = self._idle.popleft()
             if not place.wake():
-                self._idle.appendleft(place.reader)
+                place.reader = None  # or it would come back once more when the task leaves
+                self._idle.appendleft(reader)
 
     def _leave(self, place: _Place) -> None:
         place.left = True
