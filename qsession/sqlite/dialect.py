@@ -51,7 +51,13 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
             if creator is None:
                 opening._thread.join()  # it has been told to end, and may not outlive the loop
             raise
-        return DriverConnection(self, connection)
+        driver = DriverConnection(self, connection)
+        if creator is not None:
+            try:
+                driver.raw.cursor().close()
+            except sqlite3.ProgrammingError:
+                driver.thread_only = True  # check_same_thread=True
+        return driver
 
 
 class QSessionDialect(SQLiteDialect_aiosqlite):

@@ -69,6 +69,8 @@ class _Job:
 class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """One physical connection to the database file."""
 
+    thread_only = False
+    """Whether it was made by the application so that nothing of it runs on the loop."""
     frozen = False
     """Whether it was opened as one whose file nobody changes: see :mod:`.frozen`."""
     identity: tuple[int, ...] | None = None
@@ -111,7 +113,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     @property
     def quiet(self) -> bool:
         """Whether the thread has nothing to do, so that a statement may run on the loop."""
-        return not self._jobs
+        return not (self._jobs or self.thread_only)
 
     def run_here(self, function: Callable[..., T], *args: Any, budget: float | None = None) -> T:
         """Run ``function(raw, *args)`` on the loop, with the thread quiet.
