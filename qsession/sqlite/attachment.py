@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 
 from ..ticket import Ticket
@@ -22,6 +23,8 @@ class Attachment(Running):
         if self.lease is None:
             self.lease = self._pool.reader()
             self.state = State.READING
+            self.reading_since = time.monotonic()
+            self._pool.reading[self] = None
 
     def attach_writer(self, statement: Statement) -> None:
         """Take the ticket; or a snapshot, for a SELECT that waits behind a stalled holder."""
@@ -81,6 +84,7 @@ class Attachment(Running):
         lease, self.lease = self.lease, None
         assert isinstance(lease, ReaderLease)
         lease.end()
+        self._pool.reading.pop(self, None)
         self._become_log()
 
     def detach_writer(self) -> None:

@@ -165,7 +165,8 @@ class Ending(Attachment):
                 stream.keep(rows)
             streams, cursors = [], []
             if error is None:
-                self.writer.counters.commits += self.wrote
+                if self.wrote:
+                    self.writer.committed()
                 return
             if errors.sqlite_code(error) != errors.SQLITE_BUSY:
                 lease.driver.suspect |= errors.sqlite_code(error) in _SUSPECT

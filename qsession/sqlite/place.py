@@ -61,10 +61,13 @@ class Place:
         self.activity = 0
         self.last_statement = ""
         self.may_read_instead = False
+        self.reading_since = 0.0
+        """When its snapshot was taken, by :func:`time.monotonic`."""
         self._asked: Ticket | None = None
         self._reset()
 
     def _reset(self) -> None:
+        self._pool.reading.pop(self, None)
         self.state = State.IDLE
         self.log = Log()
         self.lease: Lease | None = None

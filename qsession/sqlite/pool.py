@@ -19,6 +19,7 @@ from sqlalchemy.util.queue import Empty
 from ..config import Settings
 from ..stats import Stats
 from ..ticket import Ticket, TicketQueue, TicketState
+from .checkpoint import Checkpointer
 from .connection import RoutedConnection
 from .driver import DriverConnection, file_identity, to_end
 from .explain import explain
@@ -30,6 +31,7 @@ from .writer import Writer
 
 if TYPE_CHECKING:
     from .dialect import QSessionDialect
+    from .place import Place
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):
@@ -45,6 +47,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         super().__init__(creator, **kw)
         self.writer = Writer(self)
         self.pace = Pace(self.settings.inline)
+        self.checkpointer = Checkpointer(self)
+        self.reading: dict[Place, None] = {}
+        """The transactions that have a snapshot, the oldest first."""
         self._initialized = False
         self._initializing = TicketQueue()
         self._replaced = False
@@ -141,6 +146,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
         if driver.role != role:
             driver.path = driver.run(_make_ready, role)
+            if role == "writer" and driver.path:
+                driver.run(self.checkpointer.take_over, driver.path)
             driver.identity = _identity(driver) if driver.path else None
             driver.role = role
 

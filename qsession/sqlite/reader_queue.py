@@ -99,10 +99,15 @@ class ReaderQueue(QueueCommon[Any]):
 
     def _match(self, _: None) -> None:
         while self._idle and self._places:
-            place = self._places.popleft()
+            place = self._places[0]
+            try:
+                reader = None if place.left else self._idle.popleft()
+            except IndexError:
+                return  # another thread took it; whoever waits gets it when it comes back
+            self._places.popleft()
             if place.left:
                 continue
-            reader = place.reader = self._idle.popleft()
+            place.reader = reader
             if not place.wake():
                 place.reader = None  # or it would come back once more when the task leaves
                 self._idle.appendleft(reader)

@@ -152,7 +152,8 @@ class Transaction(Ending):
         statement.stream = None
         self.attach_writer(statement)
         outcome = self._settle(statement, self.run(statement, begins=False))
-        self.writer.counters.commits += outcome.changed
+        if outcome.changed:
+            self.writer.committed()
         return outcome
 
 

@@ -143,6 +143,20 @@ class Writer:
             self.counters.holds.observe(time.monotonic() - ticket.taken_at)
             self.queue.release(ticket)
 
+    def committed(self) -> None:
+        """A transaction that wrote is durable."""
+        self.counters.commits += 1
+        self._pool.checkpointer.committed()
+
+    def post(
+        self, function: Callable[[sqlite3.Connection], None], done: Callable[[], None]
+    ) -> None:
+        """Run a function in the connection's thread, for the holder of the ticket."""
+        if self.is_open:
+            self._record.dbapi_connection.post(function, done=done)
+        else:
+            done()
+
     # The commit group.
 
     def finish(self, log: Log, wrote: bool, lease: WriterLease) -> tuple[Group, Member]:
@@ -193,7 +207,9 @@ class Writer:
     def _done(self, group: Group, ticket: Ticket | None) -> None:
         """The COMMIT has been made or has failed. In the connection's thread."""
         self.counters.groups += len(group.members) > 1
-        self.counters.commits += sum(m.wrote for m in group.members if m.error is None)
+        for member in group.members:
+            if member.wrote and member.error is None:
+                self.committed()
         if ticket is not None:
             self.give_back(ticket)
         group.settle()

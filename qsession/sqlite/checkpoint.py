@@ -1,0 +1,153 @@
+"""Checkpointer: moves the WAL into the database file, off the loop and off the path of a commit.
+
+SQLite's automatic checkpoint runs inside of a COMMIT, and whoever commits then waits for it. Here
+it runs in a thread and on a connection of its own, once the WAL has grown past as many pages as the
+automatic one would have allowed (https://sqlite.org/wal.html#ckpt).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from ..ticket import Ticket, TicketState
+from .place import Place
+
+if TYPE_CHECKING:
+    from .pool import WriteQueuePool
+
+LOOK_EVERY = 16
+"""Commits between two looks at the size of the WAL."""
+WAL_WARN = 64 * 1024 * 1024
+"""Bytes of WAL past which the reader that keeps it from being reused is named."""
+
+GROWN = 4
+"""Times the limit past which the WAL is emptied with writers kept out."""
+
+PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
+
+logger = logging.getLogger("qsession")
+
+
+class _ThreadTicket(Ticket):
+    """A ticket that a thread waits for."""
+
+    __slots__ = ("woken",)
+
+    def __init__(self, owner: Place) -> None:
+        super().__init__(owner)
+        self.woken = threading.Event()
+
+    def wake(self) -> bool:
+        self.woken.set()
+        return True
+
+
+class Checkpointer:
+    """Looks at the WAL after commits, from any thread. One checkpoint runs at a time."""
+
+    def __init__(self, pool: WriteQueuePool) -> None:
+        self._pool = pool
+        self._path = ""
+        self._limit = 0
+        self._commits = 0
+        self._running = threading.Lock()
+        self._warned = False
+
+    def take_over(self, raw: sqlite3.Connection, path: str) -> None:
+        """Replace the automatic checkpoint of the writer. In the connection's thread.
+
+        ``PRAGMA wal_autocheckpoint=0`` in a "connect" listener turns off both: some other program,
+        Litestream for one, is to do it.
+        """
+        (pages,) = raw.execute("PRAGMA wal_autocheckpoint").fetchone()
+        (page_size,) = raw.execute("PRAGMA page_size").fetchone()
+        raw.execute("PRAGMA wal_autocheckpoint=0")
+        raw.execute(f"PRAGMA journal_size_limit={pages * page_size}")  # when the WAL begins anew
+        self._path, self._limit = path, pages * page_size
+
+    def committed(self) -> None:
+        """A transaction that wrote was committed. Does not wait."""
+        self._commits += 1
+        if self._commits % LOOK_EVERY or not (self._path and self._limit):
+            return
+        if self._wal_size() > self._limit and self._running.acquire(blocking=False):
+            threading.Thread(target=self._run, name="qsession checkpoint", daemon=True).start()
+
+    def _wal_size(self) -> int:
+        try:
+            return os.stat(f"{self._path}-wal").st_size
+        except OSError:
+            return 0
+
+    def _run(self) -> None:
+        try:
+            raw = sqlite3.connect(self._path, timeout=0, isolation_level=None)
+            try:
+                self._checkpoint(raw)
+            finally:
+                raw.close()
+        except sqlite3.Error as error:  # the next commits try again
+            logger.info("The WAL of %r could not be checkpointed: %s", self._path, error)
+        finally:
+            self._running.release()
+
+    def _checkpoint(self, raw: sqlite3.Connection) -> None:
+        """PASSIVE waits for nobody; a WAL that it could empty is begun anew by the next writer.
+
+        While writers come without a pause there is always something new in it. So past a multiple
+        of the limit the rest, which is short, is done by one that holds the ticket.
+        """
+        _, frames, done = raw.execute(PASSIVE).fetchone()
+        size = self._wal_size()
+        if frames == done and self._pool.writer.queue.holder is None:
+            raw.execute("PRAGMA wal_checkpoint(RESTART)")
+        elif size > GROWN * self._limit:
+            self._finish_in_turn()
+        if frames != done and size > WAL_WARN:
+            self._warn()
+        else:
+            self._warned = False
+
+    def _finish_in_turn(self) -> None:
+        """Take a place in the queue; then one more PASSIVE, with no writer beside it."""
+        writer = self._pool.writer
+        ticket = _ThreadTicket(_owner(self._pool))
+        if writer.queue.take(ticket) is TicketState.WAITING:
+            ticket.woken.wait()
+        if ticket.state is not TicketState.HELD:
+            return
+        writer.close_group()
+        writer.post(_passive, lambda: writer.give_back(ticket))
+
+    def _warn(self) -> None:
+        oldest: Place | None = next(iter(list(self._pool.reading)), None)
+        if self._warned or oldest is None:
+            return
+        self._warned = True
+        task = oldest.task
+        logger.warning(
+            "The WAL of %r has grown to %d MiB: it cannot be reused while a transaction reads that "
+            "began %.1f s ago with %r in %s. Close readers when they are done.",
+            self._path,
+            self._wal_size() >> 20,
+            time.monotonic() - oldest.reading_since,
+            oldest.first,
+            "an unknown task" if task is None else f"task {task.get_name()!r}",
+        )
+
+
+def _owner(pool: WriteQueuePool) -> Place:
+    """Whom messages name while a checkpoint holds the ticket."""
+    owner = Place(pool, lambda: None)
+    owner.busy = 1
+    owner.last_statement = PASSIVE
+    return owner
+
+
+def _passive(raw: sqlite3.Connection) -> None:
+    raw.execute(PASSIVE).fetchone()

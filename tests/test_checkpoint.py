@@ -1,0 +1,127 @@
+"""The checkpointer: where it runs, what it bounds, whom it names."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+
+import pytest
+from sqlalchemy import event, text
+
+from qsession import create_async_engine
+from qsession.sqlite import checkpoint
+
+BLOB = 40_000
+
+
+@pytest.fixture
+async def engine(tmp_path):
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE blobs (id INTEGER PRIMARY KEY, data BLOB)"))
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """The threads that checkpoints ran in."""
+    seen: list[threading.Thread] = []
+    original = checkpoint.Checkpointer._checkpoint
+
+    def noted(self, raw):
+        seen.append(threading.current_thread())
+        original(self, raw)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "_checkpoint", noted)
+    return seen
+
+
+async def write(engine, times):
+    for _ in range(times):
+        async with engine.begin() as connection:
+            await connection.execute(
+                text("INSERT INTO blobs (data) VALUES (zeroblob(:size))"), {"size": BLOB}
+            )
+
+
+async def finished(engine):
+    """Wait until no checkpoint runs."""
+    lock = engine.pool.checkpointer._running
+    await asyncio.to_thread(lock.acquire)
+    lock.release()
+
+
+async def test_wal_is_bounded(engine, tmp_path, threads):
+    """Writers come without a pause; the WAL stays within a few times its limit."""
+    limit = engine.pool.checkpointer
+    await asyncio.gather(*(write(engine, 200) for _ in range(8)))
+    await finished(engine)
+    assert threads
+    size = (tmp_path / "app.db-wal").stat().st_size
+    assert size < 2 * checkpoint.GROWN * limit._limit < 8 * 200 * BLOB
+
+
+async def test_never_on_the_loop(engine, threads):
+    """No checkpoint runs in the thread of the event loop, nor in that of the writer."""
+    writer = engine.pool.writer._record.dbapi_connection._connection._thread
+    await write(engine, 10 * checkpoint.LOOK_EVERY)
+    await finished(engine)
+    assert threads
+    assert not {threading.main_thread(), writer} & set(threads)
+
+
+async def test_no_automatic_checkpoint_on_the_writer(engine):
+    """A COMMIT never brings a checkpoint along: SQLite's own is off."""
+    async with engine.begin() as connection:
+        pages = await connection.scalar(text("PRAGMA wal_autocheckpoint"))
+    assert pages == 0
+
+
+async def test_reader_that_pins_the_wal_is_named(engine, monkeypatch, caplog):
+    """A snapshot that is left open while the WAL grows past the mark is named once."""
+    monkeypatch.setattr(checkpoint, "WAL_WARN", 5_000_000)
+    reader = engine.execution_options(qsession_access="read")
+    with caplog.at_level(logging.WARNING, "qsession"):
+        async with reader.connect() as connection:
+            await connection.execute(text("SELECT count(*) FROM blobs"))
+            for _ in range(12):
+                await write(engine, checkpoint.LOOK_EVERY)
+                await finished(engine)
+    warnings = [each.getMessage() for each in caplog.records]
+    assert len(warnings) == 1
+    assert "SELECT count(*) FROM blobs" in warnings[0]
+    assert asyncio.current_task().get_name() in warnings[0]
+
+
+async def test_listener_turns_it_off(tmp_path, threads):
+    """Who sets wal_autocheckpoint to 0 leaves checkpoints to another program, and gets none."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def no_checkpoints(connection, record):
+        connection.cursor().execute("PRAGMA wal_autocheckpoint=0")
+
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE blobs (id INTEGER PRIMARY KEY, data BLOB)"))
+    await write(engine, 10 * checkpoint.LOOK_EVERY)
+    assert not threads
+    await engine.dispose()
+
+
+async def test_another_process_in_the_way(engine, tmp_path, threads):
+    """A checkpoint that finds the file locked gives up quietly; the next one is made."""
+    await write(engine, 8 * checkpoint.LOOK_EVERY)
+    await finished(engine)
+    other = sqlite3.connect(tmp_path / "app.db", timeout=0, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM blobs").fetchone()
+    await write(engine, 8 * checkpoint.LOOK_EVERY)
+    await finished(engine)
+    other.close()
+    before = len(threads)
+    await write(engine, 8 * checkpoint.LOOK_EVERY)
+    await finished(engine)
+    assert len(threads) > before
