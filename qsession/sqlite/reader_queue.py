@@ -98,15 +98,15 @@ class ReaderQueue(QueueCommon[Any]):
                 timer.cancel()
 
     def _match(self, _: None) -> None:
-        while self._idle and self._places:
-            place = self._places[0]
-            try:
-                reader = None if place.left else self._idle.popleft()
-            except IndexError:
-                return  # another thread took it; whoever waits gets it when it comes back
-            self._places.popleft()
-            if place.left:
+        while self._places:
+            if self._places[0].left:
+                self._places.popleft()
                 continue
+            try:
+                reader = self._idle.popleft()
+            except IndexError:
+                return  # there is none, or another thread was faster
+            place = self._places.popleft()
             place.reader = reader
             if not place.wake():
                 place.reader = None  # or it would come back once more when the task leaves
