@@ -1,0 +1,28 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import Make
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from qsession import create_async_engine
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes engines on one file, and disposes of them."""
+    made: list[AsyncEngine] = []
+
+    def make(query: str = "", by: Any = create_async_engine, **kw: Any) -> Any:
+        driver = "aiosqlite" if by is create_async_engine else "qsession"
+        made.append(by(f"sqlite+{driver}:///{tmp_path / 'a.db'}{query}", **kw))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        await engine.dispose()

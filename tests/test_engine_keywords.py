@@ -1,0 +1,118 @@
+"""Every keyword of SQLAlchemy's own create_async_engine means here what it means there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+from engines import Make, metadata, notes, works
+from sqlalchemy import Column, Date, MetaData, Table, select, text
+from sqlalchemy.pool import NullPool, StaticPool
+
+
+@pytest.mark.parametrize("poolclass", [NullPool, StaticPool])
+async def test_pool_classes(make: Make, poolclass: type[Any]) -> None:
+    """A pool that knows no queue, as in many test suites, is replaced by one that does."""
+    await works(make(poolclass=poolclass))
+
+
+async def test_pool_arguments(make: Make) -> None:
+    """The arguments of the pool are those of the readers' pool."""
+    engine = make(
+        pool_size=1,
+        max_overflow=1,
+        pool_timeout=0.01,
+        pool_recycle=100,
+        pool_pre_ping=True,
+        pool_use_lifo=True,
+        pool_reset_on_return="rollback",
+        pool_logging_name="readers",
+    )
+    await works(engine)
+    pool: Any = engine.pool
+    assert (pool.size(), pool.timeout(), pool._max_overflow) == (1, 0.01, 1)
+    assert (pool._recycle, pool._pre_ping, pool.logging_name) == (100, True, "readers")
+    assert pool.status().startswith("Pool size: 1")
+    assert "Write ticket: free Writers waiting: 0" in pool.status()
+    reading = engine.execution_options(qsession_access="read")
+    async with reading.connect() as one, reading.connect() as other, reading.connect() as third:
+        await one.execute(text("SELECT 1"))
+        await other.execute(text("SELECT 1"))
+        with pytest.raises(Exception, match="QueuePool limit of size 1 overflow 1 reached"):
+            await third.execute(text("SELECT 1"))
+
+
+async def test_engine_arguments(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """What is about statements and logging goes through SQLAlchemy unchanged."""
+    engine = make(
+        echo=False,
+        echo_pool=False,
+        hide_parameters=True,
+        logging_name="mine",
+        json_serializer=lambda value: json.dumps({"wrapped": value}),
+        json_deserializer=lambda value: json.loads(value)["wrapped"],
+        execution_options={"mark": 1},
+        insertmanyvalues_page_size=2,
+        use_insertmanyvalues=True,
+        query_cache_size=10,
+        label_length=20,
+        max_identifier_length=90,
+        enable_from_linting=False,
+        paramstyle="named",
+        future=True,
+        isolation_level="SERIALIZABLE",
+    )
+    with caplog.at_level(logging.INFO, "sqlalchemy.engine.Engine.mine"):
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+            await connection.execute(notes.insert(), [{"body": n} for n in range(5)])
+    assert any(record.name == "sqlalchemy.engine.Engine.mine" for record in caplog.records)
+    assert "hidden due to hide_parameters" in caplog.text
+    async with engine.connect() as connection:
+        assert connection.sync_connection is not None
+        assert connection.sync_connection.get_execution_options()["mark"] == 1
+        rows = await connection.execute(select(notes.c.body).order_by(notes.c.id))
+        assert rows.scalars().all() == list(range(5))
+    assert engine.sync_engine.logging_name == "mine"
+    assert engine.dialect.label_length == 20
+
+
+async def test_echo_pool(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """echo_pool logs what the pool does with its connections."""
+    engine = make(echo_pool="debug")
+    await works(engine)
+    assert "Created new connection" in caplog.text
+    assert "being returned to pool" in caplog.text
+
+
+async def test_native_datetime(make: Make) -> None:
+    """native_datetime leaves dates to converters of sqlite3."""
+    import sqlite3
+    from datetime import date
+
+    sqlite3.register_adapter(date, date.isoformat)
+    sqlite3.register_converter("DATE", lambda value: date.fromisoformat(value.decode()))
+    engine = make(native_datetime=True, connect_args={"detect_types": sqlite3.PARSE_DECLTYPES})
+    days = Table("days", MetaData(), Column("day", Date))
+    async with engine.begin() as connection:
+        await connection.run_sync(days.create)
+        await connection.execute(days.insert(), {"day": date(2024, 2, 29)})
+        assert (await connection.execute(select(days))).scalar_one() == date(2024, 2, 29)
+
+
+async def test_async_creator(make: Make, tmp_path: Path) -> None:
+    """Connections that the application makes itself get our transaction control."""
+
+    async def creator() -> aiosqlite.Connection:
+        return await aiosqlite.connect(tmp_path / "a.db", isolation_level="EXCLUSIVE")
+
+    engine = make(async_creator=creator)
+    await works(engine)
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(notes.insert(), {"id": 2})
+        assert len((await connection.execute(select(notes.c.id))).all()) == 2
