@@ -1,0 +1,107 @@
+"""AUTOCOMMIT: each statement is its own transaction, unless the application begins one by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engines import Make, metadata, notes
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from qsession import QueuedAsyncEngine
+
+COUNT = select(func.count()).select_from(notes)
+
+
+async def autocommit(make: Make) -> tuple[QueuedAsyncEngine, AsyncConnection]:
+    """A connection in AUTOCOMMIT, on a table of three rows."""
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        await connection.execute(insert(notes), [{"id": n} for n in range(3)])
+    connection = await engine.connect()
+    await connection.execution_options(isolation_level="AUTOCOMMIT")
+    return engine, connection
+
+
+async def run(connection: AsyncConnection, *statements: str) -> int:
+    """Send texts, then count the rows on another connection."""
+    for each in statements:
+        await connection.execute(text(each))
+    async with connection.engine.connect() as other:
+        return int(await other.scalar(COUNT.execution_options(qsession_access="read")) or 0)
+
+
+async def test_each_statement_is_committed(make: Make) -> None:
+    """There is nothing to roll back, and nothing is held between statements."""
+    engine, connection = await autocommit(make)
+    assert await run(connection, "DELETE FROM notes WHERE id=0") == 2
+    assert engine.stats().holder is None
+    await connection.rollback()
+    assert await connection.scalar(COUNT) == 2
+    await connection.close()
+
+
+async def test_vacuum_and_pragma(make: Make) -> None:
+    """What may not run inside a transaction runs here, and a setting stays for this connection."""
+    _, connection = await autocommit(make)
+    await run(connection, "VACUUM", "PRAGMA user_version=7", "PRAGMA foreign_keys=ON")
+    assert await connection.scalar(text("PRAGMA user_version")) == 7
+    assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+    await connection.close()
+
+
+async def test_text_transactions(make: Make) -> None:
+    """BEGIN, COMMIT and ROLLBACK as text delimit a transaction by hand."""
+    engine, connection = await autocommit(make)
+    assert await run(connection, "BEGIN", "DELETE FROM notes", "ROLLBACK") == 3
+    assert await run(connection, "BEGIN IMMEDIATE", "DELETE FROM notes WHERE id=0") == 3
+    assert engine.stats().holder is not None
+    assert await run(connection, "COMMIT") == 2
+    assert await run(connection, "begin exclusive", "DELETE FROM notes", "END") == 0
+    assert engine.stats().holder is None
+    await connection.close()
+
+
+async def test_text_savepoints(make: Make) -> None:
+    """A savepoint outside of a transaction begins one; releasing it commits, as in SQLite."""
+    engine, connection = await autocommit(make)
+    delete = "DELETE FROM notes WHERE id=0"
+    assert await run(connection, "SAVEPOINT a", delete, "ROLLBACK TO a", "RELEASE a") == 3
+    assert await run(connection, "SAVEPOINT a", "SAVEPOINT b", delete, "RELEASE b") == 3
+    assert await run(connection, "RELEASE SAVEPOINT a") == 2
+    assert engine.stats().holder is None
+    await connection.close()
+
+
+async def test_begin_nested(make: Make) -> None:
+    """SQLAlchemy's savepoints work under AUTOCOMMIT as well."""
+    engine, connection = await autocommit(make)
+    async with connection.begin_nested():
+        await connection.execute(text("DELETE FROM notes WHERE id=0"))
+    await connection.close()
+    async with engine.connect() as other:
+        assert await other.scalar(COUNT) == 2
+
+
+async def test_engine_in_autocommit(make: Make) -> None:
+    """isolation_level="AUTOCOMMIT" of an engine is that of all its sessions."""
+    engine = make(isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        await connection.run_sync(metadata.create_all)
+    async with AsyncSession(engine) as session:
+        await session.execute(insert(notes), {"id": 1})
+        await session.rollback()
+        assert await session.scalar(COUNT) == 1
+
+
+async def test_the_option_ends_with_the_connection(make: Make) -> None:
+    """The next connection of the same engine is transactional again."""
+    engine, connection = await autocommit(make)
+    await connection.close()
+    async with engine.connect() as other:
+        level: Any = await other.get_isolation_level()
+        assert level == "SERIALIZABLE"
+        await other.execute(text("DELETE FROM notes"))
+        await other.rollback()
+        assert await other.scalar(COUNT) == 3

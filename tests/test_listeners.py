@@ -1,0 +1,194 @@
+"""Listeners that applications have: on connections, on transactions, on statements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from engines import Make, metadata, notes
+from sqlalchemy import Engine, event, func, insert, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import Pool
+
+from qsession import QueuedAsyncEngine
+
+READ = {"qsession_access": "read"}
+WRITE = {"qsession_access": "write"}
+
+
+async def create(engine: QueuedAsyncEngine) -> None:
+    """The table of these tests, with one row."""
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        await connection.execute(insert(notes), {"id": 1})
+
+
+async def scalar(engine: QueuedAsyncEngine, options: dict[str, str], statement: Any) -> Any:
+    """One value, read by a reader or by the writer."""
+    async with engine.connect() as connection:
+        return await connection.scalar(statement, execution_options=options)
+
+
+async def test_connect_listeners_run_on_every_connection(make: Make) -> None:
+    """PRAGMA and create_function of a listener hold on readers and on the writer."""
+    engine = make()
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA cache_size=-1234")
+        cursor.close()
+        connection.create_function("twice", 1, lambda value: value * 2)
+        connection.isolation_level = "IMMEDIATE"
+
+    for options in (READ, WRITE):
+        assert await scalar(engine, options, text("PRAGMA foreign_keys")) == 1
+        assert await scalar(engine, options, text("PRAGMA cache_size")) == -1234
+        assert await scalar(engine, options, select(func.twice(21))) == 42
+    await create(engine)
+
+
+@pytest.mark.parametrize("target", [Engine, Pool])
+async def test_listeners_on_classes(make: Make, target: type[Any]) -> None:
+    """The usual recipe, a listener on the class Engine, is heard."""
+
+    def connect(connection: Any, record: object) -> None:
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    event.listen(target, "connect", connect)
+    try:
+        engine = make()
+        for options in (READ, WRITE):
+            assert await scalar(engine, options, text("PRAGMA foreign_keys")) == 1
+    finally:
+        event.remove(target, "connect", connect)
+
+
+async def test_pool_events_come_in_pairs(make: Make) -> None:
+    """Each physical connection is connected and closed once, and checked in as often as out."""
+    engine = make()
+    seen: list[str] = []
+    for name in ("first_connect", "connect", "checkout", "checkin", "close"):
+        event.listen(engine.sync_engine, name, lambda *_, name=name: seen.append(name))
+    await create(engine)
+    for _ in range(3):
+        assert await scalar(engine, READ, select(notes.c.id)) == 1
+    await engine.dispose()
+    assert seen.count("first_connect") == 1
+    assert seen.count("connect") == seen.count("close") == 2
+    assert seen.count("checkout") == seen.count("checkin") >= 4
+
+
+async def test_do_connect_listener(make: Make) -> None:
+    """A listener may see and change what a connection is opened with."""
+    engine = make()
+    seen: list[dict[str, Any]] = []
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+        options["cached_statements"] = 5
+        seen.append(options)
+
+    await create(engine)
+    assert len(seen) == 2
+
+
+async def test_statements_of_ours_are_not_shown(make: Make) -> None:
+    """Listeners see what the application sent and began, and nothing of ours."""
+    engine = make()
+    await create(engine)
+    seen: list[str] = []
+    for name in ("begin", "commit", "rollback", "savepoint", "release_savepoint"):
+        event.listen(engine.sync_engine, name, lambda *_, name=name: seen.append(name))
+    for name in ("before_cursor_execute", "after_cursor_execute"):
+        event.listen(
+            engine.sync_engine,
+            name,
+            lambda conn, cursor, sql, *_, name=name: seen.append(f"{name[:6]} {sql[:6]}"),
+        )
+    async with AsyncSession(engine) as session:
+        await session.execute(select(notes.c.id).execution_options(**READ))
+        async with engine.begin() as other:
+            await other.execute(insert(notes), {"id": 2})
+        await session.rollback()
+        await session.execute(select(notes.c.id))
+        await session.begin_nested()
+        await session.execute(insert(notes), {"id": 3})
+        await session.commit()
+
+    def sent(word: str) -> list[str]:
+        return [f"before {word}", f"after_ {word}"]
+
+    assert seen == [
+        *("begin", *sent("SELECT"), "begin", *sent("INSERT"), "commit", "rollback"),
+        *("begin", *sent("SELECT"), "savepoint", *sent("SAVEPO"), *sent("INSERT")),
+        *("release_savepoint", *sent("RELEAS"), "commit"),
+    ]
+
+
+async def test_replay_is_not_shown(make: Make) -> None:
+    """A reader that is upgraded sends its SELECT again; listeners hear of it once."""
+    engine = make()
+    await create(engine)
+    for _ in range(20):
+        await scalar(engine, {}, select(notes.c.id))
+    seen: list[str] = []
+    event.listen(
+        engine.sync_engine, "before_cursor_execute", lambda conn, cursor, sql, *_: seen.append(sql)
+    )
+    async with engine.begin() as connection:
+        await connection.execute(select(notes.c.id))
+        await connection.execute(insert(notes), {"id": 2})
+    assert engine.stats().replays == 1
+    assert [sql[:6] for sql in seen] == ["SELECT", "INSERT"]
+
+
+@pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE", "begin exclusive transaction"])
+async def test_begin_by_a_listener(make: Make, begin: str) -> None:
+    """The well-known recipe for pysqlite, which sends its own BEGIN, changes nothing."""
+    engine = make()
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def emit(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+    await create(engine)
+    async with AsyncSession(engine) as session:
+        await session.execute(insert(notes), {"id": 2})
+        await session.rollback()
+        async with session.begin_nested():
+            await session.execute(insert(notes), {"id": 3})
+        with pytest.raises(IntegrityError):
+            async with session.begin_nested():
+                await session.execute(insert(notes), {"id": 1})
+        await session.commit()
+        assert (await session.scalars(select(notes.c.id))).all() == [1, 3]
+    assert engine.stats().holder is None
+
+
+async def test_do_execute_and_handle_error(make: Make) -> None:
+    """A listener may execute a statement itself, and sees the errors of the driver."""
+    engine = make()
+    seen: list[str] = []
+
+    @event.listens_for(engine.sync_engine, "do_execute")
+    def execute(cursor: Any, sql: str, parameters: Any, context: Any) -> bool:
+        cursor.execute(sql, parameters)
+        return True
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def error(context: Any) -> None:
+        seen.append(type(context.original_exception).__name__)
+        assert not context.is_disconnect
+
+    await create(engine)
+    with pytest.raises(IntegrityError):
+        await create(engine)
+    assert seen == ["IntegrityError"]
+    assert await scalar(engine, READ, select(func.count()).select_from(notes)) == 1
