@@ -7,7 +7,6 @@ import weakref
 
 from ..ticket import Ticket
 from . import lease as work
-from .driver import DriverConnection
 from .lease import ReaderLease, WriterLease
 from .log import Statement
 from .need import Need
@@ -91,17 +90,7 @@ class Attachment(Running):
         """Give the ticket back before anything was begun."""
         lease, self.lease = self.lease, None
         assert isinstance(lease, WriterLease)
-        lease.abandon(busy=False)
+        lease.ended = True
+        lease.give_back()
         self._stop_limit()
         self._become_log()
-
-    def pin(self) -> DriverConnection:
-        """Attach to the writer until the end, for somebody who uses the driver's connection."""
-        if self.failure is not None:
-            raise self.failure
-        self.used_here()
-        self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
-        self.wrote = self.pinned = True
-        self.writer.close_group()
-        assert self.lease is not None
-        return self.lease.driver
