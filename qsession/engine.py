@@ -22,7 +22,9 @@ class QueuedAsyncConnection(AsyncConnection):
     async def get_raw_connection(self) -> PoolProxiedConnection:
         """The pooled connection, holding the write ticket: its ``driver_connection`` is the writer.
 
-        The ticket is given back by commit, rollback or close. Raises :class:`QueueTimeout`.
+        The ticket is given back when this connection ends its transaction, or is closed. What the
+        driver's connection has not committed by then is rolled back or committed with it. Raises
+        :class:`QueueTimeout`.
         """
         raw = await super().get_raw_connection()
         if isinstance(self.sync_engine.pool, WriteQueuePool):
