@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from sqlalchemy.dialects import registry
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -12,8 +13,20 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
 from .config import NAMES, Settings
-from .sqlite.pool import WriteQueuePool
 from .stats import Stats
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+    from .sqlite.pool import WriteQueuePool
+
+# The entry point says the same; this serves a copy of the package that was never installed. The
+# dialect, and what it needs, is imported with the first engine.
+registry.register("sqlite.qsession", "qsession.sqlite.dialect", "QSessionDialect")
+
+
+def _is_queued(dialect: Dialect) -> bool:
+    return dialect.driver == "qsession"
 
 
 class QueuedAsyncConnection(AsyncConnection):
@@ -27,7 +40,7 @@ class QueuedAsyncConnection(AsyncConnection):
         :class:`QueueTimeout`.
         """
         raw = await super().get_raw_connection()
-        if isinstance(self.sync_engine.pool, WriteQueuePool):
+        if _is_queued(self.sync_engine.dialect):
             await greenlet_spawn(getattr, raw, "driver_connection")
         return raw
 
@@ -39,17 +52,16 @@ class QueuedAsyncEngine(AsyncEngine):
 
     def stats(self) -> Stats:
         """The write queue at this moment, and the counters since the engine was made."""
-        pool = self.sync_engine.pool
-        if not isinstance(pool, WriteQueuePool):
+        if not _is_queued(self.dialect):
             raise InvalidRequestError(f"{self.url.drivername} has no write queue of ours")
-        return pool.stats()
+        return cast("WriteQueuePool", self.pool).stats()
 
     async def raw_connection(self) -> PoolProxiedConnection:
         """A connection of the pool, holding the write ticket until it is committed, rolled back
         or closed. Raises :class:`QueueTimeout`.
         """
         raw = await super().raw_connection()
-        if isinstance(self.pool, WriteQueuePool):
+        if _is_queued(self.dialect):
             await greenlet_spawn(getattr, raw, "driver_connection")
         return raw
 
