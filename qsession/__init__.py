@@ -3,6 +3,7 @@
 from .engine import QueuedAsyncEngine, create_async_engine
 from .errors import (
     ConflictError,
+    GroupAborted,
     HoldTimeout,
     NestedWriteError,
     QSessionError,
@@ -19,6 +20,7 @@ upgrade = qsession.upgrade
 __all__ = [
     "Base",
     "ConflictError",
+    "GroupAborted",
     "HoldTimeout",
     "NestedWriteError",
     "QSession",

@@ -1,0 +1,129 @@
+"""The rooms of the package: what may import what, and how large a room may grow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import qsession
+
+PACKAGE = Path(qsession.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+FLOORS = [
+    {"errors", "config", "stats", "handoff", "models"},
+    {"ticket"},
+    {"sqlite"},
+    {"engine"},
+    {"line", "inner", "retry"},
+    {"sharing"},
+    {"session"},
+    {"migrate", "transfer", "pool_api"},
+    {"__init__"},
+    {"cli", "ext"},
+]
+"""From the ground up. A module imports from its own floor and from those below."""
+
+
+def name_of(path: Path) -> str:
+    """The module in a file, with dots."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+NAMES = {name_of(path) for path in FILES}
+
+
+def at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run when a module is imported."""
+    for statement in body:
+        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
+            continue
+        yield statement
+        for part in ("body", "orelse", "finalbody"):
+            if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield from at_import(getattr(statement, part, []))
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of this package that a file imports when it is imported itself."""
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    found = set()
+    for statement in at_import(ast.parse(path.read_text()).body):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            base = statement.module or ""
+            if statement.level:
+                start = package.split(".")[: len(package.split(".")) - statement.level + 1]
+                base = ".".join([*start, base]).removesuffix(".")
+            for alias in statement.names:
+                whole = f"{base}.{alias.name}"
+                found.add(whole if whole in NAMES else base)
+    return {name for name in found if name in NAMES} - {name_of(path)}
+
+
+def floor_of(name: str) -> int:
+    """How high a module lies."""
+    room = [*name.split("."), "__init__"][1]
+    for height, rooms in enumerate(FLOORS):
+        if room in rooms:
+            return height
+    pytest.fail(f"{name} has no floor yet: add it where it belongs")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down_only(path: Path) -> None:
+    """No module imports from a floor above its own."""
+    name = name_of(path)
+    for other in imports_of(path):
+        assert floor_of(other) <= floor_of(name), f"{name} imports {other}, which lies above it"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Inside a floor as well, imports have a direction."""
+    TopologicalSorter({name_of(path): imports_of(path) for path in FILES}).prepare()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_are_short_and_say_what_they_are_for(path: Path) -> None:
+    """Each file has a docstring and no more than 300 lines."""
+    source = path.read_text()
+    assert source.count("\n") <= 300
+    assert ast.get_docstring(ast.parse(source))
+
+
+def test_public_names_are_in_all() -> None:
+    """What the package offers and what ``__all__`` lists are the same, in order."""
+    offered = {
+        name
+        for name, value in vars(qsession).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert offered - {"qsession"} == set(qsession.__all__) - {"qsession"}
+    assert sorted(qsession.__all__) == sorted(set(qsession.__all__))
+    for name in qsession.__all__:
+        assert hasattr(qsession, name)
+
+
+@pytest.mark.parametrize("name", [n for n in qsession.__all__ if n != "qsession"])
+def test_public_names_have_docstrings(name: str) -> None:
+    """Every public class and function says what it promises."""
+    assert getattr(qsession, name).__doc__
+
+
+def test_importing_the_package_imports_no_framework() -> None:
+    """``import qsession`` is light: no optional package, no Alembic, no test framework."""
+    heavy = ["alembic", "typer", "rich", "psutil", "unittest", "asyncpg", "sqlalchemy.testing"]
+    code = f"import sys, qsession; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PACKAGE.parent
+    )
+    assert done.stdout.strip() == "[]"
