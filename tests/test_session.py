@@ -19,7 +19,8 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.util import await_only
 
-from qsession import retry
+from qsession import QueuedAsyncEngine, retry
+from qsession import create_async_engine as qsession_engine
 from qsession import session as session_module
 from qsession.errors import ConflictError, UncommittedChangesWarning
 from qsession.session import QSession, SessionMaker
@@ -46,10 +47,24 @@ class Post(Base):
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
 
 
-@pytest.fixture
-async def engine(tmp_path):
-    """A stock engine on a new file with three users."""
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
+@pytest.fixture(params=["stock", "queued"])
+async def engine(tmp_path, request):
+    """SQLAlchemy's engine, and ours, on a new file with three users."""
+    if request.param == "queued":
+        engine = qsession_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
+    else:
+        engine = stock_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db")
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.execute(insert(User), [{"name": "Ann"}, {"name": "Ben"}, {"name": "Cy"}])
+        await connection.execute(insert(Post), [{"user_id": 1}, {"user_id": 1}, {"user_id": 2}])
+    yield engine
+    assert engine.pool.checkedout() == 0, "a connection was left out"
+    await engine.dispose()
+
+
+def stock_engine(url: str) -> Any:
+    engine = create_async_engine(url)
 
     @event.listens_for(engine.sync_engine, "connect")
     def no_implicit_begin(connection: Any, _record: Any) -> None:
@@ -59,13 +74,7 @@ async def engine(tmp_path):
     def begin(connection: Any) -> None:  # without it SQLite commits when a savepoint ends
         connection.exec_driver_sql("BEGIN")
 
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-        await connection.execute(insert(User), [{"name": "Ann"}, {"name": "Ben"}, {"name": "Cy"}])
-        await connection.execute(insert(Post), [{"user_id": 1}, {"user_id": 1}, {"user_id": 2}])
-    yield engine
-    assert engine.pool.checkedout() == 0, "a connection was left out"
-    await engine.dispose()
+    return engine
 
 
 @pytest.fixture
@@ -128,7 +137,8 @@ async def test_first_use_by_many_tasks_provisions_one_connection(maker, engine):
     async with maker() as s:
         users = await asyncio.gather(*(s.get(User, 1 + n % 3) for n in range(50)))
         assert len({id(user) for user in users}) == 3
-        assert engine.pool.checkedout() == 1
+        held = isinstance(engine, QueuedAsyncEngine) and engine.stats().holder is not None
+        assert engine.pool.checkedout() + held == 1
 
 
 async def test_operations_run_in_the_order_of_asking(maker, engine):
