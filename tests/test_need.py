@@ -1,0 +1,138 @@
+"""What a statement needs before it runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from engines import Make, notes
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Integer,
+    MetaData,
+    Table,
+    delete,
+    exists,
+    insert,
+    select,
+    text,
+    union,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.schema import CreateTable
+
+from qsession.sqlite.dialect import QSessionDialect
+from qsession.sqlite.need import Need, need_of, need_of_text
+
+TEXTS = [
+    ("SELECT 1", Need.UNKNOWN),
+    ("INSERT INTO t VALUES (1)", Need.UNKNOWN),
+    ("WITH x AS (SELECT 1) DELETE FROM t", Need.UNKNOWN),
+    ("EXPLAIN SELECT 1", Need.UNKNOWN),
+    ("", Need.UNKNOWN),
+    ("vacuumed", Need.UNKNOWN),
+    ("beginning", Need.UNKNOWN),
+    ("CREATE TABLE temp_t (a)", Need.UNKNOWN),
+    ("PRAGMA foreign_keys=ON", Need.PRAGMA),
+    ("PRAGMA foreign_keys(1)", Need.PRAGMA),
+    ("pragma main.journal_mode = wal", Need.PRAGMA),
+    ("PRAGMA wal_checkpoint", Need.PRAGMA),
+    ("PRAGMA wal_checkpoint(TRUNCATE)", Need.PRAGMA),
+    ("PRAGMA optimize;", Need.PRAGMA),
+    ("PRAGMA foreign_keys", Need.ASK),
+    ("PRAGMA main.user_version ;\n", Need.ASK),
+    ('PRAGMA main.table_info("t")', Need.ASK),
+    ('PRAGMA "main".table_xinfo("t")', Need.ASK),
+    ("PRAGMA integrity_check(5)", Need.ASK),
+    ("CREATE TEMP TABLE t (a)", Need.TEMP),
+    ("create temporary view v as select 1", Need.TEMP),
+    ("VACUUM", Need.ALONE),
+    ("VACUUM INTO 'x.db'", Need.ALONE),
+    ("attach 'x.db' AS x", Need.ALONE),
+    ("DETACH DATABASE x", Need.ALONE),
+    ("SAVEPOINT a", Need.SAVEPOINT),
+    ("RELEASE a", Need.SAVEPOINT),
+    ("ROLLBACK TO a", Need.SAVEPOINT),
+    ("ROLLBACK TRANSACTION TO SAVEPOINT a", Need.SAVEPOINT),
+    ("ROLLBACK", Need.ROLLBACK),
+    ("COMMIT", Need.COMMIT),
+    ("END TRANSACTION", Need.COMMIT),
+    ("BEGIN", Need.BEGIN),
+    ("BEGIN DEFERRED", Need.BEGIN),
+    ("begin\nimmediate", Need.BEGIN_WRITE),
+    ("BEGIN EXCLUSIVE TRANSACTION", Need.BEGIN_WRITE),
+    ("-- a note\n/* and\nanother */ BEGIN IMMEDIATE", Need.BEGIN_WRITE),
+]
+
+
+@pytest.mark.parametrize(("sql", "need"), TEXTS)
+def test_first_words_that_matter(sql: str, need: Need) -> None:
+    """Only words that begin, end or may not be inside a transaction are known from their text."""
+    assert need_of_text(sql) is need
+
+
+def context_of(statement: Any) -> Any:
+    """What SQLAlchemy knows of a statement when it is executed."""
+    compiled = statement.compile(dialect=QSessionDialect())
+    return SimpleNamespace(
+        compiled=compiled,
+        isinsert=getattr(compiled, "isinsert", False),
+        isupdate=getattr(compiled, "isupdate", False),
+        isdelete=getattr(compiled, "isdelete", False),
+        isddl=isinstance(statement, CreateTable),
+    )
+
+
+temporary = Table("scratch", MetaData(), Column("a", Integer), prefixes=["TEMPORARY"])
+
+COMPILED = [
+    (select(notes), Need.READ),
+    (select(exists().where(notes.c.id == 1)), Need.READ),
+    (union(select(notes.c.id), select(notes.c.id)), Need.READ),
+    (select(notes).with_for_update(), Need.WRITE),
+    (insert(notes).returning(notes), Need.WRITE),
+    (upsert(notes).on_conflict_do_nothing(), Need.WRITE),
+    (update(notes), Need.WRITE),
+    (delete(notes), Need.WRITE),
+    (CreateTable(notes), Need.WRITE),
+    (CreateTable(temporary), Need.TEMP),
+    (text("SELECT 1"), Need.UNKNOWN),
+    (text("SELECT 1 AS a").columns(a=DateTime), Need.UNKNOWN),
+    (text("DELETE FROM t RETURNING a").columns(a=Integer), Need.UNKNOWN),
+]
+
+
+@pytest.mark.parametrize(("statement", "need"), COMPILED, ids=lambda value: str(value)[:40])
+def test_compiled_statements_say_it_themselves(statement: Any, need: Need) -> None:
+    """No SQL is parsed where SQLAlchemy has compiled it."""
+    context = context_of(statement)
+    assert need_of(context, str(context.compiled)) == (need, False)
+
+
+def test_nowait_is_passed_on_and_skip_locked_is_refused() -> None:
+    """NOWAIT means no waiting for the ticket; SKIP LOCKED has no meaning under one ticket."""
+    context = context_of(select(notes).with_for_update(nowait=True))
+    assert need_of(context, "") == (Need.WRITE, True)
+    context = context_of(select(notes).with_for_update(skip_locked=True))
+    with pytest.raises(InvalidRequestError, match="SKIP LOCKED has no meaning on SQLite"):
+        need_of(context, "")
+
+
+async def test_text_that_looks_like_a_select_and_writes(make: Make) -> None:
+    """A reader that finds out that a statement writes hands it to the writer."""
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (a)"))
+    select_one = text("SELECT count(*) FROM t")
+    for _ in range(20):
+        async with engine.connect() as connection:
+            await connection.execute(select_one)
+    async with engine.begin() as connection:
+        assert (await connection.execute(select_one)).scalar() == 0
+        await connection.execute(text("WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x"))
+    async with engine.connect() as connection:
+        assert (await connection.execute(select_one)).scalar() == 1
