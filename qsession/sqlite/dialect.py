@@ -37,26 +37,22 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
     def connect(self, *args: Any, **kw: Any) -> Any:
         creator = kw.pop("async_creator_fn", None)
         kw.pop("async_fallback", None)
-        opening = (creator or self.aiosqlite.connect)(*args, **kw)
         if creator is None:
-            opening._thread.daemon = True  # an engine never disposed of lets the interpreter end
-        future = asyncio.ensure_future(opening)
+            driver = DriverConnection(self, self.aiosqlite.connect(*args, **kw))
+            driver.open()
+            return driver
+        future = asyncio.ensure_future(creator(*args, **kw))
         try:
             connection = await_only(to_end(future))
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 DriverConnection(self, future.result()).terminate()
             raise
-        except sqlite3.Error:
-            if creator is None:
-                opening._thread.join()  # it has been told to end, and may not outlive the loop
-            raise
         driver = DriverConnection(self, connection)
-        if creator is not None:
-            try:
-                driver.raw.cursor().close()
-            except sqlite3.ProgrammingError:
-                driver.thread_only = True  # check_same_thread=True
+        try:
+            driver.raw.cursor().close()
+        except sqlite3.ProgrammingError:
+            driver.thread_only = True  # check_same_thread=True
         return driver
 
 

@@ -96,6 +96,21 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         """The ``sqlite3.Connection``; only its own thread may run statements on it."""
         return self._connection._conn  # type: ignore[no-any-return]
 
+    def open(self) -> None:
+        """Start the thread and open the connection in it, to the end; if that fails, stop it.
+
+        In place of aiosqlite's own way, whose task a loop cancels at its end, and whose thread
+        breaks when it has to tell a loop that is closed.
+        """
+        connection = self._connection
+        connection._thread.daemon = True  # an engine never disposed of lets the interpreter end
+        connection._thread.start()
+        try:
+            await_only(to_end(self._send(partial(_open, connection)).future))
+        except BaseException:
+            connection._tx.put_nowait((None, connection.stop))
+            raise
+
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(raw, *args)`` in the thread and wait for it.
 
@@ -220,10 +235,17 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def _submit(self, function: Callable[..., Any], *args: Any) -> _Job:
         if not self._connection._running:
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
-        job = _Job(partial(function, self.raw, *args), self)
+        return self._send(partial(function, self.raw, *args))
+
+    def _send(self, function: Callable[[], Any]) -> _Job:
+        job = _Job(function, self)
         self._jobs.append(None)
         self._connection._tx.put_nowait((None, job))
         return job
+
+
+def _open(connection: Any) -> None:
+    connection._connection = connection._connector()
 
 
 def _close(raw: sqlite3.Connection) -> None:
