@@ -1,0 +1,114 @@
+"""Many tasks write at once: nothing fails, nothing is retried, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
+from tables import READ, STUCK, Counter, Event, Storm
+
+from qsession import ConflictError
+
+pytestmark = pytest.mark.storm
+
+
+@pytest.mark.parametrize("thinking", [None, 0.01], ids=["at once", "after thinking"])
+async def test_read_modify_write(storm: Callable[..., Storm], thinking: float | None) -> None:
+    """64 tasks add 1 to one row, 10 times each: no error, no retry, and the sum is exact."""
+    on = storm()
+
+    async def adds() -> None:
+        for _ in range(10):
+            async with on.session() as session:
+                counter = await session.get_one(Counter, 1)
+                if thinking is not None:
+                    await asyncio.sleep(thinking)  # what an application does in between
+                counter.value += 1
+                await session.commit()
+
+    await asyncio.gather(*(adds() for _ in range(64)))
+    assert on.values() == [640, 0]
+    assert on.engine.stats().conflicts == 0
+    assert on.engine.stats().commits == 640
+
+
+async def test_inserts(storm: Callable[..., Storm]) -> None:
+    """1,000 tasks insert a row each: all are there, under the keys that they were told."""
+    on = storm()
+
+    async def insert(number: int) -> tuple[int, str]:
+        async with on.session() as session:
+            event = Event(name=f"event {number}")
+            session.add(event)
+            await session.flush()
+            told = event.id, event.name
+            await session.commit()
+            return told
+
+    told = await asyncio.gather(*(insert(number) for number in range(1_000)))
+    assert sorted(told) == on.query("SELECT id, name FROM events ORDER BY id")
+    assert on.engine.stats().conflicts == 0
+    assert on.engine.stats().commits == 1_000
+
+
+class Meeting:
+    """Everybody goes on when the last one has come."""
+
+    def __init__(self, members: int) -> None:
+        self._missing = members
+        self._all_here = asyncio.Event()
+
+    async def attend(self) -> None:
+        self._missing -= 1
+        if self._missing <= 0:
+            self._all_here.set()
+        await asyncio.wait_for(self._all_here.wait(), STUCK)
+
+
+MEMBERS = 16
+
+
+async def test_a_predicted_reader_writes(storm: Callable[..., Storm]) -> None:
+    """16 tasks read on snapshots, as predicted, then all write: the first may, 15 are told."""
+    on = storm(pool_size=MEMBERS)
+    await on.learn()
+    meeting = Meeting(MEMBERS)
+
+    async def add() -> bool:
+        async with on.guessing() as session:
+            value = await session.scalar(READ)
+            await meeting.attend()
+            try:
+                (await session.get_one(Counter, 1)).value = value + 1
+                await session.commit()
+            except ConflictError:
+                await session.rollback()
+                return False
+            return True
+
+    acknowledged = sum(await asyncio.gather(*(add() for _ in range(MEMBERS))))
+    assert acknowledged == 1
+    assert on.values() == [1, 0]
+    assert on.engine.stats().conflicts == MEMBERS - 1
+
+
+async def test_a_predicted_reader_writes_in_run(storm: Callable[..., Storm]) -> None:
+    """The same through `run`: whoever read something stale runs again, and all succeed."""
+    on = storm(pool_size=MEMBERS)
+    await on.learn()
+    on.maker.configure(access="auto")
+    meeting = Meeting(MEMBERS)
+    runs = 0
+
+    async def add(session: AsyncSession) -> None:
+        nonlocal runs
+        runs += 1
+        value = await session.scalar(READ)
+        await meeting.attend()
+        (await session.get_one(Counter, 1)).value = value + 1
+
+    await asyncio.gather(*(on.maker.run(add) for _ in range(MEMBERS)))
+    assert on.values() == [MEMBERS, 0]
+    assert runs - MEMBERS == on.engine.stats().conflicts >= MEMBERS - 1
