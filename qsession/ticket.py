@@ -112,6 +112,13 @@ class TicketQueue:
         """Tell a waiting ticket to go on without; no effect on one that no longer waits."""
         self._serve(self._dismiss, ticket)
 
+    def between(self, function: Callable[[Any], None], subject: Any) -> None:
+        """Call ``function(subject)`` while nobody takes, gets or gives back the ticket.
+
+        It runs at once, or in the thread that is changing the queue now, right behind that.
+        """
+        self._serve(function, subject)
+
     def waiters(self) -> Iterator[Ticket]:
         """Those who wait now, in order within each priority."""
         for level in list(self._levels.values()):

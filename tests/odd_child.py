@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import QueuedAsyncEngine, create_async_engine
 
+import_module("qsession.sqlite.dialect")  # with the first engine it would be too late
 NOBODY = 65534
 Seen = dict[str, Any]
 

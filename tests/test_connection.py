@@ -285,12 +285,17 @@ async def test_driver_connection_of_a_session(engine: QueuedAsyncEngine) -> None
 
 
 async def test_driver_connection_inside_run_sync(make: Make, engine: QueuedAsyncEngine) -> None:
-    """run_sync gives it on every engine; outside, where nothing can wait, the error says so."""
+    """Outside of run_sync nothing can wait: while another one holds it, the error says so."""
     stock = make(by=stock_engine)
     async with stock.connect() as connection:
         raw = await connection.get_raw_connection()
+        assert isinstance(raw.driver_connection, aiosqlite.Connection)
+    async with stock.connect() as other, stock.connect() as connection:
+        await other.execute(insert(notes), {"id": 10})
+        raw = await connection.get_raw_connection()
         with pytest.raises(InvalidRequestError, match=r"run_sync\(lambda c: c\.connection"):
             _ = raw.driver_connection
+        await other.rollback()
         driver = await connection.run_sync(lambda sync: sync.connection.driver_connection)
         assert isinstance(driver, aiosqlite.Connection)
 

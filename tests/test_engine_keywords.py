@@ -85,6 +85,8 @@ async def test_echo_pool(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """echo_pool logs what the pool does with its connections."""
     engine = make(echo_pool="debug")
     await works(engine)
+    async with engine.execution_options(qsession_access="read").connect() as connection:
+        await connection.execute(select(1))
     assert "Created new connection" in caplog.text
     assert "being returned to pool" in caplog.text
 

@@ -161,6 +161,10 @@ class RoutedConnection(PoolProxiedConnection):
             stream.close()
         self.transaction.abandon()
 
+    def terminate(self) -> None:
+        """As SQLAlchemy's adapted connections: give it up at once, and the physical one with it."""
+        self.invalidate()
+
     def detach(self) -> None:
         """Mark it as detached: it has no physical connection of its own that could leave."""
         self._detached = True

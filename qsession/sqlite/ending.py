@@ -13,6 +13,7 @@ from .. import errors
 from ..config import Access
 from . import lease as work
 from .attachment import Attachment
+from .driver import DriverConnection
 from .group import finish, leave
 from .lease import Lease, ReaderLease, WriterLease
 from .log import Log, Outcome, Report, Statement, StreamDigest, digest, error_digest
@@ -50,13 +51,15 @@ class Ending(Attachment):
         assert lease is not None
         if error is not None:
             lease.driver.suspect |= errors.sqlite_code(error) in _SUSPECT
+            if isinstance(lease, WriterLease) and lease.joined_at and not report.in_transaction:
+                lease.joined_at = None
+                self.writer.rescue_group()
             if self.began and not report.in_transaction:
-                if isinstance(lease, WriterLease) and lease.joined_at is not None:
-                    lease.joined_at = None
-                    self.writer.rescue_group()
                 self._dropped(error)
             elif self.began:
                 self.log.append(statement, error_digest(error))
+                if self.state is State.HOLDING:
+                    self.wrote = self.wrote or report.changed  # OR FAIL keeps what came before
             raise self._pool.explain(error)
         assert outcome is not None
         seen: Any
@@ -99,7 +102,9 @@ class Ending(Attachment):
         if self.failure is not None:
             raise self.failure
         if self.wrote and self._has_to_replay():
-            self._write_again()
+            self.replay_now()
+        elif self.unsure is not None:
+            self.unsure.confirm()
         if self._in_group(self.lease):
             self._finish_in_group(self.lease)
             return
@@ -114,8 +119,8 @@ class Ending(Attachment):
                 self.activity += 1
         self._end()
 
-    def _write_again(self) -> None:
-        """What it had written was undone for others' sake: replay it before it is committed."""
+    def replay_now(self) -> None:
+        """Replay what it had to give up for others' sake, without a statement that follows."""
         nothing = Statement("SELECT 1", need=Need.READ)
         self.busy += 1
         try:
@@ -126,6 +131,24 @@ class Ending(Attachment):
         finally:
             self.busy -= 1
             self.activity += 1
+
+    def pin(self) -> DriverConnection:
+        """Attach to the writer until the end, for somebody who uses the driver's connection."""
+        if self.failure is not None:
+            raise self.failure
+        if self.pinned and self.lease is not None:
+            return self.lease.driver
+        self.used_here()
+        self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
+        assert isinstance(self.lease, WriterLease)
+        self.meet_group(self.lease, joins=False)
+        if self._has_to_replay():
+            self.replay_now()
+        elif not self.lease.driver.quiet:
+            self.lease.driver.run(work.nothing)  # wait for what the thread still has to do
+        self.wrote = self.pinned = True
+        self.lease.lend()
+        return self.lease.driver
 
     def _in_group(self, lease: Lease | None) -> TypeGuard[WriterLease]:
         """Whether it ends as a member of a group: it joined one, or others wait to do so."""

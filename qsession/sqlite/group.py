@@ -46,6 +46,7 @@ class Group:
     opened_at: float = field(default_factory=time.monotonic)
     members: list[Member] = field(default_factory=list)
     _futures: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = field(default_factory=dict)
+    _settled: bool = False
 
     def closes(self, waiting: int, size: int) -> bool:
         """Whether it closes now that a member has finished: nobody follows, full, or old."""
@@ -53,23 +54,38 @@ class Group:
             not waiting or len(self.members) >= size or time.monotonic() - self.opened_at >= MAX_AGE
         )
 
+    def concerns(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether a task of ``loop`` waits for it."""
+        return loop in self._futures
+
     def add(self, log: Log, wrote: bool) -> Member:
         """Put a transaction of the running loop into it; call ``wait`` for its fate."""
         member = Member(log, wrote)
         self.members.append(member)
         loop = asyncio.get_running_loop()
-        if loop not in self._futures:
-            self._futures[loop] = loop.create_future()
+        self._futures.setdefault(loop, loop.create_future())
         return member
 
     def wait(self, member: Member) -> None:
         """Wait for the COMMIT, through any cancellation; raise what became of ``member``."""
-        await_only(to_end(self._futures[asyncio.get_running_loop()]))
+        self.wait_for_commit()
         if member.error is not None:
             raise member.error
 
+    def wait_for_commit(self) -> None:
+        """Wait until it is known what became of all members, through any cancellation."""
+        loop = asyncio.get_running_loop()
+        future = self._futures.setdefault(loop, loop.create_future())
+        if not self._settled:
+            await_only(to_end(future))
+
+    def read(self) -> Read:
+        """What one has read who leaves it now: the rows of those who have finished."""
+        return Read(self, list(self.members))
+
     def settle(self) -> None:
         """Tell all members. In the connection's thread."""
+        self._settled = True
         for loop, future in list(self._futures.items()):
             try:
                 loop.call_soon_threadsafe(_resolve, future)
@@ -122,6 +138,24 @@ class Group:
             finally:
                 if raw.in_transaction:
                     raw.execute("ROLLBACK")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was read in a group by somebody who is no longer in it."""
+
+    group: Group
+    members: Sequence[Member]
+
+    def confirm(self) -> None:
+        """Wait until it is durable; raises :class:`GroupAborted` if it has been undone instead."""
+        self.group.wait_for_commit()
+        for member in self.members:
+            if member.error is not None:
+                raise GroupAborted(
+                    "What this transaction had read was written by others in the same commit "
+                    f"group, and has been rolled back since: {member.error}"
+                )
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -111,12 +111,26 @@ class WriterLease(Lease):
         self.joined_at: float | None = None
         """When it joined a group, by :func:`time.monotonic`; None while it is not in one."""
         self._writer = writer
+        self._lent = False
 
     @property
     def undo(self) -> Callable[[sqlite3.Connection, list[sqlite3.Cursor]], None]:
-        return clean_up if self.joined_at is None else leave
+        if self.joined_at is not None:
+            return leave
+        return clean_up if self._writer.group is None else close_cursors  # nothing was begun
+
+    def lend(self) -> None:
+        """Let the application use the driver's connection, which begins transactions by itself.
+
+        As it does for whoever opens one (https://docs.python.org/3/library/sqlite3.html,
+        "Transaction control"), but so that it never has to ask for the lock in the middle.
+        """
+        self._lent = True
+        self.driver.raw.isolation_level = "IMMEDIATE"
 
     def give_back(self) -> None:
+        if self._lent:
+            self.driver.post(take_over)  # before the next one's statements, in the same thread
         self._writer.give_back(self.ticket)
 
     def suspend(self, heir: Ticket | None) -> None:
@@ -132,10 +146,24 @@ class WriterLease(Lease):
             self._writer.queue.transfer(self.ticket, heir)
 
 
-def clean_up(raw: sqlite3.Connection, cursors: list[sqlite3.Cursor]) -> None:
-    """Close cursors, then roll back. In the connection's thread."""
+def nothing(raw: sqlite3.Connection) -> None:
+    """What one runs in the thread to wait for what was given to it before."""
+
+
+def take_over(raw: sqlite3.Connection) -> None:
+    """From now on BEGIN is ours to send. Setting this commits: only where nothing is begun."""
+    if raw.isolation_level is not None:
+        raw.isolation_level = None
+
+
+def close_cursors(raw: sqlite3.Connection, cursors: list[sqlite3.Cursor]) -> None:
     for cursor in cursors:
         cursor.close()
+
+
+def clean_up(raw: sqlite3.Connection, cursors: list[sqlite3.Cursor]) -> None:
+    """Close cursors, then roll back. In the connection's thread."""
+    close_cursors(raw, cursors)
     if raw.in_transaction:
         raw.execute("ROLLBACK")
 

@@ -124,6 +124,8 @@ class Report:
     """Another connection holds a lock, and nothing of this transaction is lost by trying again."""
     diverged: Entry | None = None
     """The first entry whose replay saw something else."""
+    changed: bool = False
+    """Whether rows were changed before the error."""
     seconds: float = 0.0
     """How long the statement took."""
 
@@ -152,6 +154,7 @@ def run(
     ):  # left over from a clean-up that failed
         raw.execute("ROLLBACK")
         began_before = False
+    changes = raw.total_changes
     started = time.perf_counter()
     try:
         if begin is not None:
@@ -159,6 +162,7 @@ def run(
         for entry in entries:
             if not same_again(raw, entry):
                 return Report(diverged=entry, in_transaction=raw.in_transaction)
+        changes = raw.total_changes
         started = time.perf_counter()  # of the statement alone
         outcome = execute(raw, statement)
         seconds = time.perf_counter() - started
@@ -167,8 +171,13 @@ def run(
         busy = sqlite_code(error) == SQLITE_BUSY
         if busy and raw.in_transaction and not began_before:
             raw.execute("ROLLBACK")
-        seconds = time.perf_counter() - started
-        return Report(error=error, in_transaction=raw.in_transaction, busy=busy, seconds=seconds)
+        return Report(
+            error=error,
+            in_transaction=raw.in_transaction,
+            busy=busy,
+            changed=raw.total_changes != changes,
+            seconds=time.perf_counter() - started,
+        )
 
 
 def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:

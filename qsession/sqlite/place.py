@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
 from ..ticket import Ticket
+from .group import Read
 from .lease import Lease, ReaderLease, WriterLease
 from .log import Log
 
@@ -74,6 +75,8 @@ class Place:
         self.began = False
         self.wrote = False
         self.pinned = False
+        self.unsure: Read | None = None
+        """What it has read in a group that it left, and what may never become durable."""
         self.failure: Exception | None = None
         self.first: str | None = None
         self.priority = 0
@@ -104,6 +107,8 @@ class Place:
         assert isinstance(lease, WriterLease)
         lease.joined_at = None
         self.began = False
+        if self.writer.group is not None:
+            self.unsure = self.writer.group.read()
         self.writer.close_group(leaving=True)
 
     def lock_timeout(self, sql: str) -> QueueTimeout:
@@ -158,6 +163,8 @@ class Place:
         """Give the ticket to ``heir``, or to the next in the queue; only the log is left."""
         lease, self.lease = self.lease, None
         assert isinstance(lease, WriterLease)
+        if lease.joined_at is not None and self.writer.group is not None:
+            self.unsure = self.writer.group.read()
         self._stop_limit()
         self._become_log()
         self.writer.counters.suspensions += 1

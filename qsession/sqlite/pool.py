@@ -84,7 +84,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def connect(self) -> PoolProxiedConnection:
         """A connection that has no physical one yet.
 
-        The first call opens a reader, so that a database that cannot be opened is reported here,
+        The first call opens the writer, so that a database that cannot be opened is reported here,
         and SQLAlchemy's dialect is initialized before the first statement is compiled.
         """
         if not self._initialized:
@@ -95,12 +95,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         ticket = Ticket(self)
         state = self._initializing.take(ticket)
         if state is not TicketState.HELD:
-            state = await_only(self._initializing.wait(ticket, self._timeout))
+            timeout = self.settings.queue_timeout
+            state = await_only(self._initializing.wait(ticket, timeout))
         if state is not TicketState.HELD:
-            raise PoolTimeout(f"{self.database!r} could not be opened in {self._timeout:g} s")
+            raise PoolTimeout(f"{self.database!r} could not be opened in {timeout:g} s")
         try:
             if not self._initialized:
-                self.reader().end()
+                self.writer.open()
                 self._initialized = True
         finally:
             self._initializing.release(ticket)
@@ -235,7 +236,8 @@ def _end_observed(proxied: Any, driver: DriverConnection) -> None:
 
 def _make_ready(raw: sqlite3.Connection, role: str) -> str:
     """In the connection's thread: how it waits, what it may do, and the file it is open on."""
-    raw.isolation_level = None  # whatever a listener made of it: BEGIN is ours to send
+    if raw.isolation_level is not None:  # whatever a listener made of it: BEGIN is ours to send
+        raw.isolation_level = None  # this commits, so it must not be set inside a transaction
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
     if role == "reader":
         raw.execute("PRAGMA query_only=ON")

@@ -34,7 +34,7 @@ class Running(Place):
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
         if not self.began:
             self._check_file(lease.driver)
-        here = self._is_short(statement)
+        here = self._is_short(statement, begins)
         deadline = time.monotonic() + self.settings.queue_timeout
         while True:
             here = here and lease.driver.quiet and not (begins and self._has_to_replay())
@@ -58,10 +58,12 @@ class Running(Place):
             self._pool.check_file(driver)
             driver.checked_in = current
 
-    def _is_short(self, statement: Statement) -> bool:
+    def _is_short(self, statement: Statement, begins: bool) -> bool:
         """Whether a statement is known to be short enough for the loop."""
         if statement.stream is not None or (statement.many and len(statement.parameters) > FEW):
             return False
+        if not begins and not self._only_reads(statement):
+            return False  # it commits by itself, and a COMMIT waits for the disk
         return statement.need is Need.SAVEPOINT or self._pool.pace.inline(
             statement.sql, self._only_reads(statement)
         )
@@ -79,13 +81,17 @@ class Running(Place):
             pause: Awaitable[None] = asyncio.sleep(0) if turn.over(self.loop) else READY
             await_only(pause)
         if isinstance(lease, WriterLease) and self.writer.group is not None:
-            joins = begins and here and self._pool.pace.may_join(statement.sql)
+            joins = begins and here and self._may_join(statement)
             here = here and joins
-            self._meet_group(lease, joins)
+            self.meet_group(lease, joins)
         begin = None
+        if self.pinned and not self.began:
+            self.began = lease.driver.raw.in_transaction  # by whoever uses the driver's connection
         if begins and not self.began:
             begin = JOIN if self.writer.group is not None and self.holds() else lease.begin
         entries = self.log.entries if begin else []
+        if begin is JOIN and isinstance(lease, WriterLease):
+            lease.joined_at = time.monotonic()
         if here:
             budget = BUDGET if self._only_reads(statement) else None
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
@@ -95,10 +101,8 @@ class Running(Place):
             report = self._run_in_thread(lease, begin, entries, statement)
         self._pool.pace.note(statement.sql, report.seconds)
         if begin is not None and report.in_transaction and report.diverged is None:
-            self.began = True
+            self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)
-            if begin is JOIN and isinstance(lease, WriterLease):
-                lease.joined_at = time.monotonic()
         return report
 
     def _run_in_thread(
@@ -113,10 +117,14 @@ class Running(Place):
         statement.unclaimed = None
         return report
 
+    def _may_join(self, statement: Statement) -> bool:
+        """Whether a statement may run in a group, and run again if the group has to."""
+        return not statement.need.leaves_settings and self._pool.pace.may_join(statement.sql)
+
     def holds(self) -> bool:
         return self.state is State.HOLDING
 
-    def _meet_group(self, lease: WriterLease, joins: bool) -> None:
+    def meet_group(self, lease: WriterLease, joins: bool) -> None:
         """A group waits for its COMMIT: join it with short statements only, else send it off."""
         if joins:
             return

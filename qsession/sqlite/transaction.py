@@ -61,7 +61,12 @@ class Transaction(Ending):
 
     def pin(self) -> DriverConnection:
         self._by_hand = self._by_hand or ""
-        return super().pin()
+        self.busy += 1
+        try:
+            return super().pin()
+        finally:
+            self.busy -= 1
+            self.activity += 1
 
     def _dispatch(self, statement: Statement, options: Any) -> Outcome:
         need = statement.need

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
@@ -107,12 +108,8 @@ class Writer:
             "before, or use one session for both."
         )
 
-    def lease(self, ticket: Ticket, proxied: Any) -> WriterLease:
-        """The connection, for the holder of the ticket; opens it where it is not open.
-
-        ``proxied`` is what listeners of "checkout" see as the pooled connection.
-        """
-        assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
+    def open(self) -> DriverConnection:
+        """The connection, opened where it is not. For the holder of the ticket, or the first."""
         if self._record is None:
             self._record = self._pool._create_connection()
         try:
@@ -121,6 +118,15 @@ class Writer:
         except BaseException as error:
             self._record.invalidate(error)  # listeners may not have seen it to their end
             raise
+        return driver
+
+    def lease(self, ticket: Ticket, proxied: Any) -> WriterLease:
+        """The connection, for the holder of the ticket; opens it where it is not open.
+
+        ``proxied`` is what listeners of "checkout" see as the pooled connection.
+        """
+        assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
+        driver = self.open()
         if self._pool.dispatch.checkout:
             self._pool.dispatch.checkout(driver, self._record, proxied)
         return WriterLease(self, ticket, driver)
@@ -128,7 +134,7 @@ class Writer:
     def give_back(self, ticket: Ticket) -> None:
         """The holder's transaction has ended and the connection is clean: the next one's turn."""
         record = self._record
-        if self.group is not None and self.group.driver.suspect:
+        if self.group is not None and (self._disposed or self.group.driver.suspect):
             self.close_group(ticket)  # its COMMIT comes before the connection is closed
             return
         try:
@@ -137,7 +143,7 @@ class Writer:
                     self._pool.dispatch.checkin(record.dbapi_connection, record)
                 if record.dbapi_connection.suspect:
                     record.invalidate()
-                elif self._disposed and self.group is None:
+                elif self._disposed:
                     record.close()
         finally:
             self.counters.holds.observe(time.monotonic() - ticket.taken_at)
@@ -164,6 +170,7 @@ class Writer:
         group = self.group
         if group is None:
             group = self.group = Group(lease.driver)
+        if not group.concerns(asyncio.get_running_loop()):
             self._look_later(group)
         member = group.add(log, wrote)
         lease.ended = True
@@ -181,6 +188,8 @@ class Writer:
         """
         group, self.group = self.group, None
         if group is None:
+            if ticket is not None:
+                self.give_back(ticket)
             return
         job = Group.leave_and_commit if leaving else Group.commit
         if group.driver.suspect:
@@ -210,9 +219,11 @@ class Writer:
         for member in group.members:
             if member.wrote and member.error is None:
                 self.committed()
-        if ticket is not None:
-            self.give_back(ticket)
-        group.settle()
+        try:
+            if ticket is not None:
+                self.give_back(ticket)
+        finally:
+            group.settle()
 
     def _look_later(self, group: Group) -> None:
         asyncio.get_running_loop().call_later(SLOW, self._look_at_group, group)
@@ -220,26 +231,38 @@ class Writer:
     def _look_at_group(self, group: Group) -> None:
         """No member waits for a slow neighbour, nor for one that does not come.
 
-        Runs in the loop of the holder, so never in the middle of one of its statements.
+        Each loop that has members of the group looks; the loop of the holder decides, so never in
+        the middle of one of its statements.
         """
+        if self.group is not group:
+            return
+        self._look_later(group)
         ticket = self.queue.holder
-        if self.group is not group or ticket is None:
+        home = None if ticket is None else ticket.owner.loop
+        if home is None or home is asyncio.get_running_loop() or home.is_closed():
+            self._judge(group, ticket)
             return
-        holder: Place = ticket.owner
-        home = holder.loop
-        if home is not None and home is not asyncio.get_running_loop() and not home.is_closed():
-            home.call_soon_threadsafe(self._look_at_group, group)
+        with suppress(RuntimeError):  # closed meanwhile: that is seen the next time
+            home.call_soon_threadsafe(self._judge, group, ticket)
+
+    def _judge(self, group: Group, ticket: Ticket | None) -> None:
+        """Close the group if the holder of ``ticket`` takes too long, or has not joined it."""
+        if self.group is not group or self.queue.holder is not ticket:
             return
-        lease = holder.lease
-        joined_at = lease.joined_at if isinstance(lease, WriterLease) else None
-        if holder.busy and holder.writer is self:
-            self._look_later(group)
-        elif joined_at is None or holder.writer is not self:
+        holder: Place | None = None if ticket is None else ticket.owner
+        if holder is not None and holder.writer is self:
+            lease = holder.lease
+            if holder.busy and not holder.forsaken:
+                return
+            if isinstance(lease, WriterLease) and lease.joined_at is not None:
+                if time.monotonic() - lease.joined_at >= SLOW:
+                    holder.leave_group()
+                return
+        self.queue.between(self._close_unless_changed, (group, ticket))
+
+    def _close_unless_changed(self, seen: tuple[Group, Ticket | None]) -> None:
+        if (self.group, self.queue.holder) == seen:
             self.close_group()
-        elif time.monotonic() - joined_at < SLOW:
-            self._look_later(group)
-        else:
-            holder.leave_group()
 
     def dispose(self) -> None:
         """Close the connection: now, or when the one who holds the ticket is done with it."""
