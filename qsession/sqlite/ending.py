@@ -8,6 +8,7 @@ import time
 from typing import Any, TypeGuard
 
 from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
 from .. import errors
 from ..config import Access
@@ -144,7 +145,7 @@ class Ending(Attachment):
         self.meet_group(self.lease, joins=False)
         if self._has_to_replay():
             self.replay_now()
-        elif not self.lease.driver.quiet:
+        elif in_greenlet() and not self.lease.driver.quiet:
             self.lease.driver.run(work.nothing)  # wait for what the thread still has to do
         self.wrote = self.pinned = True
         self.lease.lend()
