@@ -86,6 +86,7 @@ SQLITE_READONLY = 8
 SQLITE_INTERRUPT = 9
 SQLITE_IOERR = 10
 SQLITE_CORRUPT = 11
+SQLITE_FULL = 13
 SQLITE_CANTOPEN = 14
 SQLITE_CONSTRAINT = 19
 SQLITE_NOTADB = 26
@@ -97,6 +98,7 @@ _MESSAGES = {  # sqlite3_errstr(), for Python 3.10, whose exceptions carry no co
     "interrupted": SQLITE_INTERRUPT,
     "disk I/O error": SQLITE_IOERR,
     "database disk image is malformed": SQLITE_CORRUPT,
+    "database or disk is full": SQLITE_FULL,
     "unable to open database file": SQLITE_CANTOPEN,
     "file is not a database": SQLITE_NOTADB,
     "FOREIGN KEY constraint failed": SQLITE_CONSTRAINT,

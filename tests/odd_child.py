@@ -27,8 +27,12 @@ NOBODY = 65534
 Seen = dict[str, Any]
 
 
-def become_nobody() -> None:
-    """Give up root's right to write everywhere; everything needed is imported by now."""
+async def become_nobody() -> None:
+    """Give up root's right to write everywhere, when everything needed is imported."""
+    engine = create_async_engine("sqlite://")
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+    await engine.dispose()
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
@@ -58,7 +62,7 @@ async def add(engine: QueuedAsyncEngine, size: int = 1) -> str:
 
 async def read_only(path: str) -> Seen:
     """Read, write and read again as a user who may not write."""
-    become_nobody()
+    await become_nobody()
     seen: Seen = {}
     for form in ("", "mode=ro", "immutable=1"):
         url = f"sqlite+aiosqlite:///file:{path}?{form}&uri=true" if form else f"sqlite:///{path}"
@@ -83,7 +87,7 @@ async def changed_beside(path: str) -> Seen:
         os.write(ask[1], b"x")
         os._exit(0)
     os.close(ask[1])
-    become_nobody()
+    await become_nobody()
     seen: Seen = {"before": await count(engine)}
     async with engine.connect() as connection:
         await connection.execute(text("SELECT count(*) FROM t"))

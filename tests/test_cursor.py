@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 import pytest
@@ -195,7 +196,8 @@ async def test_exec_driver_sql(make: Make) -> None:
         assert result.rowcount == 2
         result = await run("INSERT INTO users (name) VALUES (?)", ("j",))
         assert (result.lastrowid, result.rowcount) == (13, 1)
-        with pytest.raises(ProgrammingError, match="one statement at a time"):
+        several = (ProgrammingError, sqlite3.Warning)  # the second on Python 3.10
+        with pytest.raises(several, match="one statement at a time"):
             await run("SELECT 1; SELECT 2")
 
 

