@@ -170,8 +170,10 @@ class RoutedConnection(PoolProxiedConnection):
         self._detached = True
 
     def __del__(self) -> None:
-        if not self._open or self.transaction.state is State.IDLE:
+        if not self._open or (self.transaction.state is State.IDLE and not self.streams):
             return
+        for stream in list(self.streams):
+            stream.close()
         self.transaction.abandon()
         util.warn(
             "The garbage collector is cleaning up a connection of qsession that was not closed; "

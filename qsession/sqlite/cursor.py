@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ class StreamCursor(RoutedCursor):
     def __init__(self, connection: RoutedConnection) -> None:
         super().__init__(connection)
         self.stream = self
+        self._siblings = connection.streams
         self._lease: Lease | None = None
         self._cursor: sqlite3.Cursor | None = None
         self._seen = StreamDigest()
@@ -100,7 +102,10 @@ class StreamCursor(RoutedCursor):
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
         self._lease, self._cursor, self._seen = lease, cursor, seen
         lease.streams.add(self)
-        self._connection.streams.add(self)
+        self._siblings.add(self)
+        # The holder of the ticket refers to its streams: a connection that nobody else knows of
+        # any more must be collected all the same.
+        self._connection = weakref.proxy(self._connection)
 
     def _fetch(self, size: int | None) -> None:
         if self._cut_off:
@@ -139,7 +144,7 @@ class StreamCursor(RoutedCursor):
         """Let go of SQLite's cursor; whoever asks closes it."""
         cursor, self._cursor, self._lease = self._cursor, None, None
         self._cut_off = cursor is not None
-        self._connection.streams.discard(self)
+        self._siblings.discard(self)
         return cursor
 
     def close(self) -> None:
