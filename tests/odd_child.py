@@ -77,7 +77,9 @@ async def changed_beside(path: str) -> Seen:
     engine = create_async_engine(f"sqlite:///{path}")
     ask, go = os.pipe(), os.pipe()
     if os.fork() == 0:  # stays root, and writes when it is told
-        os.read(go[0], 1)
+        os.close(go[1])
+        if not os.read(go[0], 1):
+            os._exit(1)
         import sqlite3
 
         connection = sqlite3.connect(path)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,10 +42,8 @@ class Ground:
     """A folder of its own, which any user may enter, with a database in it."""
 
     def __init__(self, folder: Path) -> None:
-        for parent in (folder, *folder.parents[:2]):
-            parent.chmod(0o755)
-        self.folder = folder / "ground"
-        self.folder.mkdir()
+        self.folder = folder
+        self.folder.chmod(0o755)
         self.path = self.folder / "a.db"
 
     def make(self, wal: bool) -> None:
@@ -77,11 +78,12 @@ class Ground:
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Any:
-    """A ground that can be cleared away afterwards."""
-    ground = Ground(tmp_path)
-    yield ground
-    ground.folder.chmod(0o755)
+def ground() -> Iterator[Ground]:
+    """A ground outside of pytest's own folders, which other users may not enter."""
+    folder = Path(tempfile.mkdtemp(prefix="ground-"))
+    yield Ground(folder)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
 
 
 WHY = {
@@ -115,6 +117,15 @@ def test_changes_that_cannot_be_read_are_not_passed_over(ground: Ground) -> None
     for form in ("", "mode=ro"):
         for error in seen[form]:
             assert "has committed changes in its '-wal' file, which cannot be read" in error
+
+
+def test_a_folder_that_may_not_be_entered(ground: Ground) -> None:
+    """What is there and closed to this user is not said to be missing."""
+    ground.make(wal=True)
+    ground.folder.chmod(0o000)
+    for error in run("read_only", ground.path)[""]:
+        assert "unable to open database file" in error
+        assert "look at the permissions of file and folder" in error
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")

@@ -42,7 +42,7 @@ def _hint(code: int, database: str) -> str | None:
         return f"{database!r} can be read but not written: {_why_read_only(database, path)}"
     if code == SQLITE_CANTOPEN:
         folder = os.path.dirname(path) or "."
-        if not os.path.isdir(folder):
+        if _is_missing(folder):
             return f"the folder {folder!r} does not exist"
         return f"{database!r} cannot be opened; look at the permissions of file and folder"
     if code == SQLITE_NOTADB:
@@ -57,6 +57,14 @@ def _hint(code: int, database: str) -> str | None:
     if code == SQLITE_FULL:
         return f"no space is left for {database!r}; the transaction was not written"
     return None
+
+
+def _is_missing(folder: str) -> bool:
+    try:
+        os.stat(folder)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)  # it may also be one that may not be entered
+    return False
 
 
 def _why_read_only(database: str, path: str) -> str:
