@@ -253,3 +253,28 @@ async def test_replay_does_not_show_in_the_application_s_events(predicted):
         accounts[0].balance = 0
         await session.commit()
     assert seen == ["SELECT", "UPDATE"]
+
+
+async def test_a_failed_transaction_is_rolled_back_through_its_savepoints(engine):
+    """After a conflict inside of savepoints one rollback() is enough, and masks nothing."""
+    async with AsyncSession(engine) as session:
+        await session.get(Account, 1)
+        await session.begin_nested()
+        await session.begin_nested()
+        await asyncio.create_task(deposit(engine, 1, 50))
+        with pytest.raises(ConflictError):
+            await session.execute(update(Account).where(Account.id == 1).values(balance=0))
+        await session.rollback()
+        assert (await session.get(Account, 1)).balance == 150
+
+
+async def test_the_end_of_a_stream_is_part_of_what_was_seen(predicted):
+    """A row that appears behind those that a stream has returned is a conflict, too."""
+    async with predicted.connect() as connection:
+        stream = await connection.stream(ACCOUNTS)
+        assert len(await stream.all()) == 3
+        async with AsyncSession(predicted) as other:
+            other.add(Account(id=9))
+            await other.commit()
+        with pytest.raises(ConflictError):
+            await connection.execute(update(Account).where(Account.id == 1).values(balance=0))

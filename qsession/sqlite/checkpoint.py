@@ -117,8 +117,8 @@ class Checkpointer:
         """Take a place in the queue; then one more PASSIVE, with no writer beside it."""
         writer = self._pool.writer
         ticket = _ThreadTicket(_owner(self._pool))
-        if writer.queue.take(ticket) is TicketState.WAITING:
-            ticket.woken.wait()
+        writer.queue.take(ticket)
+        ticket.woken.wait()
         if ticket.state is not TicketState.HELD:
             return
         writer.close_group()

@@ -112,7 +112,12 @@ class RoutedConnection(PoolProxiedConnection):
         return RoutedCursor(self).execute(operation, parameters)
 
     def commit(self) -> None:
-        self.transaction.commit()
+        """Commit; if that fails, roll back: SQLAlchemy takes it for ended, and sends nothing."""
+        try:
+            self.transaction.commit()
+        except BaseException:
+            self.transaction.abandon()
+            raise
 
     def rollback(self) -> None:
         self.transaction.rollback()

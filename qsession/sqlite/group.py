@@ -27,6 +27,10 @@ JOIN = "SAVEPOINT qsession_member"
 _RETRY = 0.005
 
 
+class _Undecided(sqlite3.OperationalError):
+    """What a member is told if the connection was closed before anybody could decide."""
+
+
 @dataclass(eq=False, slots=True)
 class Member:
     """A finished transaction whose COMMIT is still to come."""
@@ -34,7 +38,7 @@ class Member:
     log: Log
     wrote: bool
     error: Exception | None = field(
-        default_factory=lambda: sqlite3.OperationalError("the COMMIT of its group was not made")
+        default_factory=lambda: _Undecided("the COMMIT of its group was not made")
     )
 
 
@@ -113,6 +117,12 @@ class Group:
         for member in self.members:
             member.error = error
 
+    def fail(self, error: Exception) -> None:
+        """Something broke in between: this is for those of whom nothing was decided yet."""
+        for member in self.members:
+            if isinstance(member.error, _Undecided):
+                member.error = error
+
     def give_up(self, raw: sqlite3.Connection, timeout: float) -> None:
         """Undo all members, who have been told why."""
         if raw.in_transaction:
@@ -133,11 +143,10 @@ class Group:
         for member in self.members:
             try:
                 member.error = _replay(raw, member, timeout)
-            except sqlite3.Error as error:
+            except Exception as error:
                 member.error = error
-            finally:
-                if raw.in_transaction:
-                    raw.execute("ROLLBACK")
+            if raw.in_transaction:
+                raw.execute("ROLLBACK")
 
 
 @dataclass(frozen=True, slots=True)

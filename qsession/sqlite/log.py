@@ -59,11 +59,13 @@ class Outcome:
 class StreamDigest:
     """The digest of a result that is fetched little by little."""
 
-    __slots__ = ("_hash", "count")
+    __slots__ = ("_hash", "count", "ended")
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b()
         self.count = 0
+        self.ended = False
+        """Whether it was seen that no further row comes."""
 
     def add(self, rows: Iterable[Any]) -> None:
         for row in rows:
@@ -73,7 +75,8 @@ class StreamDigest:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StreamDigest):
             return NotImplemented
-        return self.count == other.count and self._hash.digest() == other._hash.digest()
+        mine, others = (self.count, self.ended), (other.count, other.ended)
+        return mine == others and self._hash.digest() == other._hash.digest()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -225,6 +228,7 @@ def fetch(
     """The next rows of a stream (all of them: None), added to what was seen of it."""
     rows = cursor.fetchall() if size is None else cursor.fetchmany(size)
     seen.add(rows)
+    seen.ended = size is None or len(rows) < size
     return rows
 
 
@@ -239,7 +243,9 @@ def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
         return bool(digest(outcome) == entry.seen)
     again = StreamDigest()
     try:
-        if entry.seen.count:
+        if entry.seen.ended:
+            fetch(raw, outcome.cursor, None, again)
+        elif entry.seen.count:
             fetch(raw, outcome.cursor, entry.seen.count, again)
     finally:
         outcome.cursor.close()

@@ -42,6 +42,8 @@ class Transaction(Ending):
         transaction is rolled back, in the background, and what it held is passed on.
         """
         if self.failure is not None:
+            if _rolls_back_to(statement):
+                return _nothing_sent()  # a session rolls back its savepoints one by one
             raise self.failure
         self.busy += 1
         self.last_statement = statement.sql
@@ -181,6 +183,10 @@ def _refused(report: Report) -> bool:
 def _runs_outside(need: Need) -> bool:
     """Whether a statement runs before BEGIN, because it has no effect, or fails, behind it."""
     return need in (Need.ALONE, Need.PRAGMA, Need.ASK)
+
+
+def _rolls_back_to(statement: Statement) -> bool:
+    return statement.need is Need.SAVEPOINT and statement.sql.lstrip()[:8].upper() == "ROLLBACK"
 
 
 def _releases(statement: Statement, savepoint: str) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
@@ -14,23 +13,19 @@ from sqlalchemy.util import await_only
 from ..errors import NestedWriteError, QueueFull, QueueTimeout
 from ..stats import Counters, Holder, Stats
 from ..ticket import Ticket, TicketQueue, TicketState
+from .commits import Commits
 from .driver import DriverConnection
-from .group import SLOW, Group, Member
 from .holder import describe, shorten
 from .lease import WriterLease
 from .prediction import Prediction
 from .watch import StallWatch
 
 if TYPE_CHECKING:
-    from .log import Log
     from .place import Place
     from .pool import WriteQueuePool
 
 
-_Job = Callable[[Group, sqlite3.Connection, float], None]
-
-
-class Writer:
+class Writer(Commits):
     """The writing connection of one pool. Whoever touches it holds the ticket.
 
     The queue, the counters and the prediction outlive the connection: ``dispose()`` makes a new
@@ -38,11 +33,8 @@ class Writer:
     """
 
     def __init__(self, pool: WriteQueuePool, before: Writer | None = None) -> None:
-        self._pool = pool
+        super().__init__(pool)
         self._record: Any = None
-        self._disposed = False
-        self.group: Group | None = None
-        """Finished transactions whose COMMIT is still to come."""
         self.queue: TicketQueue = TicketQueue() if before is None else before.queue
         self.counters: Counters = Counters() if before is None else before.counters
         self.prediction: Prediction = Prediction() if before is None else before.prediction
@@ -57,16 +49,16 @@ class Writer:
         Raises :class:`QueueTimeout`, :class:`QueueFull` and :class:`NestedWriteError`. Cancelled:
         the place is given up; at the moment of hand-off, the ticket moves on.
         """
-        if self.queue.holder is not None and self._nested(transaction, ticket):
-            return ticket.state is TicketState.HELD
         settings = transaction.settings
-        state = self.queue.take(ticket, settings.max_waiting)
-        if state is TicketState.WAITING and (
-            nowait or (transaction.may_read_instead and self.watch.stalled())
-        ):
-            self.queue.dismiss(ticket)
-            state = ticket.state
-        elif state is not TicketState.HELD and state is not TicketState.REFUSED:
+        inherits = self._nested(transaction, ticket)
+        if inherits is False:
+            return False
+        if inherits is None:
+            self.queue.take(ticket, settings.max_waiting)
+            if nowait or (transaction.may_read_instead and self.watch.stalled()):
+                self.queue.dismiss(ticket)  # no effect on one that is held
+        state = ticket.state
+        if state is not TicketState.HELD:  # or not yet: another thread may be about to decide
             self.watch.start()
             state = await_only(self.queue.wait(ticket, settings.queue_timeout))
         if state is TicketState.HELD:
@@ -86,21 +78,24 @@ class Writer:
             f"{self._holder_text()}"
         )
 
-    def _nested(self, transaction: Place, ticket: Ticket) -> bool:
-        """Settle the case that the asking task waits for itself; True if that was the case."""
+    def _nested(self, transaction: Place, ticket: Ticket) -> bool | None:
+        """Settle the case that the asking task waits for itself.
+
+        True: ``ticket`` inherits the outer transaction's. False: read instead. None: it does not.
+        """
         holder = self.queue.holder
         outer: Place | None = holder.owner if holder is not None else None
         if outer is None or outer is transaction or not outer.is_of_this_context():
-            return False
+            return None
         if outer.lease is None:
-            return False  # it was abandoned, and is being rolled back: that needs no help
+            return None  # it was abandoned, and is being rolled back: that needs no help
         if outer.suspendable():
             outer.suspend(heir=ticket)
             return True
         if outer.task is not asyncio.current_task():
-            return False
+            return None
         if transaction.may_read_instead:
-            return True
+            return False
         raise NestedWriteError(
             f"This task would wait for itself: it holds the write ticket with uncommitted writes "
             f"(the last statement there: {shorten(outer.last_statement)!r}) and now writes in a "
@@ -126,7 +121,8 @@ class Writer:
         ``proxied`` is what listeners of "checkout" see as the pooled connection.
         """
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
-        driver = self.open()
+        group = self.group  # its connection is not recycled before the COMMIT
+        driver = self.open() if group is None else group.driver
         if self._pool.dispatch.checkout:
             self._pool.dispatch.checkout(driver, self._record, proxied)
         return WriterLease(self, ticket, driver)
@@ -149,11 +145,6 @@ class Writer:
             self.counters.holds.observe(time.monotonic() - ticket.taken_at)
             self.queue.release(ticket)
 
-    def committed(self) -> None:
-        """A transaction that wrote is durable."""
-        self.counters.commits += 1
-        self._pool.checkpointer.committed()
-
     def post(
         self, function: Callable[[sqlite3.Connection], None], done: Callable[[], None]
     ) -> None:
@@ -162,107 +153,6 @@ class Writer:
             self._record.dbapi_connection.post(function, done=done)
         else:
             done()
-
-    # The commit group.
-
-    def finish(self, log: Log, wrote: bool, lease: WriterLease) -> tuple[Group, Member]:
-        """Put a finished transaction into the group; pass the ticket on, or send the group off."""
-        group = self.group
-        if group is None:
-            group = self.group = Group(lease.driver)
-        if not group.concerns(asyncio.get_running_loop()):
-            self._look_later(group)
-        member = group.add(log, wrote)
-        lease.ended = True
-        settings = self._pool.settings
-        if group.closes(0 if self._disposed else self.queue.waiting, settings.group_size):
-            self.close_group(lease.ticket)
-        else:
-            self.give_back(lease.ticket)
-        return group, member
-
-    def close_group(self, ticket: Ticket | None = None, leaving: bool = False) -> None:
-        """Send the COMMIT of the group to the thread; ``ticket`` is kept until it is done.
-
-        ``leaving``: the transaction that is at work in it is taken out before.
-        """
-        group, self.group = self.group, None
-        if group is None:
-            if ticket is not None:
-                self.give_back(ticket)
-            return
-        job = Group.leave_and_commit if leaving else Group.commit
-        if group.driver.suspect:
-            job = Group.start_again  # who knows what a COMMIT would make durable
-        try:
-            self._pool.check_file(group.driver)
-        except sqlite3.Error as error:
-            group.decide(error)
-            job = Group.give_up
-        self._post(job, group, ticket)
-
-    def rescue_group(self) -> None:
-        """SQLite has dropped the transaction of the group: run its finished members again."""
-        group, self.group = self.group, None
-        if group is not None:
-            self._post(Group.replay, group, None)
-
-    def _post(self, job: _Job, group: Group, ticket: Ticket | None) -> None:
-        timeout = self._pool.settings.queue_timeout
-        group.driver.post(
-            lambda raw: job(group, raw, timeout), done=lambda: self._done(group, ticket)
-        )
-
-    def _done(self, group: Group, ticket: Ticket | None) -> None:
-        """The COMMIT has been made or has failed. In the connection's thread."""
-        self.counters.groups += len(group.members) > 1
-        for member in group.members:
-            if member.wrote and member.error is None:
-                self.committed()
-        try:
-            if ticket is not None:
-                self.give_back(ticket)
-        finally:
-            group.settle()
-
-    def _look_later(self, group: Group) -> None:
-        asyncio.get_running_loop().call_later(SLOW, self._look_at_group, group)
-
-    def _look_at_group(self, group: Group) -> None:
-        """No member waits for a slow neighbour, nor for one that does not come.
-
-        Each loop that has members of the group looks; the loop of the holder decides, so never in
-        the middle of one of its statements.
-        """
-        if self.group is not group:
-            return
-        self._look_later(group)
-        ticket = self.queue.holder
-        home = None if ticket is None else ticket.owner.loop
-        if home is None or home is asyncio.get_running_loop() or home.is_closed():
-            self._judge(group, ticket)
-            return
-        with suppress(RuntimeError):  # closed meanwhile: that is seen the next time
-            home.call_soon_threadsafe(self._judge, group, ticket)
-
-    def _judge(self, group: Group, ticket: Ticket | None) -> None:
-        """Close the group if the holder of ``ticket`` takes too long, or has not joined it."""
-        if self.group is not group or self.queue.holder is not ticket:
-            return
-        holder: Place | None = None if ticket is None else ticket.owner
-        if holder is not None and holder.writer is self:
-            lease = holder.lease
-            if holder.busy and not holder.forsaken:
-                return
-            if isinstance(lease, WriterLease) and lease.joined_at is not None:
-                if time.monotonic() - lease.joined_at >= SLOW:
-                    holder.leave_group()
-                return
-        self.queue.between(self._close_unless_changed, (group, ticket))
-
-    def _close_unless_changed(self, seen: tuple[Group, Ticket | None]) -> None:
-        if (self.group, self.queue.holder) == seen:
-            self.close_group()
 
     def dispose(self) -> None:
         """Close the connection: now, or when the one who holds the ticket is done with it."""
