@@ -40,6 +40,13 @@ class Transaction:
         return f"{self.name} [{self.began}, {self.ended}] {end}{lines}"
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A step that reads a query little by little, to its end."""
+
+    query: Executable
+
+
 def literal(statement: Executable | str) -> str:
     """The SQL of a statement with its values in it."""
     if isinstance(statement, str):
@@ -98,6 +105,9 @@ class Actor:
             await (savepoint.commit() if step == "release" else savepoint.rollback())
             sql = "RELEASE" if step == "release" else "ROLLBACK TO"
             return f"{sql} s{depth - 1}", None
+        if isinstance(step, Stream):
+            result = await session.stream(step.query)
+            return literal(step.query), [tuple(row) async for row in result]
         try:
             result = await session.execute(text(step) if isinstance(step, str) else step)
         except IntegrityError:

@@ -8,11 +8,12 @@ and leaves what some serial order of the transactions would. The names are those
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from interleave import COMMITTED, Stage, Transaction, serial_order
+from interleave import COMMITTED, Stage, Stream, Transaction, serial_order
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -159,13 +160,15 @@ CATALOGUE = {
         ("T1", "commit"),
     ],
 }
-Script = list[tuple[str, str]]
+Script = Sequence[tuple[str, Any]]
 
 
 def read_only(script: Script) -> set[str]:
     """The transactions of a script that only read."""
     ends = ("SELECT", "commit", "rollback")
-    return {name for name, _ in script} - {name for name, s in script if not s.startswith(ends)}
+    return {name for name, _ in script} - {
+        name for name, step in script if not str(step).startswith(ends)
+    }
 
 
 def first_reads(script: Script) -> Iterator[str]:
@@ -241,6 +244,25 @@ async def test_a_lost_update_is_a_conflict(tmp_path: Path) -> None:
     assert first.outcome == COMMITTED
     assert isinstance(second.error, ConflictError)
     assert final[ALL] == [(1, 11), (2, 20)]
+
+
+@pytest.mark.parametrize("found", [0, 1])
+async def test_the_end_of_a_stream_was_read_too(tmp_path: Path, found: int) -> None:
+    """Two predicted readers stream to the end, then insert: the second has missed a row."""
+    path = tmp_path / "app.db"
+    query = text(f"SELECT * FROM test WHERE value % 3 = 0 OR id = {found}")
+    script = [
+        *[("T1", step) for _ in range(16) for step in (Stream(query), "commit")],
+        ("T1", Stream(query)),
+        ("T2", Stream(query)),
+        ("T1", "INSERT INTO test VALUES (3, 30)"),
+        ("T1", "commit"),
+        ("T2", "INSERT INTO test VALUES (4, 42)"),
+        ("T2", "commit"),
+    ]
+    history, final = await play(path, script, "auto", NEVER)
+    assert serial_order(SCHEMA, history, final) is not None, (history, final)
+    assert isinstance(history[-1].error, ConflictError)
 
 
 def test_the_check_finds_anomalies() -> None:

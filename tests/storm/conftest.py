@@ -47,7 +47,7 @@ async def storm(
 
     yield make
     for each in storms:
-        assert each.engine.stats().holder is None
+        await each.over()
         assert each.engine.stats().waiting == 0
         outside = sqlite3.connect(path, timeout=0.2, isolation_level=None)
         outside.execute("BEGIN IMMEDIATE")

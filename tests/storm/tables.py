@@ -78,6 +78,15 @@ class Storm:
 
         await asyncio.wait_for(look(), STUCK)
 
+    async def over(self) -> None:
+        """Return when nobody holds the ticket: what was broken off is undone in the background."""
+
+        async def look() -> None:
+            while self.engine.stats().holder is not None:
+                await asyncio.sleep(0.001)
+
+        await asyncio.wait_for(look(), STUCK)
+
     async def learn(self) -> None:
         """Let the prediction see that transactions which begin with READ write nothing."""
         for _ in range(16):
