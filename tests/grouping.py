@@ -11,7 +11,7 @@ from cancelling import PATIENCE, Bench, eventually, rows
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from qsession.sqlite import group, writer
+from qsession.sqlite import commits, group, pace, running
 
 ADD = text("INSERT INTO marks (run) VALUES (:run), (:run), (:run)")
 COUNT = text("SELECT count(*) FROM marks")
@@ -22,8 +22,15 @@ AGES = 3600.0
 
 def patient(monkeypatch: Any) -> None:
     """Groups are closed by nothing but their size and the queue, however slow the machine is."""
-    monkeypatch.setattr(writer, "SLOW", AGES)
-    monkeypatch.setattr(group, "MAX_AGE", AGES)
+    for module, name in ((commits, "SLOW"), (group, "MAX_AGE")):
+        monkeypatch.setattr(module, name, AGES)
+    steady(monkeypatch)
+
+
+def steady(monkeypatch: Any) -> None:
+    """A text that was once known for a short one stays so, however slow the machine is."""
+    for module, name in ((pace, "SHORT"), (pace, "BUDGET"), (running, "BUDGET")):
+        monkeypatch.setattr(module, name, AGES)
 
 
 async def ready(path: Any, **kw: Any) -> Bench:
