@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
@@ -42,7 +42,8 @@ class InnerSession(Session):
         self._notes: dict[tuple[str, SessionTransaction | None], None] = {}
         self._noted_in: Callable[[], SessionTransaction | None] = _nothing
 
-    execute = in_turn_from_greenlet(_noting_writes(Session.execute))
+    if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
+        execute = in_turn_from_greenlet(_noting_writes(Session.execute))
     scalar = in_turn_from_greenlet(_noting_writes(Session.scalar))
     scalars = in_turn_from_greenlet(_noting_writes(Session.scalars))
 
