@@ -42,9 +42,9 @@ class InnerSession(Session):
         self._notes: dict[tuple[str, SessionTransaction | None], None] = {}
         self._noted_in: Callable[[], SessionTransaction | None] = _nothing
 
+    execute = in_turn_from_greenlet(_noting_writes(Session.execute))
     if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
-        execute = in_turn_from_greenlet(_noting_writes(Session.execute))
-    scalar = in_turn_from_greenlet(_noting_writes(Session.scalar))
+        scalar = in_turn_from_greenlet(_noting_writes(Session.scalar))
     scalars = in_turn_from_greenlet(_noting_writes(Session.scalars))
 
     def note(self, what: str) -> None:

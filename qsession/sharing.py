@@ -120,9 +120,9 @@ class QSession(AsyncSession):
     # `scalars`, `stream_scalars` and `aclose` are made of these.
     refresh = in_turn(AsyncSession.refresh)
     run_sync = in_turn(AsyncSession.run_sync)
+    execute = in_turn(AsyncSession.execute)
     if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
-        execute = in_turn(AsyncSession.execute)
-    scalar = in_turn(AsyncSession.scalar)
+        scalar = in_turn(AsyncSession.scalar)
     get = in_turn(AsyncSession.get)
     get_one = in_turn(AsyncSession.get_one)
     delete = in_turn(AsyncSession.delete)
