@@ -1,0 +1,48 @@
+"""A process under load, to be watched or killed from outside.
+
+Run as ``python group_child.py DATABASE LOG DURABILITY TIMES``: 50 tasks commit ``TIMES``
+transactions each, of three marks with one number; each line of the log is written at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+
+from sqlalchemy import text
+
+from qsession import create_async_engine
+
+TASKS = 50
+ADD = text("INSERT INTO marks (run) VALUES (:run)")
+
+
+async def main(path: str, log: int, durability: str, times: int) -> None:
+    """Load, told of in the log: "loop THREAD", "executed RUN", "acknowledged RUN"."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", durability=durability)
+
+    def say(*words: object) -> None:
+        os.write(log, f"{' '.join(map(str, words))}\n".encode())
+
+    async def write(task: int) -> None:
+        for number in range(times):
+            run = task + TASKS * number + os.getpid() * 10_000_000
+            async with engine.begin() as connection:
+                for _ in range(3):
+                    await connection.execute(ADD, {"run": run})
+                say("executed", run)
+            say("acknowledged", run)
+
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE IF NOT EXISTS marks (run INTEGER)"))
+    say("loop", threading.get_native_id())
+    await asyncio.gather(*(write(task) for task in range(TASKS)))
+    say("groups", engine.stats().groups)
+    await engine.dispose()
+
+
+if __name__ == "__main__":
+    opened = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    asyncio.run(main(sys.argv[1], opened, sys.argv[3], int(sys.argv[4])))

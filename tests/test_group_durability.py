@@ -1,0 +1,99 @@
+"""What an acknowledgement is worth: the disk was told before, and a killed process lost nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from cancelling import assert_free, rows
+from group_child import TASKS
+
+HERE = Path(__file__).parent
+SLOW_MACHINE = 60.0
+COMPILER = shutil.which("cc")
+
+
+def child(path, log, durability="full", times=20, **env):
+    """A process that writes, started."""
+    command = [sys.executable, HERE / "group_child.py", path, log, durability, str(times)]
+    return subprocess.Popen(command, env={**os.environ, **env})
+
+
+def words(log):
+    """The complete lines of a log, each in words."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return [line.split() for line in lines if line.endswith("\n")]
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    """A library that tells when the write-ahead log is written and synced."""
+    if COMPILER is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler, and Linux for LD_PRELOAD and /proc")
+    made = tmp_path_factory.mktemp("shim") / "sync_log.so"
+    source = HERE / "shim" / "sync_log.c"
+    flags = ["-O1", "-Wall", "-Werror", "-fPIC", "-shared"]
+    subprocess.run([COMPILER, *flags, source, "-o", made, "-ldl"], check=True)
+    return str(made)
+
+
+@pytest.mark.parametrize("durability", ["full", "normal"])
+def test_synced_before_it_is_acknowledged(tmp_path, shim, durability):
+    """Between executing and acknowledging, its log was written and fsync() returned, elsewhere.
+
+    This shows that the call was made in time, for the right file, by a thread that is not the
+    loop's, and for many transactions at once. It does not show what the disk makes of the call,
+    nor that the bytes written before it are the right ones: for that, see the test that kills.
+    """
+    path, log = tmp_path / "app.db", tmp_path / "log"
+    watched = child(path, log, durability, LD_PRELOAD=shim, SYNC_LOG=str(log))
+    assert watched.wait(SLOW_MACHINE) == 0
+    events = words(log)
+    (loop,) = (words[1] for words in events if words[0] == "loop")
+    assert not any(kind in ("synced", "other") and by == loop for kind, by in events)
+    start = events.index(["loop", loop])
+    counts = Counter(kind for kind, _ in events[start:])
+    assert counts["acknowledged"] == TASKS * 20
+    assert counts["synced"] < counts["acknowledged"] / 4
+    assert int(next(number for kind, number in events if kind == "groups")) > 0
+    stages: dict[str, str] = {}  # of each transaction that is not acknowledged yet
+    unsynced = 0
+    for kind, which in events[start:]:
+        if kind == "executed":
+            stages[which] = kind
+        elif kind == "write":
+            stages.update(dict.fromkeys((run for run in stages if stages[run] != "synced"), kind))
+        elif kind == "synced":
+            stages.update(dict.fromkeys((run for run in stages if stages[run] == "write"), kind))
+        elif kind == "acknowledged":
+            unsynced += stages.pop(which) != "synced"
+    assert unsynced == 0 if durability == "full" else unsynced > counts["acknowledged"] / 2
+    assert_free(path)
+
+
+def test_killed_under_load(tmp_path):
+    """Five times over: what was acknowledged is there whole, what was not is whole or absent."""
+    path = tmp_path / "app.db"
+    acknowledged = set()
+    for turn in range(5):
+        log = tmp_path / f"log{turn}"
+        victim = child(path, log, times=1_000_000)
+        deadline = time.monotonic() + SLOW_MACHINE
+        while sum(kind == "acknowledged" for kind, _ in words(log)) < 100 * (turn + 1):
+            assert time.monotonic() < deadline
+            assert victim.poll() is None
+            time.sleep(0.02)
+        victim.kill()
+        victim.wait()
+        acknowledged |= {int(run) for kind, run in words(log) if kind == "acknowledged"}
+        found = dict(rows(path, "SELECT run, count(*) FROM marks GROUP BY run"))
+        assert set(found.values()) == {3}
+        assert acknowledged <= set(found)
+        assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+        assert_free(path)
