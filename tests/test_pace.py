@@ -1,0 +1,291 @@
+"""Which statements run on the event loop, and which in a connection's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from cancelling import Bench, Mark, assert_free, rows
+from grouping import AGES, raw_writer
+from sqlalchemy import event, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from qsession.sqlite import pace, running
+from qsession.sqlite.pace import BUDGET, SHORT, TEXTS, WEIGHT, Pace, Turn
+
+HERE, THREAD = "loop", "thread"
+WRITE = "UPDATE items SET value = value + here('write')"
+READ = "SELECT value, here('read') FROM items ORDER BY id"
+LONG = (
+    "SELECT sum(i), here('long') FROM (WITH RECURSIVE n(i) AS "
+    "(SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 300000) SELECT i FROM n)"
+)
+
+
+class Places(Bench):
+    """A bench that notes on which threads its statements run."""
+
+    def __init__(self, path, **kw):
+        super().__init__(path, **kw)
+        self.loop = threading.get_ident()
+        self.seen = []
+        event.listen(self.engine.sync_engine, "connect", self.listen)
+
+    def listen(self, connection, record):
+        connection.raw.create_function("here", 1, self.note)
+
+    def note(self, what):
+        self.seen.append((what, HERE if threading.get_ident() == self.loop else THREAD))
+        return 1
+
+    def where(self, what):
+        """Where it ran since this was asked last, without repetitions."""
+        found = dict.fromkeys(place for each, place in self.seen if each == what)
+        self.seen.clear()
+        return list(found)
+
+    async def write(self, times=1):
+        async with self.engine.begin() as connection:
+            for _ in range(times):
+                await connection.execute(text(WRITE))
+        return self.where("write")
+
+    async def read(self, sql=READ):
+        async with AsyncSession(self.engine.execution_options(qsession_access="read")) as session:
+            found = (await session.execute(text(sql))).all()
+        return found, self.where("read" if sql == READ else "long")
+
+
+@pytest.fixture
+async def steady(monkeypatch):
+    """A machine that is quick enough for every statement, so that only the rules count."""
+    for module in (pace, running):
+        monkeypatch.setattr(module, "BUDGET", AGES)
+    monkeypatch.setattr(pace, "SHORT", AGES)
+
+
+@pytest.fixture
+async def bench(tmp_path):
+    """An engine whose tables are there."""
+    made = await Places.ready(tmp_path / "app.db")
+    yield made
+    await made.check()
+    await made.engine.dispose()
+    assert_free(made.path)
+
+
+# The rules by themselves.
+
+
+def test_read_starts_on_the_loop_and_write_in_the_thread():
+    """A text nobody has timed runs on the loop if it only reads."""
+    times = Pace(inline=True)
+    assert times.inline("r", reads=True)
+    assert not times.inline("w", reads=False)
+
+
+def test_write_moves_to_the_loop_and_back():
+    """It moves when its average is short, and one long run sends it back."""
+    times = Pace(inline=True)
+    times.note("w", SHORT * 0.9)
+    assert times.inline("w", reads=False)
+    times.note("w", BUDGET * 1.01)
+    assert not times.inline("w", reads=False)
+
+
+def test_long_text_becomes_short_again():
+    """After a long run a text must prove short over several runs."""
+    times = Pace(inline=True)
+    times.note("t", 0.1)
+    runs = 0
+    while not times.inline("t", reads=True):
+        times.note("t", 0.0)
+        runs += 1
+    assert 0.1 * (1 - WEIGHT) ** runs < SHORT <= 0.1 * (1 - WEIGHT) ** (runs - 1)
+
+
+def test_texts_are_bounded():
+    """The text not seen for longest is forgotten, of times and of those that join no group."""
+    times = Pace(inline=True)
+    for number in range(TEXTS + 1):
+        times.note(f"t{number}", 0.0)
+        times.keep_alone(f"t{number}")
+        times.note("t0" if number < TEXTS else "t1", 0.0)
+    assert times.inline("t0", reads=False)
+    assert not times.inline("t2", reads=False)
+    assert times.may_join("t0")
+    assert not times.may_join("t1")
+
+
+def test_off():
+    """With ``inline=False`` no text is for the loop, however short."""
+    times = Pace(inline=False)
+    times.note("t", 0.0)
+    assert not times.inline("t", reads=True)
+
+
+async def test_a_turn_is_over_after_its_budget():
+    """Work is counted until the loop turns, for this loop only."""
+    loop, turn = asyncio.get_running_loop(), Turn()
+    assert turn.current(loop) is None
+    turn.charge(loop, BUDGET * 0.6)
+    assert not turn.over(loop)
+    assert turn.current(loop) == 1
+    turn.charge(loop, BUDGET * 0.6)
+    assert turn.over(loop)
+    await asyncio.sleep(0)
+    assert not turn.over(loop)
+
+
+# Statements.
+
+
+@pytest.mark.usefixtures("steady")
+async def test_read_on_the_loop(bench):
+    """A read runs where it was asked for, from its first time on."""
+    assert (await bench.read())[1] == [HERE]
+
+
+@pytest.mark.usefixtures("steady")
+async def test_write_proves_itself_in_the_thread(bench):
+    """The first run is in the thread, those after it on the loop."""
+    assert await bench.write() == [THREAD]
+    assert await bench.write(3) == [HERE]
+
+
+async def test_long_write_is_sent_back(bench, monkeypatch):
+    """Its run is not broken off, for that would undo the transaction; the next is in the thread."""
+    await bench.write()
+    bench.engine.pool.pace.note(WRITE, 0.0)
+    for _ in range(20):
+        bench.engine.pool.pace.note(WRITE, 0.0)
+    monkeypatch.setattr(pace, "BUDGET", -1.0)  # whatever it takes is long
+    monkeypatch.setattr(pace, "SHORT", AGES)
+    assert await bench.write() == [HERE]
+    monkeypatch.setattr(pace, "SHORT", 0.0)
+    assert await bench.write() == [THREAD]
+    assert rows(bench.path, "SELECT DISTINCT value FROM items") == [(3,)]
+
+
+async def test_read_over_its_budget(bench, monkeypatch):
+    """It is broken off on the loop and run again in the thread, with the same rows; then there."""
+    monkeypatch.setattr(running, "BUDGET", 0.0)
+    monkeypatch.setattr(pace, "SHORT", AGES)
+    started = []
+    run_here = running.DriverConnection.run_here
+
+    def counted(driver, function, *args, budget=None):
+        report = run_here(driver, function, *args, budget=budget)
+        if budget is not None:
+            started.append(report.error)
+        return report
+
+    monkeypatch.setattr(running.DriverConnection, "run_here", counted)
+    found, where = await bench.read(LONG)
+    assert [tuple(row) for row in found] == [(300_000 * 300_001 // 2, 1)]
+    assert where == [THREAD]
+    assert [str(error) for error in started] == ["interrupted"]
+    monkeypatch.setattr(pace, "SHORT", SHORT)
+    assert await bench.read(LONG) == (found, [THREAD])
+    assert len(started) == 1
+
+
+async def test_broken_off_read_keeps_its_transaction(bench, monkeypatch):
+    """A read that is broken off on the writer undoes nothing, and the log knows it once."""
+    monkeypatch.setattr(running, "BUDGET", 0.0)
+    monkeypatch.setattr(pace, "SHORT", AGES)
+    long = select(text(LONG.removeprefix("SELECT ")))
+    async with bench.engine.begin() as connection:
+        await connection.execute(insert(Mark), bench.marks())
+        assert len((await connection.execute(long)).all()) == 1
+        transaction = (await connection.run_sync(lambda c: c.connection)).transaction
+        assert len(transaction.log.entries) == 2
+    bench.acknowledged.add(0)
+    assert len(rows(bench.path, "SELECT * FROM marks")) == 3
+
+
+@pytest.mark.usefixtures("steady")
+async def test_what_is_always_for_the_thread(bench):
+    """Streams, long executemany, and what commits by itself, at whatever speed."""
+    many = text("INSERT INTO items (value) VALUES (here('many') + :value)")
+    await bench.write()
+    for size, place in ((20, THREAD), (20, HERE), (21, THREAD)):
+        async with bench.engine.begin() as connection:
+            await connection.execute(many, [{"value": 1}] * size)
+        assert bench.where("many") == [place]
+    async with bench.engine.connect() as connection:
+        async with connection.stream(text(READ)) as result:
+            assert await result.all()
+        assert bench.where("read") == [THREAD]
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text(WRITE))
+    assert bench.where("write") == [THREAD]
+
+
+async def test_inline_false(tmp_path, monkeypatch):
+    """Nothing of the application runs on the loop."""
+    bench = await Places.ready(tmp_path / "app.db", inline=False)
+    for _ in range(3):
+        assert await bench.write() == [THREAD]
+        assert (await bench.read())[1] == [THREAD]
+    await bench.check()
+    await bench.engine.dispose()
+
+
+@pytest.mark.usefixtures("steady")
+async def test_commit_is_never_on_the_loop(bench):
+    """Neither that of one transaction, nor that of a group, though all before it is."""
+    await bench.write()
+    sent = []
+    raw_writer(bench).set_trace_callback(lambda sql: sent.append((sql, threading.get_ident())))
+    assert await bench.write() == [HERE]
+    await asyncio.gather(*(bench.write() for _ in range(5)))
+    raw_writer(bench).set_trace_callback(None)
+    committed = [by for sql, by in sent if sql == "COMMIT"]
+    assert committed
+    assert bench.loop not in committed
+    assert ("SAVEPOINT qsession_member", bench.loop) in sent
+
+
+async def test_others_have_a_turn(bench, monkeypatch):
+    """After its share of work a busy task yields, though every statement of it is short."""
+    monkeypatch.setattr(pace, "SHORT", AGES)
+    monkeypatch.setattr(pace, "BUDGET", 0.0)  # any work is enough
+    monkeypatch.setattr(running, "BUDGET", AGES)
+    turns = []
+    over = False
+
+    async def other():
+        while not over:
+            turns.append(len(bench.seen))
+            await asyncio.sleep(0)
+
+    async with bench.engine.execution_options(qsession_access="read").connect() as connection:
+        await connection.execute(text(READ))
+        bench.seen.clear()
+        task = asyncio.create_task(other())
+        for _ in range(10):
+            await connection.execute(text(READ))
+        over = True
+        await task
+    assert {place for _, place in bench.seen} == {HERE}
+    assert len(set(turns)) >= 9
+
+
+@pytest.mark.usefixtures("steady")
+async def test_no_turn_is_given_away_for_nothing(bench):
+    """A task that has used little of its turn goes on at once."""
+    turns = []
+
+    async def other():
+        turns.append(1)
+
+    async with bench.engine.execution_options(qsession_access="read").connect() as connection:
+        await connection.execute(text(READ))
+        task = asyncio.create_task(other())
+        for _ in range(10):
+            await connection.execute(text(READ))
+        assert not turns
+        await task
