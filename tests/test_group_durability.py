@@ -19,9 +19,10 @@ SLOW_MACHINE = 60.0
 COMPILER = shutil.which("cc")
 
 
-def child(path, log, durability="full", times=20, **env):
+def child(path, log, durability="full", times=20, limit=0, **env):
     """A process that writes, started."""
-    command = [sys.executable, HERE / "group_child.py", path, log, durability, str(times)]
+    numbers = [str(times), str(limit)]
+    command = [sys.executable, HERE / "group_child.py", path, log, durability, *numbers]
     return subprocess.Popen(command, env={**os.environ, **env})
 
 
@@ -97,3 +98,24 @@ def test_killed_under_load(tmp_path):
         assert acknowledged <= set(found)
         assert rows(path, "PRAGMA integrity_check") == [("ok",)]
         assert_free(path)
+
+
+@pytest.mark.parametrize("limit", [60_000, 100_000, 160_000])
+def test_no_room_under_load(tmp_path, limit):
+    """At a limit on the size of files: who is acknowledged is there, and who failed is not."""
+    path, log = tmp_path / "app.db", tmp_path / "log"
+    assert child(path, log, limit=limit).wait(SLOW_MACHINE) == 0
+    events = words(log)
+    told = {
+        kind: {int(run) for word, run in events if word == kind}
+        for kind in ("acknowledged", "failed")
+    }
+    found = dict(rows(path, "SELECT run, count(*) FROM marks GROUP BY run"))
+    assert set(found.values()) == {3}
+    assert set(found) == told["acknowledged"]
+    assert told["failed"]
+    at = next(number for number, (kind, _) in enumerate(events) if kind == "room")
+    assert Counter(kind for kind, _ in events[at:])["acknowledged"] == TASKS
+    assert int(events[-1][1]) > 1
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    assert_free(path)
