@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
-from tables import READ, STUCK, Counter, Event, Storm
+from tables import READ, STUCK, Counter, Event, Storm, add
 
-from qsession import ConflictError
+from qsession import ConflictError, QueuedAsyncEngine
 
 pytestmark = pytest.mark.storm
 
@@ -34,16 +38,43 @@ async def test_read_modify_write(storm: Callable[..., Storm], thinking: float | 
     assert on.engine.stats().commits == 640
 
 
+def commits_slowly(engine: QueuedAsyncEngine, seconds: float) -> None:
+    """From now on every COMMIT in a thread takes so long, as on a disk that is busy."""
+
+    def before(sql: str) -> None:
+        if sql == "COMMIT" and threading.current_thread() is not threading.main_thread():
+            time.sleep(seconds)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        connection.run_async(lambda driver: driver.set_trace_callback(before))
+
+
+async def test_a_slow_disk_is_no_stall(storm: Callable[..., Storm]) -> None:
+    """COMMITs that take longer than ``stall_after``: who waits keeps waiting, nothing is stale."""
+    on = storm(stall_after=0.01)
+    commits_slowly(on.engine, 0.05)
+
+    async def adds() -> None:
+        for _ in range(3):
+            async with on.session() as session:
+                await add(session)
+                await session.commit()
+
+    await asyncio.gather(*(adds() for _ in range(16)))
+    assert on.values() == [48, 0]
+    assert on.engine.stats().conflicts == 0
+
+
 async def test_inserts(storm: Callable[..., Storm]) -> None:
     """1,000 tasks insert a row each: all are there, under the keys that they were told."""
     on = storm()
 
     async def insert(number: int) -> tuple[int, str]:
         async with on.session() as session:
-            event = Event(name=f"event {number}")
-            session.add(event)
+            session.add(row := Event(name=f"event {number}"))
             await session.flush()
-            told = event.id, event.name
+            told = row.id, row.name
             await session.commit()
             return told
 
@@ -76,7 +107,7 @@ async def test_a_predicted_reader_writes(storm: Callable[..., Storm]) -> None:
     await on.learn()
     meeting = Meeting(MEMBERS)
 
-    async def add() -> bool:
+    async def try_to_add() -> bool:
         async with on.guessing() as session:
             value = await session.scalar(READ)
             await meeting.attend()
@@ -88,7 +119,7 @@ async def test_a_predicted_reader_writes(storm: Callable[..., Storm]) -> None:
                 return False
             return True
 
-    acknowledged = sum(await asyncio.gather(*(add() for _ in range(MEMBERS))))
+    acknowledged = sum(await asyncio.gather(*(try_to_add() for _ in range(MEMBERS))))
     assert acknowledged == 1
     assert on.values() == [1, 0]
     assert on.engine.stats().conflicts == MEMBERS - 1
@@ -102,13 +133,13 @@ async def test_a_predicted_reader_writes_in_run(storm: Callable[..., Storm]) -> 
     meeting = Meeting(MEMBERS)
     runs = 0
 
-    async def add(session: AsyncSession) -> None:
+    async def read_and_add(session: AsyncSession) -> None:
         nonlocal runs
         runs += 1
         value = await session.scalar(READ)
         await meeting.attend()
         (await session.get_one(Counter, 1)).value = value + 1
 
-    await asyncio.gather(*(on.maker.run(add) for _ in range(MEMBERS)))
+    await asyncio.gather(*(on.maker.run(read_and_add) for _ in range(MEMBERS)))
     assert on.values() == [MEMBERS, 0]
     assert runs - MEMBERS == on.engine.stats().conflicts >= MEMBERS - 1
