@@ -1,6 +1,7 @@
 # make demo      see it work: 200 tasks moving money, on the stock engine and on qsession
 # make test      the test suite;  PYTEST_ARGS="-x -k name" narrows it
 # make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1
+# make bench     measure against other libraries, about ten minutes;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy
 # make clean     remove what make made
 
@@ -19,8 +20,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: help demo test test-all check clean
+.PHONY: help demo test test-all bench check clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -41,6 +43,15 @@ help:
 	$(PIP) install --editable '.[dev,cli,demo]'
 	touch $@
 
+# Libraries that are compared but cannot be installed here are left out.
+.venv/bench: .venv/made pyproject.toml
+	$(PIP) install --editable '.[cli,bench,peers]' || { \
+		echo "Not all other libraries can be installed; they are tried one by one."; \
+		$(PIP) install --editable '.[cli,bench]'; \
+		for each in aiosqlitepool peewee 'piccolo[sqlite]' tortoise-orm; do \
+			$(PIP) install "$$each" || true; done; }
+	touch $@
+
 # A new file each time; what an earlier demo left is removed first.
 demo: .venv/demo
 	rm -rf .make/demo && mkdir -p .make/demo
@@ -54,6 +65,12 @@ test: .venv/dev
 
 test-all:
 	.ci/matrix $(PYTEST_ARGS)
+
+# On the disk of this folder. It renews benchmarks/results and the tables of docs/performance.md.
+bench: .venv/bench
+	rm -rf .make/bench && mkdir -p .make/bench
+	$(BIN)/python -m benchmarks --directory .make/bench --out benchmarks/results $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.report
 
 check: .venv/dev
 	$(BIN)/ruff check .

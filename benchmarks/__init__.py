@@ -1,0 +1,1 @@
+"""Benchmarks: qsession beside what people use instead, each comparison in one file."""

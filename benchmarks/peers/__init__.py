@@ -1,0 +1,1 @@
+"""The libraries that are compared, a file each, all with the four operations of `Peer`."""

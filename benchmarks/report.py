@@ -1,0 +1,70 @@
+"""Write the figures of ``benchmarks/results`` into docs/performance.md, between its markers.
+
+python -m benchmarks.report [PAGE [RESULTS]]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import comparisons
+from .summary import Goal, Report
+
+TOP = Path(__file__).parent.parent
+PAGE = TOP / "docs" / "performance.md"
+RESULTS = Path(__file__).parent / "results"
+MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def write(page: Path = PAGE, results: Path = RESULTS) -> None:
+    """Renew what stands between ``<!-- figures: NAME -->`` and ``<!-- end -->``.
+
+    NAME is a comparison, ``goals`` or ``machine``. One without results is left as it is.
+    """
+    saved = {
+        name: json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        for name in comparisons.NAMES
+        if (results / f"{name}.json").exists()
+    }
+    reports = {name: comparisons.load(name).report(each["rows"]) for name, each in saved.items()}
+    texts = {name: _tables(report) for name, report in reports.items()}
+    if saved:
+        texts["goals"] = _goals(reports)
+        texts["machine"] = _machine(list(saved.values()))
+
+    def renew(found: re.Match[str]) -> str:
+        text = texts.get(found[2])
+        return found[0] if text is None else f"{found[1]}\n{text}\n\n{found[3]}"
+
+    page.write_text(MARKED.sub(renew, page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _tables(report: Report) -> str:
+    return "\n\n".join(f"**{table.title}**\n\n{table.markdown()}" for table in report.tables)
+
+
+def _goals(reports: dict[str, Report]) -> str:
+    goals = [goal for report in reports.values() for goal in report.goals]
+    reached = sum(goal.reached for goal in goals)
+    lines = [f"{reached} of {len(goals)} are reached.", "", "| Goal | Wanted | Measured | |"]
+    lines += ["|---|---:|---:|---|", *map(_goal, goals)]
+    return "\n".join(lines)
+
+
+def _goal(goal: Goal) -> str:
+    result = "reached" if goal.reached else "**not reached**"
+    return f"| {goal.what} | {goal.wanted} | {goal.measured} | {result} |"
+
+
+def _machine(saved: list[dict[str, Any]]) -> str:
+    """The machine of the first file of results; the others come from the same run."""
+    described: dict[str, str] = saved[0]["machine"]
+    return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in described.items())])
+
+
+if __name__ == "__main__":
+    write(*map(Path, sys.argv[1:]))

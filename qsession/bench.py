@@ -1,0 +1,39 @@
+"""``qsession bench``: the comparisons of the project's benchmarks, on a disk of one's own."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _benchmarks(module: str) -> Any:
+    """A module of the benchmarks: inside an installed package, or beside it in a checkout."""
+    package = "qsession.benchmarks" if find_spec("qsession.benchmarks") else "benchmarks"
+    return import_module(f"{package}.{module}")
+
+
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Which comparisons; all of them without a name.")
+    ] = None,
+    directory: Annotated[Path, typer.Option(help="A folder on the disk to measure.")] = Path(),
+    out: Annotated[Path | None, typer.Option(help="Keep JSON and charts here.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each peer does each work.")] = 3,
+    tasks: Annotated[int, typer.Option(min=1, help="How many tasks at once.")] = 50,
+    scale: Annotated[float, typer.Option(help="Less than 1 for a quick look.")] = 0.5,
+) -> None:
+    """Measure qsession beside other libraries: those that are installed, at equal durability."""
+    try:
+        _benchmarks("cli").run_in(directory, names or [], out, rounds, tasks, scale)
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("psutil", "rich"):
+            raise
+        raise SystemExit(
+            f"qsession bench needs {missing.name}: pip install 'qsession[cli]'"
+        ) from None
+    except ValueError as wrong:
+        raise typer.BadParameter(str(wrong)) from None

@@ -1,0 +1,173 @@
+"""The benchmarks run and their reports are whole. Nothing here depends on a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("rich")
+pytest.importorskip("psutil")
+
+from benchmarks import comparisons, report, throughput
+from benchmarks.measure import run
+from benchmarks.peers.all import OURS, installed
+from benchmarks.peers.drivers import Sqlite3
+from benchmarks.peers.peer import WORKS, Peer, Work
+from benchmarks.setup import Setup
+from benchmarks.summary import Report, at_least, at_most, quantile, ratio
+from qsession.cli import app
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Setup:
+    """A run of the least size."""
+    return Setup(tmp_path, rounds=1, tasks=3, scale=0.005)
+
+
+def whole(result: Report) -> None:
+    """Every line of every table has its cells, and every bar its value."""
+    assert result.tables
+    for table in result.tables:
+        assert table.rows
+        assert {len(row) for row in table.rows} == {len(table.head)}
+    assert all(value >= 0 for chart in result.bars for _, value in chart.bars)
+
+
+@pytest.mark.parametrize("name", [each for each in comparisons.NAMES if each != "slow_fsync"])
+def test_comparison(small: Setup, name: str) -> None:
+    """A comparison yields rows that survive JSON, and a report about them."""
+    comparison = comparisons.load(name)
+    rows = json.loads(json.dumps(list(comparison.measure(small))))
+    whole(comparison.report(rows))
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or shutil.which("cc") is None,
+    reason="the slower fsync needs Linux and a C compiler",
+)
+def test_slow_fsync(small: Setup) -> None:
+    """The delay is in force: the child measures it and refuses to go on without it."""
+    comparison = comparisons.load("slow_fsync")
+    rows = list(comparison.measure(replace(small, tasks=1)))
+    assert {row["work"] for row in rows} == {"insert", "change"}
+    whole(comparison.report(rows))
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("peer", OURS)
+def test_ours_loses_nothing(tmp_path: Path, peer: type[Peer], work: Work) -> None:
+    """Each way into qsession does the whole work without an error."""
+    sample = run(peer, work, tmp_path / "one.db", operations=40, tasks=8, seconds=60)
+    assert (sample.operations, sample.errors, sample.lost) == (40, 0, 0), sample.fault
+
+
+class Forgetful(Sqlite3):
+    """Acknowledges each second change without having made it."""
+
+    def change(self, i: int) -> None:
+        if i % 2:
+            super().change(i)
+
+
+def test_lost_updates_are_counted(tmp_path: Path) -> None:
+    """What was acknowledged and is not in the file shows."""
+    sample = run(Forgetful, "change", tmp_path / "one.db", operations=40, tasks=8, seconds=60)
+    assert (sample.operations, sample.errors) == (40, 0)
+    assert sample.lost == 20 + 4  # those of the warm-up count too
+
+
+class Failing(Sqlite3):
+    """Refuses each second insert."""
+
+    def insert(self, i: int) -> None:
+        if i % 2:
+            raise OSError("no")
+        super().insert(i)
+
+
+def test_errors_are_counted(tmp_path: Path) -> None:
+    """What raises is no operation, and the first error is kept."""
+    sample = run(Failing, "insert", tmp_path / "one.db", operations=40, tasks=8, seconds=60)
+    assert (sample.operations, sample.errors, sample.lost) == (20, 20, 0)
+    assert sample.fault == "OSError: no"
+
+
+class Lazy(Sqlite3):
+    """Reads less than it should."""
+
+    def list(self, i: int) -> int:
+        return 19
+
+
+def test_less_work_is_refused(tmp_path: Path) -> None:
+    """A peer that does not do the work is not measured."""
+    with pytest.raises(AssertionError):
+        run(Lazy, "list", tmp_path / "one.db", operations=4, tasks=2, seconds=60)
+
+
+def test_missing_peers_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that is not installed is named, and the others run."""
+    for module in ("peewee", "playhouse", "playhouse.sqliteq"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "benchmarks.peers.peewee_queue", raising=False)
+    peers, missing = installed()
+    assert "peewee" in missing
+    assert set(OURS) <= set(peers)
+
+
+def test_ratios_are_paired() -> None:
+    """A round is compared with the same round of the other, and a round without one is left out."""
+
+    def value(row: dict[str, Any]) -> float:
+        return float(row["value"])
+
+    ours = [{"round": n, "value": v} for n, v in ((1, 2), (2, 40), (3, 9))]
+    theirs = [{"round": n, "value": v} for n, v in ((1, 1), (2, 10))]
+    assert ratio(ours, theirs, value) == 3
+    assert math.isnan(ratio(ours, [], value))
+    assert quantile(range(100), 0.99) == 99
+    assert at_least("x", 2, 2.0).reached
+    assert not at_most("x", 2, 2.1).reached
+    assert not at_least("x", 2, float("nan")).reached
+
+
+def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:
+    """Only what stands between the markers changes, and only where there are results."""
+    rows = list(throughput.rounds(small, OURS[:1], {"get": 10}, seconds=1))
+    saved = {"machine": {"disk": "a disk"}, "rows": rows}
+    (tmp_path / "throughput.json").write_text(json.dumps(saved))
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- figures: throughput -->\nold\n<!-- end -->\nbetween\n"
+        "<!-- figures: scaling -->\nkept\n<!-- end -->\n<!-- figures: machine --><!-- end -->"
+    )
+    report.write(page, tmp_path)
+    text = page.read_text()
+    assert text.startswith("before\n<!-- figures: throughput -->\n")
+    assert "| qsession() |" in text
+    assert "old" not in text
+    assert "between\n<!-- figures: scaling -->\nkept\n<!-- end -->" in text
+
+
+def test_command(tmp_path: Path) -> None:
+    """`qsession bench` measures in the folder it is given and leaves only what was asked for."""
+    arguments = ["bench", "import_time", "--directory", str(tmp_path), "--scale", "0.01"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "kept")])
+    assert done.exit_code == 0, done.output
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+    assert json.loads((tmp_path / "kept" / "import_time.json").read_text())["rows"]
+
+
+def test_command_names_what_there_is(tmp_path: Path) -> None:
+    """A comparison that there is not is an error that lists those there are."""
+    done = CliRunner().invoke(app, ["bench", "speed", "--directory", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "throughput" in done.output
