@@ -62,12 +62,11 @@ class Raw:
         return self.raw.execute(sql, *args)
 
 
-def break_statement(monkeypatch, bench, word, times=1):
+def break_statement(bench, word, times):
     """Let the writer's connection fail at BEGIN, COMMIT or ROLLBACK; gives what fails."""
     connection = bench.engine.pool.writer._record.dbapi_connection._connection
-    broken = Raw(connection._connection, word, times)
-    monkeypatch.setattr(connection, "_connection", broken)
-    return broken
+    connection._connection = Raw(connection._connection, word, times)
+    return connection._connection
 
 
 async def error_of(coroutine):
@@ -127,7 +126,7 @@ async def test_function_of_the_thread_fails(bench, monkeypatch, place, name, aft
 @pytest.mark.parametrize("word", ["BEGIN", "COMMIT", "ROLLBACK"])
 @pytest.mark.parametrize("times", [1, 2, 100])
 @pytest.mark.parametrize("ends", ["commits", "rolls back", "is cancelled"])
-async def test_statement_that_ends_a_transaction_fails(bench, monkeypatch, word, times, ends):
+async def test_statement_that_ends_a_transaction_fails(bench, word, times, ends):
     """The error is told, the ticket passes on, and the next one finds a connection that works."""
     bench.run += 1
 
@@ -144,11 +143,10 @@ async def test_statement_that_ends_a_transaction_fails(bench, monkeypatch, word,
 
     async with bench.engine.begin() as connection:
         await connection.execute(update(Item).values(value=0))
-    with monkeypatch.context() as patched:
-        broken = break_statement(patched, bench, word, times)
-        error = await error_of(write())
-        assert error is None or "fault" in str(error) or ends == "is cancelled"
-        broken.times = 0
+    broken = break_statement(bench, word, times)
+    error = await error_of(write())
+    assert error is None or "fault" in str(error) or ends == "is cancelled"
+    broken.times = 0
     await bench.check()
 
 

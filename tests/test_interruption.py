@@ -253,17 +253,12 @@ async def test_cancelled_at_the_moment_of_hand_off(bench, order):
     assert done == [2]
 
 
-async def test_two_tasks_share_a_session_and_one_is_cancelled(bench):
-    """The statement of the other is not touched by it."""
-    async with QSession(bench.engine) as session:
-        first = asyncio.create_task(session.execute(READ))
-        second = asyncio.create_task(session.execute(READ))
-        await asyncio.sleep(0)
-        second.cancel()
-        assert (await first).all()
-        with pytest.raises(asyncio.CancelledError):
-            await second
-        assert (await session.execute(READ)).all()
+async def test_driver_connection_is_not_waited_for(bench):
+    """What somebody runs on it by hand is broken off when the connection is closed."""
+    async with bench.engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(raw.driver_connection.execute(COUNT_ENDLESSLY.text), 0.05)
 
 
 async def test_listener_cut_short_is_heard_again(bench):

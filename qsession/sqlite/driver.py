@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -34,14 +35,14 @@ Done = Callable[[], None]
 class _Job:
     """A function on its way through the thread, and the future that waits for what it returns."""
 
-    __slots__ = ("driver", "function", "future", "loop", "taken_back")
+    __slots__ = ("begun", "driver", "function", "future", "loop", "taken_back")
 
     def __init__(self, function: Callable[[], Any], driver: DriverConnection) -> None:
         self.function = function
         self.driver = driver
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
-        self.taken_back = False
+        self.begun = self.taken_back = False
 
     def __call__(self) -> None:
         """Run in the thread. The loop may be closed by then; there is nobody left to tell."""
@@ -146,9 +147,16 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         finally:
             raw.set_progress_handler(None, 0)
 
-    def run_to_end(self, function: Callable[..., T], *args: Any) -> T:
-        """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it."""
-        return await_only(to_end(self._submit(function, *args).future))  # type: ignore[no-any-return]
+    def run_to_end(self, function: Callable[..., T], *args: Any, hurry: bool = False) -> T:
+        """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it.
+
+        ``hurry``: what the application runs on the connection by itself, and waits for no more,
+        is interrupted.
+        """
+        job = self._submit(function, *args)
+        if hurry:
+            job.loop.call_later(INTERRUPT_AGAIN, self._hurry, job)
+        return await_only(to_end(job.future))  # type: ignore[no-any-return]
 
     def post(self, function: Callable[..., Any], *args: Any, done: Done | None = None) -> None:
         """Run ``function(raw, *args)`` without waiting; then ``done()``, in the thread as well.
@@ -166,6 +174,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def job_begins(self, job: _Job) -> bool:
         """Whether the thread is to run a function; from now on it can be interrupted."""
         with self._switching:
+            job.begun = True
             if not job.taken_back:
                 self._job = job
             return not job.taken_back
@@ -199,6 +208,13 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         if not job.loop.is_closed():
             job.loop.call_later(INTERRUPT_AGAIN, self._take_back, job)
 
+    def _hurry(self, job: _Job) -> None:
+        with self._switching:
+            if job.begun:
+                return
+            self.raw.interrupt()
+        job.loop.call_later(INTERRUPT_AGAIN, self._hurry, job)
+
     def close(self) -> None:
         """Close the connection and end its thread; waits where there is a loop to wait in."""
         if not self._connection._running:
@@ -212,8 +228,9 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             self.post(self._stop)
 
     def terminate(self) -> None:
-        """Close without waiting."""
-        self.interrupt()
+        """Close without waiting; whatever runs is broken off, a listener's statement included."""
+        with suppress(ValueError, sqlite3.ProgrammingError):  # it is closed already
+            self.raw.interrupt()
         self.post(self._stop)
 
     def _stop(self, raw: sqlite3.Connection) -> None:

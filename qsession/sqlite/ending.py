@@ -213,7 +213,8 @@ class Ending(Attachment):
             self._end()
         elif isinstance(lease, WriterLease):
             try:
-                lease.driver.run_to_end(work.clean_up, lease.forget_streams())
+                cursors = lease.forget_streams()
+                lease.driver.run_to_end(work.clean_up, cursors, hurry=self.pinned)
             except sqlite3.Error:
                 lease.driver.suspect = True
             finally:
