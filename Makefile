@@ -45,7 +45,7 @@ help:
 
 # Libraries that are compared but cannot be installed here are left out.
 .venv/bench: .venv/made pyproject.toml
-	$(PIP) install --editable '.[cli,bench,peers]' || { \
+	@$(PIP) install --editable '.[cli,bench,peers]' || { \
 		echo "Not all other libraries can be installed; they are tried one by one."; \
 		$(PIP) install --editable '.[cli,bench]'; \
 		for each in aiosqlitepool peewee 'piccolo[sqlite]' tortoise-orm; do \

@@ -213,7 +213,7 @@ def test_threads_that_start_on_a_cold_engine(tmp_path):
 
 async def test_dispose_amid_transactions(tmp_path):
     """Those who hold, wait, read and stream go on and end; the engine opens new connections."""
-    bench = await Bench.ready(tmp_path / "app.db", pool_size=2)
+    bench = await Bench.ready(tmp_path / "app.db", pool_size=2, stall_after=PATIENCE)
     for _ in range(3):
         async with (
             QSession(bench.engine) as holder,

@@ -167,11 +167,15 @@ class Ending(Attachment):
         wrote = self.wrote and not undo
         self._note()
         self._reset()
-        group, member = self.writer.finish(log, wrote, lease)
+        self.busy += 1  # while the ticket stays with the group, its holder is not idle
         try:
+            group, member = self.writer.finish(log, wrote, lease)
             group.wait(member)
         except sqlite3.Error as error:
             raise self._pool.explain(error) from None
+        finally:
+            self.busy -= 1
+            self.activity += 1
 
     def _commit_writing(self, lease: WriterLease) -> None:
         if self.wrote:
@@ -212,12 +216,15 @@ class Ending(Attachment):
             lease.tidy(work.finish_reading)
             self._end()
         elif isinstance(lease, WriterLease):
+            self.busy += 1
             try:
                 cursors = lease.forget_streams()
                 lease.driver.run_to_end(work.clean_up, cursors, hurry=self.pinned)
             except sqlite3.Error:
                 lease.driver.suspect = True
             finally:
+                self.busy -= 1
+                self.activity += 1
                 self._end()
         else:
             self._end()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..config import Settings
@@ -39,9 +40,9 @@ class StallWatch:
     def start(self) -> None:
         """Watch from the running loop, unless another one does already."""
         if self._loop is None or not self._loop.is_running():
-            self._loop = asyncio.get_running_loop()
+            loop = self._loop = asyncio.get_running_loop()
             self._seen = None
-            self._loop.call_later(self._interval, self._tick)
+            loop.call_later(self._interval, self._tick, loop)
 
     def stalled(self) -> bool:
         """Whether the holder that was last looked at is stalled, and still holds."""
@@ -54,10 +55,28 @@ class StallWatch:
         transaction: Place = ticket.owner
         return transaction, transaction.activity
 
-    def _tick(self) -> None:
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            return  # the loop of another thread watches
         if not self._queue.waiting:
             self._loop = None
-            return
+            if not self._queue.waiting:
+                return
+            self._loop = loop  # another thread began to wait just now, and counts on this one
+        now = self._look()
+        home = None if now is None else now[0].loop
+        if home is None or home is loop or not home.is_running():
+            self._judge()
+        else:  # its thread may only be short of time: let its loop turn before it counts as idle
+            with suppress(RuntimeError):
+                home.call_soon_threadsafe(self._judge_in, loop)
+        loop.call_later(self._interval, self._tick, loop)
+
+    def _judge_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the loop is closed by now
+            loop.call_soon_threadsafe(self._judge)
+
+    def _judge(self) -> None:
         now = self._look()
         if now is None or now != self._seen or (now[0].busy and not now[0].forsaken):
             self._seen = now
@@ -67,8 +86,6 @@ class StallWatch:
             self._idle_ticks += 1
             if self._idle_ticks >= TICKS:
                 self._stall(*now)
-        assert self._loop is not None
-        self._loop.call_later(self._interval, self._tick)
 
     def _stall(self, transaction: Place, activity: int) -> None:
         """A holder that has only read gives up the ticket; readers stop waiting for any other."""
@@ -79,7 +96,7 @@ class StallWatch:
             return
         if transaction.suspendable():
             home = transaction.loop
-            if home is self._loop or home is None or home.is_closed():
+            if home is None or home.is_closed() or home is asyncio.get_running_loop():
                 transaction.suspend_if_idle(activity)
             else:
                 home.call_soon_threadsafe(transaction.suspend_if_idle, activity)
