@@ -2,7 +2,8 @@
 
 Time alone would be wrong: after a pause of the whole loop everybody looks idle, the holder whose
 wake-up is already due included. So the watch counts its own ticks, each set only after the one
-before: a loop that stood still counts for one.
+before: a loop that stood still counts for one. The holder's loop, where it is that of another
+thread, has to turn before a tick counts.
 """
 
 from __future__ import annotations
