@@ -45,6 +45,9 @@ class StallWatch:
             self._seen = None
             loop.call_later(self._interval, self._tick, loop)
 
+    def _needed(self) -> bool:
+        return self._queue.waiting > 0
+
     def stalled(self) -> bool:
         """Whether the holder that was last looked at is stalled, and still holds."""
         return self._idle_ticks >= TICKS and self._seen == self._look()
@@ -59,11 +62,11 @@ class StallWatch:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:
             return  # the loop of another thread watches
-        if not self._queue.waiting:
+        if not self._needed():
             self._loop = None
-            if not self._queue.waiting:
-                return
-            self._loop = loop  # another thread began to wait just now, and counts on this one
+            if self._needed():  # another thread began to wait just now, and counts on this one
+                self.start()
+            return
         now = self._look()
         home = None if now is None else now[0].loop
         if home is None or home is loop or not home.is_running():
