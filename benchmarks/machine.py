@@ -26,6 +26,7 @@ def describe(directory: Path) -> dict[str, str]:
         "processors": f"{os.cpu_count()} virtual cores, {_processor()}",
         "system": f"{platform.system()} {platform.release()}",
         "disk": f"{_file_system(directory)}; {fsync_ms(directory):.2f} ms for a 4 KiB fdatasync",
+        "load": f"{psutil.getloadavg()[0]:.1f} processes wanted to run when it began",
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
         **{name: _version(name) for name in PACKAGES},

@@ -40,7 +40,7 @@ def rounds(
     """Each round does each work once with each peer, one after the other."""
     for number in range(1, setup.rounds + 1):
         for work in (each for each in WORKS if each in operations):
-            for peer in peers:
+            for peer in (each for each in peers if work in each.works):
                 setup.say(f"round {number}: {work}, {peer.name}", passing=True)
                 sample = run(
                     peer,
@@ -63,7 +63,7 @@ def summarise(rows: list[Row], wanted: dict[str, tuple[float, float]]) -> Report
     for work in unique(row["work"] for row in rows):
         table = Table(
             f"{work}: {MEANING[work]}",
-            ["", "operations/s", "to stock", "to sync.", "CPU µs", "CPU to stock",
+            ["", "ops/s", "to stock", "to sync.", "CPU µs", "CPU to stock",
              "CPU to sync.", "errors", "lost"],
         )  # fmt: skip
         bars = Bars(table.title, "operations per second", [])

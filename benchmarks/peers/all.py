@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from .drivers import Aiosqlite, AiosqliteLocked, Sqlite3
+from .limit import LimitCore, LimitOrm
 from .peer import Peer
 from .sqlalchemy_async import (
     OursCore,
@@ -38,4 +39,4 @@ def installed() -> tuple[list[type[Peer]], list[str]]:
             found.append(getattr(import_module(f".{module}", __package__), name))
         except ModuleNotFoundError:
             missing.append(package)
-    return [*found, AiosqliteLocked, Aiosqlite, Sqlite3], missing
+    return [*found, LimitOrm, LimitCore, AiosqliteLocked, Aiosqlite, Sqlite3], missing

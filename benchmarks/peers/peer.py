@@ -21,6 +21,7 @@ NAME = "x" * 20
 Way = Literal["orm", "core", "driver"]
 Work = Literal["get", "list", "insert", "change"]
 WORKS: tuple[Work, ...] = ("get", "list", "insert", "change")
+READS: tuple[Work, ...] = ("get", "list")
 WRITES: tuple[Work, ...] = ("insert", "change")
 
 
@@ -29,6 +30,7 @@ class Peer(ABC):
 
     name: ClassVar[str]
     way: ClassVar[Way]
+    works: ClassVar[tuple[Work, ...]] = WORKS
     wal: ClassVar[bool] = True
     """Whether the file is in WAL mode when the peer gets it. WAL mode is a property of the file."""
 
