@@ -14,7 +14,7 @@ from .throughput import OURS, cpu
 
 TITLE = "CPU per operation, from 50 to 1,000 tasks"
 TASKS = (50, 200, 1_000)
-OPERATIONS: dict[Work, int] = {"get": 2_000, "insert": 2_000, "change": 2_000}
+OPERATIONS: dict[Work, int] = {"get": 1_200, "insert": 1_200, "change": 1_200}
 PEERS: tuple[type[Peer], ...] = (OursSession, OursOrm)
 SECONDS = 1.5
 GOAL = 1.1
