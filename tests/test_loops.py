@@ -237,6 +237,30 @@ async def test_dispose_amid_transactions(tmp_path):
     await eventually(lambda: not connection_threads(), lambda: str(connection_threads()))
 
 
+async def test_dispose_at_every_turn(tmp_path):
+    """Whatever the engine is doing, each connection is closed once nobody uses it."""
+    gc.disable()  # it would close what was forgotten
+    try:
+        for turns in range(0, 1200, 20):
+            bench = Bench(tmp_path / f"{turns}.db")
+            creating = asyncio.create_task(create(bench))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await bench.engine.dispose()
+            await creating
+            await bench.engine.dispose()
+            await eventually(lambda: not connection_threads(), lambda: str(connection_threads()))
+    finally:
+        gc.enable()
+
+
+async def create(bench):
+    async with bench.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (i INTEGER)"))
+    async with bench.engine.connect() as connection:
+        await connection.execute(text("SELECT i FROM t"))
+
+
 async def storm_reads(bench):
     async def read():
         async with QSession(bench.engine, access="read") as session:

@@ -101,7 +101,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             raise PoolTimeout(f"{self.database!r} could not be opened in {timeout:g} s")
         try:
             if not self._initialized:
-                self.writer.open()
+                self.writer.open_first()
                 self._initialized = True
         finally:
             self._initializing.release(ticket)
@@ -190,7 +190,16 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         pool.writer = Writer(pool, before=self.writer)
         pool.pace = self.pace
         self._replaced = True
+        self.writer.retire()  # somebody may have begun here while the others were closed
+        while (record := self._idle()) is not None:
+            record.invalidate()
         return pool
+
+    def _idle(self) -> Any:
+        """Take an idle reader out; None if there is none."""
+        with suppress(Empty):
+            return self._pool.get(False)
+        return None
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         if self._replaced:
@@ -208,10 +217,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._dispose()
 
     def _dispose(self) -> None:
-        with suppress(Empty):
-            while True:
-                self._pool.get(False).close()
-                self._dec_overflow()  # those in use still count, unlike in QueuePool.dispose()
+        while (record := self._idle()) is not None:
+            record.close()
+            self._dec_overflow()  # those in use still count, unlike in QueuePool.dispose()
         self.logger.info("Pool disposed. %s", self.status())
         writer, self.writer = self.writer, Writer(self, before=self.writer)
         writer.dispose()

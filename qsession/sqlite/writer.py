@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ class Writer(Commits):
     def __init__(self, pool: WriteQueuePool, before: Writer | None = None) -> None:
         super().__init__(pool)
         self._record: Any = None
+        self._first = False
+        self._switching = threading.Lock()
         self.queue: TicketQueue = TicketQueue() if before is None else before.queue
         self.counters: Counters = Counters() if before is None else before.counters
         self.prediction: Prediction = Prediction() if before is None else before.prediction
@@ -103,15 +106,25 @@ class Writer(Commits):
             "before, or use one session for both."
         )
 
+    def open_first(self) -> None:
+        """Open the connection before anybody can have the ticket."""
+        self._first = True
+        try:
+            self.open()
+        finally:
+            self._first = False
+            if self._disposed:
+                self.dispose()
+
     def open(self) -> DriverConnection:
         """The connection, opened where it is not. For the holder of the ticket, or the first."""
-        if self._record is None:
-            self._record = self._pool._create_connection()
+        with self._switching:
+            record = self._record = self._record or self._pool._create_connection()
         try:
-            driver: DriverConnection = self._record.get_connection()
+            driver: DriverConnection = record.get_connection()
             self._pool.make_ready(driver, "writer")
         except BaseException as error:
-            self._record.invalidate(error)  # listeners may not have seen it to their end
+            record.invalidate(error)  # listeners may not have seen it to their end
             raise
         return driver
 
@@ -155,13 +168,29 @@ class Writer(Commits):
             done()
 
     def dispose(self) -> None:
-        """Close the connection: now, or when the one who holds the ticket is done with it."""
-        self._disposed = True
-        holder = self.queue.holder
-        in_use = holder is not None and holder.owner.writer is self
-        if self._record is not None and not in_use:
+        """Close the connection: now, or when the one who uses it is done with it.
+
+        From then on it is opened for one transaction at a time.
+        """
+        if (record := self._retire()) is not None:
             self.close_group()
-            self._record.close()
+            record.close()
+
+    def retire(self) -> None:
+        """The same without waiting for the connection to be closed."""
+        if (record := self._retire()) is not None:
+            self.close_group()
+            record.invalidate()
+
+    def _retire(self) -> Any:
+        """Take the connection out, where nobody uses it."""
+        self._disposed = True
+        with self._switching:  # who is handed the ticket from here on opens another one
+            holder = self.queue.holder
+            if self._first or (holder is not None and holder.owner.writer is self):
+                return None
+            record, self._record = self._record, None
+            return record
 
     @property
     def is_open(self) -> bool:
