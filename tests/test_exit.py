@@ -20,6 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from qsession import create_async_engine
 from qsession.session import QSession
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored behind a shell's &
+
 engine = create_async_engine("sqlite+aiosqlite:///" + sys.argv[1], pool_size=2, inline=%(inline)s)
 INSERT = text("INSERT INTO t (task, number) VALUES (:task, :number)")
 ENDLESS = text(
