@@ -208,11 +208,13 @@ class SharedResult(AsyncResult[Any]):
     def scalars(self, index: Any = 0) -> SharedScalarResult:
         """The values of one column, as `AsyncResult.scalars` gives them."""
         result = SharedScalarResult(self, index)
+        result._real_result = self._real_result  # which SQLAlchemy's later versions do themselves
         result.line = self.line
         return result
 
     def mappings(self) -> SharedMappingResult:
         """The rows as mappings, as `AsyncResult.mappings` gives them."""
         result = SharedMappingResult(self)
+        result._real_result = self._real_result
         result.line = self.line
         return result

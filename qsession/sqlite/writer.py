@@ -119,7 +119,9 @@ class Writer(Commits):
     def open(self) -> DriverConnection:
         """The connection, opened where it is not. For the holder of the ticket, or the first."""
         with self._switching:
-            record = self._record = self._record or self._pool._create_connection()
+            if self._record is None:
+                self._record = self._pool._create_connection()
+            record = self._record
         try:
             driver: DriverConnection = record.get_connection()
             self._pool.make_ready(driver, "writer")
