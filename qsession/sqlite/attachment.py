@@ -35,20 +35,14 @@ class Attachment(Running):
             else:
                 self._snapshot = self.lease
         self.may_read_instead = self.lease is None and statement.need.may_only_read
-        ticket = self._asked = Ticket(self, self.priority)
         try:
-            held = self.writer.ask(self, ticket, statement.nowait)
+            lease = self._ask(statement.nowait)
         finally:
             self.may_read_instead = False
             self._asked = None
-        if not held:
+        if lease is None:
             self.attach_reader()
             return
-        try:
-            lease = self.writer.lease(ticket, self.connection())
-        except BaseException:
-            self.writer.queue.release(ticket)
-            raise
         self.lease, self.state, self.began = lease, State.HOLDING, False
         self.wrote = self.wrote or statement.need is Need.WRITE
         held_here.set(weakref.ref(self))
@@ -60,6 +54,19 @@ class Attachment(Running):
             except Exception as error:
                 self.abandon(error)  # what it had read can no longer be vouched for
                 raise
+
+    def _ask(self, nowait: bool) -> WriterLease | None:
+        """Wait for the ticket and the turn; None to go on with a snapshot instead."""
+        ticket = self._asked = Ticket(self, self.priority)
+        if not self.writer.ask(self, ticket, nowait):
+            return None
+        lease = None
+        try:
+            lease = self.writer.lease(ticket, self.connection(), nowait)
+        finally:
+            if lease is None and self._asked is ticket:  # else it was taken away: see forsake()
+                self.writer.queue.release(ticket)
+        return lease
 
     def _check_snapshot(self) -> None:
         """A transaction without a log goes on if nothing was committed since its snapshot."""

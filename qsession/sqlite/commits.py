@@ -13,6 +13,7 @@ from ..stats import Counters
 from ..ticket import Ticket, TicketQueue
 from .group import SLOW, Group, Member
 from .lease import WriterLease
+from .turn import FileTurn
 
 if TYPE_CHECKING:
     from .log import Log
@@ -32,6 +33,7 @@ class Commits:
 
     queue: TicketQueue
     counters: Counters
+    turn: FileTurn
 
     def __init__(self, pool: WriteQueuePool) -> None:
         self._pool = pool
@@ -53,6 +55,7 @@ class Commits:
         group = self.group
         if group is None:
             group = self.group = Group(lease.driver)
+            self.turn.share(group)
         if not group.concerns(asyncio.get_running_loop()):
             self._look_later(group)
         member = group.add(log, wrote)
@@ -63,6 +66,13 @@ class Commits:
         else:
             self.give_back(lease.ticket)
         return group, member
+
+    def free(self) -> None:
+        """Nobody holds the ticket, and nobody waits for it."""
+        if self.group is None:
+            self.turn.idle()
+        else:
+            self.close_group()
 
     def close_group(self, ticket: Ticket | None = None, leaving: bool = False) -> None:
         """Send the COMMIT of the group to the thread; ``ticket`` is kept until it is done.
@@ -110,9 +120,15 @@ class Commits:
                 if member.wrote and member.error is None:
                     self.committed()
             if ticket is not None:
+                self.turn.done(group)  # the ticket's claim stays
                 self.give_back(ticket)
+            else:
+                self.queue.between(self._turn_done, group)
         finally:
             group.settle()
+
+    def _turn_done(self, group: Group) -> None:
+        self.turn.done(group, keep=self.queue.holder is not None)
 
     def _look_later(self, group: Group) -> None:
         asyncio.get_running_loop().call_later(SLOW, self._look_at_group, group)

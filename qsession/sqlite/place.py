@@ -17,6 +17,7 @@ from ..ticket import Ticket
 from .group import Read
 from .lease import Lease, ReaderLease, WriterLease
 from .log import Log
+from .processes import lock_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,9 +114,11 @@ class Place:
 
     def lock_timeout(self, sql: str) -> QueueTimeout:
         self.writer.counters.timeouts += 1
+        path = self.lease.driver.path if self.lease is not None else self._pool.database
         return QueueTimeout(
             f"Another process held a lock on {self._pool.database!r} for longer than "
-            f"queue_timeout={self.settings.queue_timeout:g} s; {sql!r} was not run."
+            f"queue_timeout={self.settings.queue_timeout:g} s; {sql!r} was not run. "
+            f"The lock is held by {lock_owner(path)}."
         )
 
     def conflict(self, reason: str) -> ConflictError:

@@ -1,4 +1,4 @@
-"""StallWatch: notices a holder that idles while others wait.
+"""StallWatch: notices a holder that idles while others wait, here or in other processes.
 
 Time alone would be wrong: after a pause of the whole loop everybody looks idle, the holder whose
 wake-up is already due included. So the watch counts its own ticks, each set only after the one
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..config import Settings
 from ..ticket import TicketQueue
 from .holder import describe
+from .turn import FileTurn
 
 if TYPE_CHECKING:
     from .place import Place
@@ -27,10 +28,11 @@ logger = logging.getLogger("qsession")
 
 
 class StallWatch:
-    """Looks at the holder every ``stall_after / TICKS`` seconds, while somebody waits."""
+    """Looks at the holder every ``stall_after / TICKS`` seconds, while there is one."""
 
-    def __init__(self, queue: TicketQueue, settings: Settings) -> None:
+    def __init__(self, queue: TicketQueue, turn: FileTurn, settings: Settings) -> None:
         self._queue = queue
+        self._turn = turn
         self._settings = settings
         self._interval = max(settings.stall_after / TICKS, 0.001)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -46,7 +48,7 @@ class StallWatch:
             loop.call_later(self._interval, self._tick, loop)
 
     def _needed(self) -> bool:
-        return self._queue.waiting > 0
+        return self._queue.holder is not None
 
     def stalled(self) -> bool:
         """Whether the holder that was last looked at is stalled, and still holds."""
@@ -82,7 +84,7 @@ class StallWatch:
 
     def _judge(self) -> None:
         now = self._look()
-        if now is None or now != self._seen or (now[0].busy and not now[0].forsaken):
+        if now is None or now != self._seen or self._is_right(now[0]):
             self._seen = now
             self._idle_ticks = 0
             self._warned = False
@@ -90,6 +92,12 @@ class StallWatch:
             self._idle_ticks += 1
             if self._idle_ticks >= TICKS:
                 self._stall(*now)
+
+    def _is_right(self, transaction: Place) -> bool:
+        """Whether nobody waits for it, or it is at work: waiting for the turn is not work."""
+        if not (self._queue.waiting or self._turn.waits or self._turn.wanted()):
+            return True
+        return bool(transaction.busy) and not (transaction.forsaken or self._turn.waits)
 
     def _stall(self, transaction: Place, activity: int) -> None:
         """A holder that has only read gives up the ticket; readers stop waiting for any other."""
@@ -108,6 +116,8 @@ class StallWatch:
         for ticket in self._queue.waiters():
             if ticket.owner.may_read_instead:
                 self._queue.dismiss(ticket)
+        if transaction.may_read_instead:
+            self._turn.stop_waiting()
         holder = self._queue.holder
         idle = self._idle_ticks * self._interval
         if idle >= self._settings.warn_after and not self._warned and holder is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 import time
@@ -19,6 +20,8 @@ from .driver import DriverConnection
 from .holder import describe, shorten
 from .lease import WriterLease
 from .prediction import Prediction
+from .processes import describe_process
+from .turn import FileTurn
 from .watch import StallWatch
 
 if TYPE_CHECKING:
@@ -41,10 +44,11 @@ class Writer(Commits):
         self.queue: TicketQueue = TicketQueue() if before is None else before.queue
         self.counters: Counters = Counters() if before is None else before.counters
         self.prediction: Prediction = Prediction() if before is None else before.prediction
+        self.turn: FileTurn = FileTurn() if before is None else before.turn
         self.watch: StallWatch = (
-            StallWatch(self.queue, pool.settings) if before is None else before.watch
+            StallWatch(self.queue, self.turn, pool.settings) if before is None else before.watch
         )
-        self.queue.on_free = self.close_group
+        self.queue.on_free = self.free
 
     def ask(self, transaction: Place, ticket: Ticket, nowait: bool) -> bool:
         """Wait for the ticket: True when it is held, False to go on with a snapshot instead.
@@ -130,17 +134,46 @@ class Writer(Commits):
             raise
         return driver
 
-    def lease(self, ticket: Ticket, proxied: Any) -> WriterLease:
-        """The connection, for the holder of the ticket; opens it where it is not open.
+    def lease(self, ticket: Ticket, proxied: Any, nowait: bool = False) -> WriterLease | None:
+        """The connection, and the turn on its file, for the holder of the ticket.
 
-        ``proxied`` is what listeners of "checkout" see as the pooled connection.
+        None if other processes keep the turn, and the transaction may go on with a snapshot
+        instead. ``proxied`` is what listeners of "checkout" see as the pooled connection. Raises
+        :class:`QueueTimeout`.
         """
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
         group = self.group  # its connection is not recycled before the COMMIT
         driver = self.open() if group is None else group.driver
-        if self._pool.dispatch.checkout:
-            self._pool.dispatch.checkout(driver, self._record, proxied)
+        if not self._take_turn(ticket, driver, nowait):
+            return None
+        try:
+            if self._pool.dispatch.checkout:
+                self._pool.dispatch.checkout(driver, self._record, proxied)
+        except BaseException:
+            self.turn.done(ticket)
+            raise
+        self.watch.start()
         return WriterLease(self, ticket, driver)
+
+    def _take_turn(self, ticket: Ticket, driver: DriverConnection, nowait: bool) -> bool:
+        transaction: Place = ticket.owner
+        self.turn.on(driver.path, driver.identity)
+        if self.turn.take_now(ticket):
+            return True
+        self.watch.start()
+        left = ticket.asked_at + transaction.settings.queue_timeout - time.monotonic()
+        if not nowait and self.turn.take(ticket, max(left, 0.0)):
+            return True
+        if transaction.may_read_instead and not nowait:
+            return False
+        self.counters.timeouts += 1
+        waited = (
+            "at once (NOWAIT)" if nowait else f"within {transaction.settings.queue_timeout:g} s"
+        )
+        raise QueueTimeout(
+            f"The turn to write to {self._pool.database!r} did not come {waited}; "
+            f"{shorten(transaction.last_statement)!r} was not run. {self._other_process()}"
+        )
 
     def give_back(self, ticket: Ticket) -> None:
         """The holder's transaction has ended and the connection is clean: the next one's turn."""
@@ -158,6 +191,7 @@ class Writer(Commits):
                     record.close()
         finally:
             self.counters.holds.observe(time.monotonic() - ticket.taken_at)
+            self.turn.done(ticket, keep=self.queue.waiting > 0)
             self.queue.release(ticket)
 
     def post(
@@ -205,7 +239,19 @@ class Writer(Commits):
 
     def _holder_text(self) -> str:
         holder = self.holder()
-        return "Nobody holds it now." if holder is None else f"Its holder: {holder}."
+        if holder is None:
+            return "Nobody holds it now."
+        others = f" It waits as well. {self._other_process()}" if self.turn.waits else ""
+        return f"Its holder: {holder}.{others}"
+
+    def _other_process(self) -> str:
+        """Who has the turn on the file, in words."""
+        last = self.turn.holder()
+        if last is None:
+            return "Another process writes to the file, which could not be told."
+        pid, since = last
+        who = "another engine of this process" if pid == os.getpid() else describe_process(pid)
+        return f"The turn is held by {who}, for {max(time.time() - since, 0.0):.1f} s."
 
     def stats(self) -> Stats:
         """A snapshot of the queue and its counters."""
