@@ -15,6 +15,8 @@ import weakref
 
 from sqlalchemy.engine import URL
 
+from .lockfiles import names
+
 _IN_MEMORY = os.path.join(os.sep, "dev", "shm")
 _named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDictionary()
 
@@ -39,9 +41,10 @@ class MemoryDatabase:
         self._users.discard(user)
         if self._users or os.getpid() != self._pid:
             return
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        files = [self.path + suffix for suffix in ("", "-wal", "-shm", "-journal")]
+        for each in (*files, *names(self.path)):
             try:
-                os.unlink(self.path + suffix)
+                os.unlink(each)
             except FileNotFoundError:
                 continue
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,11 @@ class StallWatch:
         if self._loop is None or not self._loop.is_running():
             loop = self._loop = asyncio.get_running_loop()
             self._seen = None
-            loop.call_later(self._interval, self._tick, loop)
+            self._tick_later(loop)
+
+    def _tick_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The loop keeps no engine alive that is forgotten."""
+        loop.call_later(self._interval, _tick, weakref.ref(self), loop)
 
     def _needed(self) -> bool:
         return self._queue.holder is not None
@@ -61,7 +66,8 @@ class StallWatch:
         transaction: Place = ticket.owner
         return transaction, transaction.activity
 
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+    def tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at the holder, and look again later while there is one."""
         if self._loop is not loop:
             return  # the loop of another thread watches
         if not self._needed():
@@ -76,7 +82,7 @@ class StallWatch:
         else:  # its thread may only be short of time: let its loop turn before it counts as idle
             with suppress(RuntimeError):
                 home.call_soon_threadsafe(self._judge_in, loop)
-        loop.call_later(self._interval, self._tick, loop)
+        self._tick_later(loop)
 
     def _judge_in(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the loop is closed by now
@@ -128,3 +134,9 @@ class StallWatch:
                 idle,
                 describe(holder),
             )
+
+
+def _tick(watch: weakref.ref[StallWatch], loop: asyncio.AbstractEventLoop) -> None:
+    found = watch()
+    if found is not None:
+        found.tick(loop)
