@@ -1,0 +1,289 @@
+"""Turns on one file between engines and processes: order, cancellation, crashes, and messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cancelling import PATIENCE, Bench, Item, assert_free, eventually, rows
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from qsession import QueueTimeout, create_async_engine
+from qsession.sqlite.lockfiles import LockFiles, last_holder, names
+from qsession.sqlite.turn import FileTurn
+
+ADD = update(Item).where(Item.id == 1).values(value=Item.value + 1)
+WORKER = Path(__file__).parent / "storm" / "process_worker.py"
+
+HOLDER = """
+import sys, time
+from qsession.sqlite.lockfiles import LockFiles
+locks = LockFiles(sys.argv[1])
+assert locks.try_lock()
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+FOREIGN = """
+import sqlite3, sys
+raw = sqlite3.connect(sys.argv[1], isolation_level=None)
+raw.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def holder(path, code=HOLDER):
+    """Another process that has the turn, or a lock, until it is told to let go."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def let_go(process):
+    """It ends, and so gives its turn back."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.fixture
+async def bench(tmp_path):
+    made = await Bench.ready(tmp_path / "app.db")
+    yield made
+    await made.check()
+    await made.engine.dispose()
+
+
+async def add(bench):
+    async with AsyncSession(bench.engine) as session:
+        await session.execute(ADD)
+        await session.commit()
+
+
+def turn_of(bench):
+    return bench.engine.pool.writer.turn
+
+
+async def test_free_when_nobody_writes(bench):
+    """An engine that is idle keeps nobody waiting, and says who wrote last."""
+    await add(bench)
+    await eventually(lambda: not turn_of(bench).held)
+    assert last_holder(str(bench.path))[0] == os.getpid()
+    assert LockFiles(str(bench.path)).try_lock()
+
+
+@pytest.mark.parametrize("end", ["release", "kill"])
+async def test_waits_for_another_process(bench, end):
+    """A write waits for its turn, also when the process before it is killed."""
+    with holder(bench.path) as other:
+        writing = asyncio.create_task(add(bench))
+        await eventually(lambda: turn_of(bench).waits)
+        assert not writing.done()
+        if end == "kill":
+            other.send_signal(signal.SIGKILL)
+        else:
+            let_go(other)
+        await asyncio.wait_for(writing, PATIENCE)
+    assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(1,)]
+
+
+async def test_cancelled_while_it_waits(bench):
+    """The claim is given up; the next task takes over what waits in the kernel."""
+    with holder(bench.path) as other:
+        for _ in range(3):
+            writing = asyncio.create_task(add(bench))
+            await eventually(lambda: turn_of(bench).waits)
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            assert not turn_of(bench).waits
+        writing = asyncio.create_task(add(bench))
+        await eventually(lambda: turn_of(bench).waits)
+        let_go(other)
+        await asyncio.wait_for(writing, PATIENCE)
+    await eventually(lambda: not turn_of(bench).held)
+
+
+async def test_a_turn_that_comes_too_late_is_given_back(bench):
+    """Nobody of this engine wants it any more when the kernel grants it."""
+    with holder(bench.path) as other:
+        writing = asyncio.create_task(add(bench))
+        await eventually(lambda: turn_of(bench).waits)
+        writing.cancel()
+        await asyncio.wait([writing])
+        let_go(other)
+        other.wait(PATIENCE)
+    await eventually(lambda: not turn_of(bench)._coming)
+    assert not turn_of(bench).held
+    assert LockFiles(str(bench.path)).try_lock()
+
+
+async def test_timeout_names_the_other_process(tmp_path):
+    """Its pid and command line; nothing was run, and the engine goes on."""
+    bench = await Bench.ready(tmp_path / "app.db", queue_timeout=0.2)
+    with holder(bench.path) as other:
+        with pytest.raises(QueueTimeout, match=rf"pid {other.pid} \(.*python"):
+            await add(bench)
+        with pytest.raises(QueueTimeout, match="NOWAIT"):
+            async with AsyncSession(bench.engine) as session:
+                await session.execute(select(Item).with_for_update(nowait=True))
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_a_read_does_not_wait_for_another_process(tmp_path):
+    """A SELECT that is taken for a writer goes to a snapshot, after ``stall_after``."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.05)
+    with holder(bench.path):
+        async with AsyncSession(bench.engine) as session:
+            found = await asyncio.wait_for(session.scalars(select(Item.id)), PATIENCE)
+            assert len(found.all()) == 5
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_foreign_writer_is_named(tmp_path):
+    """A timeout on SQLite's own lock says which process holds it, where the system tells."""
+    bench = await Bench.ready(tmp_path / "app.db", queue_timeout=0.1)
+    with holder(bench.path, FOREIGN) as other:
+        named = f"pid {other.pid}" if sys.platform == "linux" else "a process"
+        with pytest.raises(QueueTimeout, match=named):
+            await add(bench)
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_two_engines_on_one_file(tmp_path):
+    """By the file itself and by a symbolic link to it: no error, and nothing lost."""
+    bench = await Bench.ready(tmp_path / "app.db")
+    (tmp_path / "link.db").symlink_to(tmp_path / "app.db")
+    other = Bench(tmp_path / "link.db")
+    counted = await asyncio.gather(*(add(each) for each in [bench, other] * 50))
+    assert len(counted) == 100
+    assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(100,)]
+    assert not list(tmp_path.glob("link.db-qsession*"))
+    for each in (bench, other):
+        await each.check()
+        await each.engine.dispose()
+
+
+async def test_idle_reader_gives_the_turn_to_another_engine(tmp_path):
+    """A transaction that has only read is suspended when another engine wants to write."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.05)
+    other = Bench(bench.path, stall_after=0.05)
+    async with AsyncSession(bench.engine) as session:
+        item = await session.get_one(Item, 2)  # taken for a writer: it has the turn
+        assert turn_of(bench).held
+        await asyncio.wait_for(add(other), PATIENCE)
+        item.value += 1
+        await session.commit()
+    assert rows(bench.path, "SELECT value FROM items WHERE id < 3") == [(1,), (1,)]
+    assert bench.engine.stats().suspensions == 1
+    for each in (bench, other):
+        await each.check()
+        await each.engine.dispose()
+
+
+def test_lock_files_have_the_mode_of_the_database(tmp_path):
+    """Whoever may write to the file may wait for it, whatever the umask says."""
+    path = tmp_path / "app.db"
+    sqlite3.connect(path).close()
+    path.touch()
+    path.chmod(0o660)
+    before = os.umask(0o077)
+    try:
+        LockFiles(str(path))
+    finally:
+        os.umask(before)
+    assert [Path(each).stat().st_mode & 0o777 for each in names(str(path))] == [0o660] * 2
+
+
+async def test_without_locks_writes_still_work(tmp_path, monkeypatch):
+    """Where the file system has no flock, SQLite's own lock is left."""
+    bench = await Bench.ready(tmp_path / "app.db")
+
+    def no_locks(*_):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    await asyncio.gather(*(add(bench) for _ in range(5)))
+    monkeypatch.undo()
+    assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(5,)]
+    await bench.check()
+    await bench.engine.dispose()
+
+
+def test_forked_child_leaves_the_turn_alone(tmp_path):
+    """What the parent holds stays with the parent, and is free when it ends its turn."""
+    path = str(tmp_path / "app.db")
+    Path(path).touch()
+    turn = FileTurn()
+    turn.on(path, None)
+    assert turn.take_now("parent")
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        os._exit(0 if not turn.held and not LockFiles(path).try_lock() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert turn.held
+    turn.done("parent")
+    assert LockFiles(path).try_lock()
+
+
+@pytest.mark.storm
+def test_storm_of_processes(tmp_path):
+    """Read-modify-writes of one row and inserts by 4 processes: no error, and nothing lost."""
+    sys.path.append(str(WORKER.parent))
+    from tables import Base, Counter
+
+    path, processes, tasks, times = tmp_path / "app.db", 4, 10, 5
+
+    async def make():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+            await connection.execute(Counter.__table__.insert(), [{"id": 1, "value": 0}])
+        await engine.dispose()
+
+    asyncio.run(make())
+    command = [str(tasks), str(times), "qsession:create_async_engine"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(path), str(each), *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        for each in range(processes)
+    ]
+    assert [each.stdout.readline() for each in running] == ["ready\n"] * processes
+    for each in running:
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    outcomes = [json.loads(each.communicate(timeout=120)[0]) for each in running]
+    assert [each["error"] for each in outcomes] == [[]] * processes
+    total = processes * tasks * times
+    assert rows(path, "SELECT value FROM counters") == [(total,)]
+    assert rows(path, "SELECT count(DISTINCT name) FROM events") == [(total,)]
+    assert_free(path)
