@@ -158,7 +158,7 @@ def test_killed_in_the_middle_of_load(start, sign):
 
 
 WITH_A_LOOP = "with a daemon thread at work"
-"""The interpreter itself may crash, rarely, if it ends under a thread that runs greenlets (seen with
+"""The interpreter may crash, rarely, if it ends under a thread that runs greenlets (seen with
 Python 3.11 and greenlet 3.5), so only the file is looked at.
 """
 ENDINGS = {
