@@ -100,8 +100,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def open(self) -> None:
         """Start the thread and open the connection in it, to the end; if that fails, stop it.
 
-        In place of aiosqlite's own way, whose task a loop cancels at its end, and whose thread
-        breaks when it has to tell a loop that is closed.
+        Not aiosqlite's way: its thread breaks when it has to tell a loop that is closed.
         """
         connection = self._connection
         connection._thread.daemon = True  # an engine never disposed of lets the interpreter end
@@ -221,7 +220,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             return
         try:
             if in_greenlet():
-                self.run_to_end(_close)
+                self.run_to_end(sqlite3.Connection.close)
         finally:
             # stop() makes a future of the running loop, which may be closed before it is resolved;
             # in the connection's own thread there is no loop, and so no future to lose.
@@ -229,9 +228,16 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
     def terminate(self) -> None:
         """Close without waiting; whatever runs is broken off, a listener's statement included."""
-        with suppress(ValueError, sqlite3.ProgrammingError):  # it is closed already
-            self.raw.interrupt()
         self.post(self._stop)
+        self._break_off()
+
+    def _break_off(self) -> None:
+        """Interrupt until the thread has come to its end: it may be about to begin something."""
+        if self._connection._running:
+            with suppress(ValueError, sqlite3.ProgrammingError):  # it is closed already
+                self.raw.interrupt()
+            with suppress(RuntimeError):  # without a loop, once has to do
+                asyncio.get_running_loop().call_later(INTERRUPT_AGAIN, self._break_off)
 
     def _stop(self, raw: sqlite3.Connection) -> None:
         if self._connection._running:
@@ -263,10 +269,6 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
 def _open(connection: Any) -> None:
     connection._connection = connection._connector()
-
-
-def _close(raw: sqlite3.Connection) -> None:
-    raw.close()
 
 
 async def to_end(future: asyncio.Future[T]) -> T:
