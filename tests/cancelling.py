@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
 from enum import Enum
@@ -178,6 +179,11 @@ async def collected(engine: Any) -> None:
     """Let the garbage collector run, and then wait until the engine is settled."""
     gc.collect()
     await settled(engine)
+
+
+def connection_threads() -> set[threading.Thread]:
+    """The threads of aiosqlite's connections."""
+    return {each for each in threading.enumerate() if "_connection_worker_thread" in each.name}
 
 
 def assert_free(path: Any) -> None:

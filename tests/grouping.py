@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
-from cancelling import PATIENCE, Bench, eventually, rows
+from cancelling import PATIENCE, Bench, assert_free, eventually, rows
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -38,6 +39,17 @@ async def ready(path: Any, **kw: Any) -> Bench:
     bench = await Bench.ready(path, **kw)
     known_short(bench, ADD, COUNT, ITEMS, RAISE)
     return bench
+
+
+@asynccontextmanager
+async def whole(path: Any, monkeypatch: Any) -> AsyncIterator[Bench]:
+    """A bench with patient groups, which is found whole and free at the end."""
+    patient(monkeypatch)
+    bench = await ready(path)
+    yield bench
+    await bench.check()
+    await bench.engine.dispose()
+    assert_free(bench.path)
 
 
 def known_short(bench: Bench, *statements: Any) -> None:

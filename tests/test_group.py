@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from cancelling import PATIENCE, Item, assert_free, rows
+from cancelling import PATIENCE, Item, rows
 from grouping import (
     ADD,
     COUNT,
@@ -17,6 +17,7 @@ from grouping import (
     together,
     traced,
     waiters,
+    whole,
     write,
 )
 from sqlalchemy import select
@@ -28,12 +29,8 @@ from qsession.sqlite import group
 @pytest.fixture
 async def bench(tmp_path, monkeypatch):
     """An engine that is found whole and free after the test."""
-    patient(monkeypatch)
-    made = await ready(tmp_path / "app.db")
-    yield made
-    await made.check()
-    await made.engine.dispose()
-    assert_free(made.path)
+    async with whole(tmp_path / "app.db", monkeypatch) as made:
+        yield made
 
 
 async def test_one_commit_for_all_who_waited(bench):

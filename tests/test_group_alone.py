@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from cancelling import READ, Mark, assert_free, rows
+from cancelling import READ, Mark, rows
 from grouping import (
     ADD,
     RAISE,
     known_short,
     marks,
-    patient,
-    ready,
     together,
     traced,
+    whole,
     write,
 )
 from sqlalchemy import select, text
@@ -33,12 +32,8 @@ INSIDE = {  # what may follow a write in one transaction, and how it shows in th
 @pytest.fixture
 async def bench(tmp_path, monkeypatch):
     """An engine that is found whole and free after the test."""
-    patient(monkeypatch)
-    made = await ready(tmp_path / "app.db")
-    yield made
-    await made.check()
-    await made.engine.dispose()
-    assert_free(made.path)
+    async with whole(tmp_path / "app.db", monkeypatch) as made:
+        yield made
 
 
 async def alone(bench, sql):

@@ -20,6 +20,7 @@ from grouping import (
     together,
     traced,
     waiters,
+    whole,
     write,
 )
 from sqlalchemy import update
@@ -31,12 +32,8 @@ from qsession.sqlite import group
 @pytest.fixture
 async def bench(tmp_path, monkeypatch):
     """An engine that is found whole and free after the test."""
-    patient(monkeypatch)
-    made = await ready(tmp_path / "app.db")
-    yield made
-    await made.check()
-    await made.engine.dispose()
-    assert_free(made.path)
+    async with whole(tmp_path / "app.db", monkeypatch) as made:
+        yield made
 
 
 class Pausing:

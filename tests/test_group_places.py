@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from cancelling import READ, assert_free, eventually
+from cancelling import READ, eventually
 from grouping import (
     ADD,
     COUNT,
@@ -16,6 +16,7 @@ from grouping import (
     ready,
     together,
     waiters,
+    whole,
     write,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -27,12 +28,8 @@ from qsession.sqlite import log
 @pytest.fixture
 async def bench(tmp_path, monkeypatch):
     """An engine that is found whole and free after the test."""
-    patient(monkeypatch)
-    made = await ready(tmp_path / "app.db")
-    yield made
-    await made.check()
-    await made.engine.dispose()
-    assert_free(made.path)
+    async with whole(tmp_path / "app.db", monkeypatch) as made:
+        yield made
 
 
 @pytest.mark.parametrize("changed", [True, False])

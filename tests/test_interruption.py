@@ -15,6 +15,7 @@ from cancelling import (
     Item,
     Mark,
     assert_free,
+    connection_threads,
     eventually,
     rows,
     settled,
@@ -259,10 +260,6 @@ async def test_driver_connection_is_not_waited_for(bench):
         raw = await connection.get_raw_connection()
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(raw.driver_connection.execute(COUNT_ENDLESSLY.text), 0.05)
-
-
-def connection_threads():
-    return {each for each in threading.enumerate() if "_connection_worker_thread" in each.name}
 
 
 async def test_listener_cut_short_is_heard_again(bench):

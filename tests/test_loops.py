@@ -7,7 +7,17 @@ import gc
 import threading
 
 import pytest
-from cancelling import PATIENCE, READ, Bench, Item, assert_free, eventually, rows, settled
+from cancelling import (
+    PATIENCE,
+    READ,
+    Bench,
+    Item,
+    assert_free,
+    connection_threads,
+    eventually,
+    rows,
+    settled,
+)
 from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -271,7 +281,3 @@ async def storm_reads(bench):
             await session.execute(READ)
 
     await asyncio.gather(*(read() for _ in range(TASKS)))
-
-
-def connection_threads():
-    return {each for each in threading.enumerate() if "_connection_worker_thread" in each.name}
