@@ -52,6 +52,31 @@ class Waiter:
         self._future = self._loop.create_future()
         return self._future
 
+    async def wait(
+        self,
+        future: asyncio.Future[None],
+        timeout: float | None,
+        serial: Serial,
+        expire: Callable[[Any], None],
+        leave: Callable[[Any], None],
+    ) -> None:
+        """Await the future of ``prepare``; ``expire(self)`` is served after ``timeout`` seconds.
+
+        Cancelled, or failing in another way: ``leave(self)`` is served first.
+        """
+        timer = None
+        if timeout is not None:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(timeout, serial.serve, expire, self)
+        try:
+            await future
+        except BaseException:
+            serial.serve(leave, self)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
     def wake(self) -> bool:
         """Let the waiting task go on; False if it is cancelled or its loop is closed."""
         future, loop = self._future, self._loop
@@ -59,7 +84,7 @@ class Waiter:
             return True  # not waiting yet: it looks before it does
         if future.cancelled():
             return False
-        if _running_loop() is loop:
+        if running_loop() is loop:
             _resolve(future)
             return True
         try:
@@ -69,7 +94,8 @@ class Waiter:
         return True
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread; None if none does."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

@@ -9,7 +9,6 @@ plain function; they run one at a time (:class:`qsession.handoff.Serial`), and n
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -90,14 +89,7 @@ class TicketQueue:
         future = ticket.prepare()
         if ticket.state not in (TicketState.NEW, TicketState.WAITING):
             return ticket.state  # decided by another thread before there was a future to wake
-        timer = asyncio.get_running_loop().call_later(timeout, self._serve, self._expire, ticket)
-        try:
-            await future
-        except BaseException:
-            self._serve(self._leave, ticket)
-            raise
-        finally:
-            timer.cancel()
+        await ticket.wait(future, timeout, self._serial, self._expire, self._leave)
         return ticket.state
 
     def release(self, ticket: Ticket) -> None:

@@ -23,6 +23,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from ..handoff import running_loop
 from .pace import STEPS, Budget
 
 INTERRUPT_AGAIN = 0.005
@@ -154,7 +155,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         """
         job = self._submit(function, *args)
         if hurry:
-            job.loop.call_later(INTERRUPT_AGAIN, self._hurry, job)
+            begun = partial(getattr, job, "begun")
+            job.loop.call_later(INTERRUPT_AGAIN, self._interrupt_until, begun, job.loop)
         return await_only(to_end(job.future))  # type: ignore[no-any-return]
 
     def post(self, function: Callable[..., Any], *args: Any, done: Done | None = None) -> None:
@@ -201,18 +203,19 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         """
         with self._switching:
             job.taken_back = True
-            if self._job is not job:
-                return
-            self.raw.interrupt()
-        if not job.loop.is_closed():
-            job.loop.call_later(INTERRUPT_AGAIN, self._take_back, job)
+        self._interrupt_until(lambda: self._job is not job, job.loop)
 
-    def _hurry(self, job: _Job) -> None:
+    def _interrupt_until(
+        self, over: Callable[[], bool], loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        """Interrupt now, and again and again until ``over()``; without a loop, once has to do."""
         with self._switching:
-            if job.begun:
+            if over():
                 return
-            self.raw.interrupt()
-        job.loop.call_later(INTERRUPT_AGAIN, self._hurry, job)
+            with suppress(ValueError, sqlite3.ProgrammingError):  # it is closed already
+                self.raw.interrupt()
+        if loop is not None and not loop.is_closed():
+            loop.call_later(INTERRUPT_AGAIN, self._interrupt_until, over, loop)
 
     def close(self) -> None:
         """Close the connection and end its thread; waits where there is a loop to wait in."""
@@ -229,15 +232,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def terminate(self) -> None:
         """Close without waiting; whatever runs is broken off, a listener's statement included."""
         self.post(self._stop)
-        self._break_off()
-
-    def _break_off(self) -> None:
-        """Interrupt until the thread has come to its end: it may be about to begin something."""
-        if self._connection._running:
-            with suppress(ValueError, sqlite3.ProgrammingError):  # it is closed already
-                self.raw.interrupt()
-            with suppress(RuntimeError):  # without a loop, once has to do
-                asyncio.get_running_loop().call_later(INTERRUPT_AGAIN, self._break_off)
+        self._interrupt_until(lambda: not self._connection._running, running_loop())
 
     def _stop(self, raw: sqlite3.Connection) -> None:
         if self._connection._running:

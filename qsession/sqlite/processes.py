@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from .holder import shorten
+
 _LOCKS = Path("/proc/locks")
-
-
-@dataclass(frozen=True, slots=True)
-class LockHolder:
-    """A process with a lock of SQLite's on a database."""
-
-    pid: int
-    lock: str
-    """``write`` (the write lock of WAL mode) or ``file`` (a lock on the database file itself)."""
-
-    def __str__(self) -> str:
-        return describe_process(self.pid)
 
 
 def describe_process(pid: int) -> str:
@@ -29,18 +18,18 @@ def describe_process(pid: int) -> str:
     return f"pid {pid} ({command})" if command else f"pid {pid}"
 
 
-def command_line(pid: int, limit: int = 200) -> str:
+def command_line(pid: int) -> str:
     """The command line of a process; empty where it cannot be read."""
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-        text = raw.replace(b"\0", b" ").decode(errors="replace").strip()
+        text = raw.replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         text = _ask_psutil(pid)
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+    return shorten(text)
 
 
-def lock_holders(path: str) -> list[LockHolder]:
-    """Who holds SQLite's locks on a database, from the kernel's lock table; empty off Linux.
+def lock_holders(path: str) -> list[int]:
+    """The processes that hold SQLite's write locks, from the kernel's lock table; none off Linux.
 
     In WAL mode the write lock is byte 120 of the ``-shm`` file
     (https://sqlite.org/walformat.html#wal_locks). In the database file itself, a reader of WAL mode
@@ -51,7 +40,7 @@ def lock_holders(path: str) -> list[LockHolder]:
     except OSError:
         return []
     shared, database = _inode(f"{path}-shm"), _inode(path)
-    found = {}
+    found: dict[int, None] = {}
     for line in table:
         words = line.split()
         if "->" in words or len(words) < 8 or words[1] not in ("POSIX", "OFDLCK"):
@@ -61,17 +50,15 @@ def lock_holders(path: str) -> list[LockHolder]:
         last = float("inf") if end == "EOF" else int(end)
         if kind != "WRITE" or int(pid) <= 0:
             continue
-        if inode == shared and int(start) <= 120 <= last:
-            found[int(pid)] = LockHolder(int(pid), "write")
-        elif inode == database:
-            found.setdefault(int(pid), LockHolder(int(pid), "file"))
-    return list(found.values())
+        if inode == database or (inode == shared and int(start) <= 120 <= last):
+            found[int(pid)] = None
+    return list(found)
 
 
 def lock_owner(path: str) -> str:
     """Who is in the way of a writer, for a message."""
-    holders = lock_holders(path)
-    return " and ".join(map(str, holders)) or "a process that the system does not name"
+    holders = map(describe_process, lock_holders(path))
+    return " and ".join(holders) or "a process that the system does not name"
 
 
 def _inode(path: str) -> str | None:

@@ -6,7 +6,6 @@ any loop, first come, first served, and takes a reader back from any thread.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import Any
 
@@ -84,18 +83,7 @@ class ReaderQueue(QueueCommon[Any]):
         future = place.prepare()
         if place.reader is not None:
             return
-        timer = None
-        if timeout is not None:
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(timeout, self._serial.serve, self._expire, place)
-        try:
-            await future
-        except BaseException:
-            self._serial.serve(self._leave, place)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+        await place.wait(future, timeout, self._serial, self._expire, self._leave)
 
     def _match(self, _: None) -> None:
         while self._places:

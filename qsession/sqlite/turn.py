@@ -7,7 +7,6 @@ where the lock files cannot be made, writers only lose the order.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -58,7 +57,8 @@ class FileTurn:
         self._request: _Request | None = None
         self._coming = False
         self._since = 0.0
-        self._serve = Serial().serve
+        self._serial = Serial()
+        self._serve = self._serial.serve
         _turns.add(self)
 
     def on(self, path: str, identity: Any) -> None:
@@ -124,14 +124,7 @@ class FileTurn:
         future = request.prepare()
         if request.state is _State.GRANTED:
             return
-        timer = asyncio.get_running_loop().call_later(timeout, self._serve, self._expire, request)
-        try:
-            await future
-        except BaseException:
-            self._serve(self._leave, request)
-            raise
-        finally:
-            timer.cancel()
+        await request.wait(future, timeout, self._serial, self._expire, self._leave)
 
     def _take(self, request: _Request) -> None:
         if self.held or (not self._coming and self._lock_now()):

@@ -90,7 +90,7 @@ class StallWatch:
 
     def _judge(self) -> None:
         now = self._look()
-        if now is None or now != self._seen or self._is_right(now[0]):
+        if now is None or now != self._seen or self._is_excused(now[0]):
             self._seen = now
             self._idle_ticks = 0
             self._warned = False
@@ -99,7 +99,7 @@ class StallWatch:
             if self._idle_ticks >= TICKS:
                 self._stall(*now)
 
-    def _is_right(self, transaction: Place) -> bool:
+    def _is_excused(self, transaction: Place) -> bool:
         """Whether nobody waits for it, or it is at work: waiting for the turn is not work."""
         if not (self._queue.waiting or self._turn.waits or self._turn.wanted()):
             return True

@@ -152,17 +152,15 @@ class Writer(Commits):
         except BaseException:
             self.turn.done(ticket)
             raise
-        self.watch.start()
         return WriterLease(self, ticket, driver)
 
     def _take_turn(self, ticket: Ticket, driver: DriverConnection, nowait: bool) -> bool:
         transaction: Place = ticket.owner
-        self.turn.on(driver.path, driver.identity)
-        if self.turn.take_now(ticket):
-            return True
         self.watch.start()
+        self.turn.on(driver.path, driver.identity)
         left = ticket.asked_at + transaction.settings.queue_timeout - time.monotonic()
-        if not nowait and self.turn.take(ticket, max(left, 0.0)):
+        turn = self.turn
+        if turn.take_now(ticket) if nowait else turn.take(ticket, max(left, 0.0)):
             return True
         if transaction.may_read_instead and not nowait:
             return False
