@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError as missing:
     raise ImportError("the qsession command needs typer: pip install 'qsession[cli]'") from missing
 
-from .bench import bench
+from .commands.bench import bench
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

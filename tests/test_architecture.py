@@ -27,7 +27,7 @@ FLOORS = [
     {"session"},
     {"migrate", "transfer", "pool_api"},
     {"__init__"},
-    {"bench", "ext"},
+    {"commands", "ext"},
     {"cli"},
 ]
 """From the ground up. A module imports from its own floor and from those below."""

@@ -1,0 +1,1 @@
+"""The commands of ``qsession``, a file each; they need the ``cli`` extra."""
