@@ -9,7 +9,9 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Serial:
@@ -100,6 +102,24 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+async def to_end(future: asyncio.Future[T]) -> T:
+    """Wait for a future through any cancellation, which is raised afterwards."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except BaseException:
+            if not future.done():  # else it is the function's own error, raised below
+                raise
+    if cancelled is not None:
+        if not future.cancelled():
+            future.exception()  # it has been seen
+        raise cancelled
+    return future.result()
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from ..ticket import Ticket, TicketState
+from .driver import file_identity
 from .place import Place
 
 if TYPE_CHECKING:
@@ -57,6 +58,20 @@ class Checkpointer:
         self._commits = 0
         self._running = threading.Lock()
         self._warned = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a checkpoint has its connection open."""
+        return self._running.locked()
+
+    def wait(self, patience: float) -> None:
+        """Wait in this thread for a checkpoint that runs, ``patience`` seconds at the most."""
+        if self._running.acquire(timeout=patience):
+            self._running.release()
+
+    def identity(self) -> tuple[int, ...] | None:
+        """Device and inode of the file."""
+        return file_identity(self._path)
 
     def take_over(self, raw: sqlite3.Connection, path: str) -> None:
         """Replace the automatic checkpoint of the writer. In the connection's thread.

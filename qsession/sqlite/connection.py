@@ -177,9 +177,12 @@ class RoutedConnection(PoolProxiedConnection):
     def __del__(self) -> None:
         if not self._open or (self.transaction.state is State.IDLE and not self.streams):
             return
+        lease = self.transaction.lease
         for stream in list(self.streams):
             stream.close()
         self.transaction.abandon()
+        if lease is not None and lease.driver.inherited:
+            return  # it is the parent's, in a forked child
         util.warn(
             "The garbage collector is cleaning up a connection of qsession that was not closed; "
             "its transaction is rolled back. Close sessions and connections, or use them in "

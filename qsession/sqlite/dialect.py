@@ -21,9 +21,10 @@ from ..errors import (
     QueueTimeout,
     sqlite_code,
 )
+from ..handoff import to_end
 from .connection import RoutedConnection
 from .cursor import RoutedCursor
-from .driver import DriverConnection, to_end
+from .driver import DriverConnection
 from .explain import explain
 from .frozen import frozen_uri
 from .memory import MemoryDatabase, memory_database

@@ -23,7 +23,8 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from ..handoff import running_loop
+from ..handoff import running_loop, to_end
+from . import fork
 from .pace import STEPS, Budget
 
 INTERRUPT_AGAIN = 0.005
@@ -83,6 +84,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """``reader`` or ``writer`` once it has been made ready for that."""
     checked_in: int | None = None
     """The turn of the loop in which its file was last looked at."""
+    inherited = False
+    """Whether this is a forked child, and the connection is its parent's."""
     suspect = False
     """Set after an error that its cache may not survive: it is closed instead of used again."""
 
@@ -92,6 +95,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._job: _Job | None = None
         self._switching = threading.Lock()
         self._budget = Budget()
+        fork.connections.add(self)
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -234,6 +238,25 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self.post(self._stop)
         self._interrupt_until(lambda: not self._connection._running, running_loop())
 
+    def end(self, patience: float) -> None:
+        """Close it and wait for that in this thread, ``patience`` seconds at the most.
+
+        For a process that is about to fork; nobody may use the connection.
+        """
+        self.post(self._stop)
+        self._connection._thread.join(patience)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether SQLite has the file open, or is about to open it."""
+        return self._connection._running or self._connection._connection is not None
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: have nothing to do with it from now on."""
+        self._switching = threading.Lock()  # a thread that is not here any more may have it
+        self._connection._running = False
+        self.inherited = self.thread_only = True
+
     def _stop(self, raw: sqlite3.Connection) -> None:
         if self._connection._running:
             self._connection.stop()
@@ -264,24 +287,6 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
 def _open(connection: Any) -> None:
     connection._connection = connection._connector()
-
-
-async def to_end(future: asyncio.Future[T]) -> T:
-    """Wait for a future through any cancellation, which is raised afterwards."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.shield(future)
-        except asyncio.CancelledError as error:
-            cancelled = error
-        except BaseException:
-            if not future.done():  # else it is the function's own error, raised below
-                raise
-    if cancelled is not None:
-        if not future.cancelled():
-            future.exception()  # it has been seen
-        raise cancelled
-    return future.result()
 
 
 def file_identity(path: str) -> tuple[int, ...] | None:

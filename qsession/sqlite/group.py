@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from sqlalchemy.util import await_only
 
 from ..errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
-from .driver import DriverConnection, to_end
+from ..handoff import to_end
+from .driver import DriverConnection
 from .log import Log, same_again
 
 MAX_AGE = 0.005

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -17,21 +18,27 @@ from sqlalchemy.util.concurrency import in_greenlet
 from sqlalchemy.util.queue import Empty
 
 from ..config import Settings
+from ..handoff import to_end
 from ..stats import Stats
 from ..ticket import Ticket, TicketQueue, TicketState
 from .checkpoint import Checkpointer
 from .connection import RoutedConnection
-from .driver import DriverConnection, file_identity, to_end
+from .driver import DriverConnection, file_identity
 from .explain import explain
+from .fork import pools, refuse_carried
 from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace
 from .reader_queue import ReaderQueue
-from .writer import Writer
+from .writer import Writer, close_record
 
 if TYPE_CHECKING:
     from .dialect import QSessionDialect
     from .place import Place
+
+
+FORK_PATIENCE = 2.0
+"""Seconds that a fork waits for each connection that is being closed, and for a checkpoint."""
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):
@@ -53,6 +60,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._initialized = False
         self._initializing = TicketQueue()
         self._replaced = False
+        pools.add(self)
 
     @property
     def _our_dialect(self) -> QSessionDialect:
@@ -141,7 +149,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
         If that fails or is cancelled, the place goes to the next who waits.
         """
-        return _ConnectionRecord(self, connect=False)
+        record: Any = _ConnectionRecord(self, connect=False)
+        record.home = self._pool
+        return cast("ConnectionPoolEntry", record)
 
     def make_ready(self, driver: DriverConnection, role: str) -> None:
         """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
@@ -150,6 +160,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             if role == "writer" and driver.path:
                 driver.run(self.checkpointer.take_over, driver.path)
             driver.identity = _identity(driver) if driver.path else None
+            refuse_carried(driver.path, driver.identity)
             driver.role = role
 
     def make_ready_again(self, driver: DriverConnection) -> None:
@@ -201,7 +212,27 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             return self._pool.get(False)
         return None
 
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+    def close_idle(self) -> None:
+        """Close what nobody uses, in this thread: the process is about to fork."""
+        for record in list(iter(self._idle, None)):
+            close_record(record, FORK_PATIENCE)
+            self._pool.put(record)
+        self.writer.close_idle(FORK_PATIENCE)
+        self.checkpointer.wait(FORK_PATIENCE)
+
+    def begin_anew(self) -> None:
+        """In a forked child: everything that was is the parent's, and no thread of it is here."""
+        self._pool = self._queue_class(self._pool.maxsize, self._pool.use_lifo)
+        self._overflow = -self.size()
+        self._overflow_lock = threading.Lock()
+        self._initializing = TicketQueue()
+        self.reading = {}
+        self.checkpointer = Checkpointer(self)
+        self.writer = Writer(self)
+
+    def _do_return_conn(self, record: Any) -> None:
+        if record.home is not self._pool:
+            return  # the parent's, in a forked child
         if self._replaced:
             record.close()  # nobody will dispose of this pool again
         super()._do_return_conn(record)

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from .pool import WriteQueuePool
 
 
+def close_record(record: Any, patience: float) -> None:
+    """Close the connection of a place in the pool, which is kept, and wait for that."""
+    if record is not None and record.dbapi_connection is not None:
+        record.dbapi_connection.end(patience)
+        record.close()
+
+
 class Writer(Commits):
     """The writing connection of one pool. Whoever touches it holds the ticket.
 
@@ -225,6 +232,18 @@ class Writer(Commits):
                 return None
             record, self._record = self._record, None
             return record
+
+    def close_idle(self, patience: float) -> None:
+        """Close the connection if nobody has the ticket; it is opened again when it is needed.
+
+        Waits ``patience`` seconds at the most, in this thread.
+        """
+        self.queue.between(self._close_idle, patience)
+
+    def _close_idle(self, patience: float) -> None:
+        record = self._record
+        if self.queue.holder is None and self.group is None and not self._first:
+            close_record(record, patience)
 
     @property
     def is_open(self) -> bool:
