@@ -3,6 +3,7 @@
 from .engine import QueuedAsyncEngine, create_async_engine
 from .errors import (
     ConflictError,
+    EngineDraining,
     GroupAborted,
     HoldTimeout,
     NestedWriteError,
@@ -20,6 +21,7 @@ upgrade = qsession.upgrade
 __all__ = [
     "Base",
     "ConflictError",
+    "EngineDraining",
     "GroupAborted",
     "HoldTimeout",
     "NestedWriteError",

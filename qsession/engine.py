@@ -52,9 +52,22 @@ class QueuedAsyncEngine(AsyncEngine):
 
     def stats(self) -> Stats:
         """The write queue at this moment, and the counters since the engine was made."""
+        return self._queued_pool("to look at").stats()
+
+    def _queued_pool(self, purpose: str) -> WriteQueuePool:
         if not _is_queued(self.dialect):
-            raise InvalidRequestError(f"{self.url.drivername} has no write queue of ours")
-        return cast("WriteQueuePool", self.pool).stats()
+            raise InvalidRequestError(f"{self.url.drivername} has no write queue of ours {purpose}")
+        return cast("WriteQueuePool", self.pool)
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Take no new transactions and wait for those at work, the queue included, to end.
+
+        From then on a transaction that begins raises :class:`EngineDraining`, until ``dispose()``.
+        After ``timeout`` seconds (``None``: however long it takes) it raises
+        :class:`QueueTimeout`, which names who holds the ticket. Cancelled, or out of time, the
+        engine stays closed to new transactions; those at work go on.
+        """
+        await self._queued_pool("to drain").drain(timeout)
 
     async def raw_connection(self) -> PoolProxiedConnection:
         """A connection of the pool, holding the write ticket until it is committed, rolled back

@@ -8,6 +8,7 @@
         ├── QueueFull         (also sqlalchemy.exc.TimeoutError)
         ├── NestedWriteError  (also sqlalchemy.exc.InvalidRequestError)
         ├── ReadOnlyError     (also sqlalchemy.exc.InvalidRequestError)
+        ├── EngineDraining    (also sqlalchemy.exc.InvalidRequestError)
         ├── HoldTimeout       (also sqlalchemy.exc.OperationalError)
         ├── GroupAborted      (also sqlalchemy.exc.OperationalError)
         └── ConflictError     retryable
@@ -44,6 +45,10 @@ class NestedWriteError(QSessionError, exc.InvalidRequestError):
 
 class ReadOnlyError(QSessionError, exc.InvalidRequestError):
     """A statement that writes was sent in a transaction whose access mode is ``read``."""
+
+
+class EngineDraining(QSessionError, exc.InvalidRequestError):
+    """A transaction was to begin after ``engine.drain()`` was called."""
 
 
 class _Operational(QSessionError, exc.OperationalError):

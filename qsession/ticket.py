@@ -80,7 +80,7 @@ class TicketQueue:
         self._serve(self._take, (ticket, max_waiting))
         return ticket.state
 
-    async def wait(self, ticket: Ticket, timeout: float) -> TicketState:
+    async def wait(self, ticket: Ticket, timeout: float | None) -> TicketState:
         """Wait until the ticket is HELD, DISMISSED, or EXPIRED after ``timeout`` seconds.
 
         Cancelled while waiting, the place is given up; cancelled at the moment of hand-off, the

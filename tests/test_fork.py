@@ -263,10 +263,10 @@ def test_fork_beside_a_checkpoint(path):
     run(
         path,
         """
-        from qsession.sqlite import checkpoint, pool
+        from qsession.sqlite import fork as module
 
         asyncio.run(use())
-        pool.FORK_PATIENCE = 0.01
+        module.PATIENCE = 0.01
         engine.pool.checkpointer._running.acquire()
         assert fork(lambda: refused(lambda: asyncio.run(insert(2)))) == 0
         engine.pool.checkpointer._running.release()

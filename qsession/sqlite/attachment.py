@@ -20,6 +20,7 @@ class Attachment(Running):
     def attach_reader(self) -> None:
         """Get a reader; waits for one as SQLAlchemy's pool does."""
         if self.lease is None:
+            self._pool.admission.enter(self)
             self.lease = self._pool.reader()
             self.state = State.READING
             self.reading_since = time.monotonic()
@@ -29,6 +30,7 @@ class Attachment(Running):
         """Take the ticket; or a snapshot, for a SELECT that waits behind a stalled holder."""
         if self.state is State.HOLDING:
             return
+        self._pool.admission.enter(self)
         if isinstance(self.lease, ReaderLease):
             if self.log.complete:
                 self.detach_reader()  # who waits holds no reader; the replay will find out

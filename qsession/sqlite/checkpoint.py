@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..ticket import Ticket, TicketState
 from .driver import file_identity
-from .place import Place
+from .place import Place, stand_in
 
 if TYPE_CHECKING:
     from .pool import WriteQueuePool
@@ -131,7 +131,7 @@ class Checkpointer:
     def _finish_in_turn(self) -> None:
         """Take a place in the queue; then one more PASSIVE, with no writer beside it."""
         writer = self._pool.writer
-        ticket = _ThreadTicket(_owner(self._pool))
+        ticket = _ThreadTicket(stand_in(self._pool, PASSIVE))
         writer.queue.take(ticket)
         ticket.woken.wait()
         if ticket.state is not TicketState.HELD:
@@ -154,14 +154,6 @@ class Checkpointer:
             oldest.first,
             "an unknown task" if task is None else f"task {task.get_name()!r}",
         )
-
-
-def _owner(pool: WriteQueuePool) -> Place:
-    """Whom messages name while a checkpoint holds the ticket."""
-    owner = Place(pool, lambda: None)
-    owner.busy = 1
-    owner.last_statement = PASSIVE
-    return owner
 
 
 def _passive(raw: sqlite3.Connection) -> None:

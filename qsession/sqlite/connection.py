@@ -176,6 +176,7 @@ class RoutedConnection(PoolProxiedConnection):
 
     def __del__(self) -> None:
         if not self._open or (self.transaction.state is State.IDLE and not self.streams):
+            self._pool.admission.leave(self.transaction)
             return
         lease = self.transaction.lease
         for stream in list(self.streams):

@@ -176,6 +176,7 @@ class Ending(Attachment):
         finally:
             self.busy -= 1
             self.activity += 1
+            self._pool.admission.leave(self)
 
     def _commit_writing(self, lease: WriterLease) -> None:
         if self.wrote:
@@ -253,3 +254,4 @@ class Ending(Attachment):
         elif isinstance(lease, WriterLease):
             lease.ended = True
             lease.give_back()
+        self._pool.admission.leave(self)

@@ -13,11 +13,14 @@ import ctypes
 import os
 import sqlite3
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .driver import DriverConnection
     from .pool import WriteQueuePool
+
+PATIENCE = 2.0
+"""Seconds that a fork waits for each connection that is being closed, and for a checkpoint."""
 
 pools: weakref.WeakSet[WriteQueuePool] = weakref.WeakSet()
 connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
@@ -34,6 +37,13 @@ def refuse_carried(path: str, identity: tuple[int, ...] | None) -> None:
             "are not inherited: what this process writes could be lost. Nothing was done. Fork "
             "while no transaction is open, or start the process with spawn."
         )
+
+
+def close(record: Any) -> None:
+    """Close the connection of a place in a pool, which is kept, and wait for that."""
+    if record is not None and record.dbapi_connection is not None:
+        record.dbapi_connection.end(PATIENCE)
+        record.close()
 
 
 def _before() -> None:

@@ -142,6 +142,7 @@ class Place:
         for lease in left:
             if lease is not None:
                 lease.abandon(busy=bool(self.busy))
+        self._pool.admission.leave(self)
         if failure is not None:
             self.failure, self.state = failure, State.FAILED
 
@@ -217,3 +218,11 @@ class Place:
                 f"{self.last_statement!r}. Nothing of it was written."
             )
         )
+
+
+def stand_in(pool: WriteQueuePool, doing: str) -> Place:
+    """Whom messages name while the engine itself holds the ticket."""
+    owner = Place(pool, lambda: None)
+    owner.busy = 1
+    owner.last_statement = doing
+    return owner

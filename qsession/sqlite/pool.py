@@ -18,27 +18,25 @@ from sqlalchemy.util.concurrency import in_greenlet
 from sqlalchemy.util.queue import Empty
 
 from ..config import Settings
+from ..errors import QueueTimeout
 from ..handoff import to_end
 from ..stats import Stats
 from ..ticket import Ticket, TicketQueue, TicketState
+from . import fork
+from .admission import Admission
 from .checkpoint import Checkpointer
 from .connection import RoutedConnection
 from .driver import DriverConnection, file_identity
 from .explain import explain
-from .fork import pools, refuse_carried
 from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace
 from .reader_queue import ReaderQueue
-from .writer import Writer, close_record
+from .writer import Writer
 
 if TYPE_CHECKING:
     from .dialect import QSessionDialect
     from .place import Place
-
-
-FORK_PATIENCE = 2.0
-"""Seconds that a fork waits for each connection that is being closed, and for a checkpoint."""
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):
@@ -55,12 +53,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self.writer = Writer(self)
         self.pace = Pace(self.settings.inline)
         self.checkpointer = Checkpointer(self)
+        self.admission = Admission()
         self.reading: dict[Place, None] = {}
         """The transactions that have a snapshot, the oldest first."""
         self._initialized = False
         self._initializing = TicketQueue()
         self._replaced = False
-        pools.add(self)
+        fork.pools.add(self)
 
     @property
     def _our_dialect(self) -> QSessionDialect:
@@ -160,7 +159,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             if role == "writer" and driver.path:
                 driver.run(self.checkpointer.take_over, driver.path)
             driver.identity = _identity(driver) if driver.path else None
-            refuse_carried(driver.path, driver.identity)
+            fork.refuse_carried(driver.path, driver.identity)
             driver.role = role
 
     def make_ready_again(self, driver: DriverConnection) -> None:
@@ -195,6 +194,16 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def stats(self) -> Stats:
         return self.writer.stats()
 
+    async def drain(self, timeout: float | None) -> None:
+        """Refuse new transactions and wait for the end of those at work."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not await self.admission.drain(timeout):
+            raise QueueTimeout(
+                f"{self.admission.inside} transactions on {self.database!r} were still at work "
+                f"after {timeout:g} s of drain(). {self.writer.holder_text()}"
+            )
+        await self.writer.until_free(deadline)
+
     def recreate(self) -> WriteQueuePool:
         pool = super().recreate()
         assert isinstance(pool, WriteQueuePool)
@@ -215,10 +224,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def close_idle(self) -> None:
         """Close what nobody uses, in this thread: the process is about to fork."""
         for record in list(iter(self._idle, None)):
-            close_record(record, FORK_PATIENCE)
+            fork.close(record)
             self._pool.put(record)
-        self.writer.close_idle(FORK_PATIENCE)
-        self.checkpointer.wait(FORK_PATIENCE)
+        self.writer.close_idle()
+        self.checkpointer.wait(fork.PATIENCE)
 
     def begin_anew(self) -> None:
         """In a forked child: everything that was is the parent's, and no thread of it is here."""
@@ -226,6 +235,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._overflow = -self.size()
         self._overflow_lock = threading.Lock()
         self._initializing = TicketQueue()
+        self.admission = Admission()
         self.reading = {}
         self.checkpointer = Checkpointer(self)
         self.writer = Writer(self)

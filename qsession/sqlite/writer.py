@@ -15,10 +15,12 @@ from sqlalchemy.util import await_only
 from ..errors import NestedWriteError, QueueFull, QueueTimeout
 from ..stats import Counters, Holder, Stats
 from ..ticket import Ticket, TicketQueue, TicketState
+from . import fork
 from .commits import Commits
 from .driver import DriverConnection
 from .holder import describe, shorten
 from .lease import WriterLease
+from .place import stand_in
 from .prediction import Prediction
 from .processes import describe_process
 from .turn import FileTurn
@@ -27,13 +29,6 @@ from .watch import StallWatch
 if TYPE_CHECKING:
     from .place import Place
     from .pool import WriteQueuePool
-
-
-def close_record(record: Any, patience: float) -> None:
-    """Close the connection of a place in the pool, which is kept, and wait for that."""
-    if record is not None and record.dbapi_connection is not None:
-        record.dbapi_connection.end(patience)
-        record.close()
 
 
 class Writer(Commits):
@@ -84,12 +79,12 @@ class Writer(Commits):
         if state is TicketState.REFUSED:
             raise QueueFull(
                 f"{self.queue.waiting} writers wait already (max_waiting={settings.max_waiting}); "
-                f"{statement!r} was not run. {self._holder_text()}"
+                f"{statement!r} was not run. {self.holder_text()}"
             )
         waited = "at once (NOWAIT)" if nowait else f"within {settings.queue_timeout:g} s"
         raise QueueTimeout(
             f"The write ticket was not free {waited}; {statement!r} was not run. "
-            f"{self._holder_text()}"
+            f"{self.holder_text()}"
         )
 
     def _nested(self, transaction: Place, ticket: Ticket) -> bool | None:
@@ -233,17 +228,13 @@ class Writer(Commits):
             record, self._record = self._record, None
             return record
 
-    def close_idle(self, patience: float) -> None:
-        """Close the connection if nobody has the ticket; it is opened again when it is needed.
+    def close_idle(self) -> None:
+        """Close the connection if nobody has the ticket; it is opened again when it is needed."""
+        self.queue.between(self._close_idle, None)
 
-        Waits ``patience`` seconds at the most, in this thread.
-        """
-        self.queue.between(self._close_idle, patience)
-
-    def _close_idle(self, patience: float) -> None:
-        record = self._record
+    def _close_idle(self, _: None) -> None:
         if self.queue.holder is None and self.group is None and not self._first:
-            close_record(record, patience)
+            fork.close(self._record)
 
     @property
     def is_open(self) -> bool:
@@ -254,7 +245,22 @@ class Writer(Commits):
         ticket = self.queue.holder
         return None if ticket is None else describe(ticket)
 
-    def _holder_text(self) -> str:
+    async def until_free(self, deadline: float | None) -> None:
+        """Wait until everybody who held the ticket or waited for it is done with it.
+
+        Raises :class:`QueueTimeout` at ``deadline``, by :func:`time.monotonic`.
+        """
+        ticket = Ticket(stand_in(self._pool, "drain()"))
+        state = self.queue.take(ticket)
+        if state is not TicketState.HELD:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            state = await self.queue.wait(ticket, left)
+        if state is not TicketState.HELD:
+            raise QueueTimeout(f"The write ticket was not free in time. {self.holder_text()}")
+        self.queue.release(ticket)
+
+    def holder_text(self) -> str:
+        """The holder in a sentence, for a message."""
         holder = self.holder()
         if holder is None:
             return "Nobody holds it now."

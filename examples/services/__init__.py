@@ -1,0 +1,1 @@
+"""Two services on one database file."""
