@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import pairwise
 
 import pytest
 from cancelling import Bench, Mark, assert_free, rows
@@ -11,7 +12,7 @@ from grouping import AGES, raw_writer
 from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from qsession.sqlite import pace, running
+from qsession.sqlite import group, pace, running
 from qsession.sqlite.pace import BUDGET, SHORT, TEXTS, WEIGHT, Pace, Turn
 
 HERE, THREAD = "loop", "thread"
@@ -125,17 +126,88 @@ def test_off():
     assert not times.inline("t", reads=True)
 
 
-async def test_a_turn_is_over_after_its_budget():
-    """Work is counted until the loop turns, for this loop only."""
-    loop, turn = asyncio.get_running_loop(), Turn()
-    assert turn.current(loop) is None
-    turn.charge(loop, BUDGET * 0.6)
-    assert not turn.over(loop)
-    assert turn.current(loop) == 1
-    turn.charge(loop, BUDGET * 0.6)
-    assert turn.over(loop)
+@pytest.fixture
+async def turn(monkeypatch):
+    """The turn of this loop, over as soon as anything has begun in it."""
+    monkeypatch.setattr(pace, "BUDGET", -1.0)
+    return Turn(asyncio.get_running_loop())
+
+
+async def test_a_turn_is_over_after_its_budget(monkeypatch):
+    """Time counts from the first statement until the loop turns."""
+    monkeypatch.setattr(pace, "BUDGET", AGES)
+    turn = Turn(asyncio.get_running_loop())
+    assert turn.current is None
+    turn.begin()
+    assert turn.current == 1
+    assert not turn.over
+    monkeypatch.setattr(pace, "BUDGET", -1.0)
+    assert turn.over
     await asyncio.sleep(0)
-    assert not turn.over(loop)
+    assert turn.current is None
+    assert not turn.over
+
+
+def continuing(turn, holds):
+    """A task for each, in order, that waits for its turn; and the list of those that had it."""
+    order = []
+
+    async def wait(number, holding):
+        await turn.later(holding)
+        order.append(number)
+
+    return [asyncio.create_task(wait(*each)) for each in enumerate(holds)], order
+
+
+async def test_one_of_a_kind_continues_in_a_turn(turn):
+    """Those who hold a ticket have a line of their own; each line is served in order."""
+    tasks, order = continuing(turn, [False, False, True, False, True])
+    seen = []
+    while len(order) < len(tasks):
+        await asyncio.sleep(0)
+        seen.append(list(order))
+    assert order == [2, 0, 4, 1, 3]
+    steps = [len(after) - len(before) for before, after in pairwise(seen)]
+    assert max(steps) <= 2
+    assert not turn._scheduled
+
+
+async def test_cancelled_while_waiting_for_a_turn(turn):
+    """Whoever is cancelled takes nobody's place, before and after being told."""
+    tasks, order = continuing(turn, [False] * 5)
+    await asyncio.sleep(0)  # all of them wait
+    tasks[0].cancel()
+    tasks[2].cancel()
+    while not tasks[1]._fut_waiter.done():
+        await asyncio.sleep(0)
+    tasks[1].cancel()  # it has been told, and has not run since
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert order == [3, 4]
+    assert [each.cancelled() for each in tasks] == [True, True, True, False, False]
+
+
+def test_two_loops_in_one_thread(monkeypatch):
+    """A loop that stands still while another one runs goes on with those who waited in it."""
+    monkeypatch.setattr(pace, "BUDGET", -1.0)
+    turns = pace.Turns()
+    one, two = asyncio.new_event_loop(), asyncio.new_event_loop()
+
+    async def wait():
+        turn = turns.of(asyncio.get_running_loop())
+        turn.begin()
+        assert turn.over
+        await turn.later(holds=False)
+        return True
+
+    try:
+        task = one.create_task(wait())
+        one.call_soon(one.stop)
+        one.run_forever()
+        assert two.run_until_complete(wait())
+        assert one.run_until_complete(asyncio.wait_for(task, AGES))
+    finally:
+        one.close()
+        two.close()
 
 
 # Statements.
@@ -272,6 +344,33 @@ async def test_others_have_a_turn(bench, monkeypatch):
         await task
     assert {place for _, place in bench.seen} == {HERE}
     assert len(set(turns)) >= 9
+
+
+async def test_members_of_a_group_continue_one_by_one(bench, monkeypatch):
+    """One COMMIT answers many at once; the loop has turns between what they do next."""
+    for _ in range(3):
+        await bench.write()
+    turns, ended = 0, []
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def member():
+        await bench.write()
+        ended.append(turns)
+
+    monkeypatch.setattr(pace, "BUDGET", -1.0)
+    monkeypatch.setattr(pace, "SHORT", AGES)
+    monkeypatch.setattr(group, "SLOW", AGES)
+    counting = asyncio.create_task(count())
+    groups = bench.engine.stats().groups
+    await asyncio.gather(*(member() for _ in range(10)))
+    counting.cancel()
+    assert bench.engine.stats().groups > groups
+    assert len(set(ended)) == 10
 
 
 @pytest.mark.usefixtures("steady")

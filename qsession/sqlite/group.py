@@ -19,6 +19,7 @@ from ..errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
 from ..handoff import to_end
 from .driver import DriverConnection
 from .log import Log, same_again
+from .pace import turns
 
 MAX_AGE = 0.005
 """Seconds after the first member has finished when a group closes at the latest."""
@@ -83,6 +84,10 @@ class Group:
         future = self._futures.setdefault(loop, loop.create_future())
         if not self._settled:
             await_only(to_end(future))
+            turn = turns.of(loop)
+            if turn.over:  # all members are told at once
+                await_only(to_end(turn.later(holds=False)))
+            turn.begin()
 
     def read(self) -> Read:
         """What one has read who leaves it now: the rows of those who have finished."""

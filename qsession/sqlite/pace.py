@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from typing import TypeAlias
 
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
 BUDGET = 0.001
-"""Seconds a read may take on the loop, and work on the loop in one turn of it."""
+"""Seconds a read may take on the loop, and after which a turn of the loop is over."""
 STEPS = 2_000
 """Virtual machine instructions between two looks at the clock: 0.04 to 0.3 ms of them."""
 WEIGHT = 0.25
 """Of the latest time in the average."""
 TEXTS = 1_000
+
+_Line: TypeAlias = "deque[asyncio.Future[None]]"
 
 
 class Pace:
@@ -77,32 +80,76 @@ class Budget:
         return time.perf_counter() > self.deadline
 
 
-class Turn(threading.local):
-    """How much work this thread's loop has done since it last turned."""
+class Turn:
+    """A turn of one loop: who may still begin a statement in it, and who waits for a later one.
 
-    loop: asyncio.AbstractEventLoop | None = None
-    spent = 0.0
-    number = 0
-    """Counts the turns that did work."""
+    It is over ``BUDGET`` after its first statement began, all Python in between included: that
+    takes many times as long as SQLite does. Of those who wait, each turn lets one continue who
+    holds a write ticket, whom others wait for, and one who does not.
+    """
 
-    def charge(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        """Count work that was done on the loop."""
-        if self.loop is not loop or not self.spent:
-            self.loop, self.spent = loop, 0.0
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.number = 0
+        """Counts the turns that did work."""
+        self._began: float | None = None
+        self._scheduled = False
+        self._lines: tuple[_Line, _Line] = (deque(), deque())
+
+    def begin(self) -> None:
+        """A statement begins on the loop."""
+        if self._began is None:
+            self._began = time.perf_counter()
             self.number += 1
-            loop.call_soon(self._turned)
-        self.spent += seconds
+            self._schedule()
 
-    def current(self, loop: asyncio.AbstractEventLoop) -> int | None:
+    @property
+    def current(self) -> int | None:
         """The number of a turn that has done work already; None in a fresh one."""
-        return self.number if self.spent and self.loop is loop else None
+        return None if self._began is None else self.number
 
-    def over(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether others should have a turn before the next statement."""
-        return self.spent > BUDGET and self.loop is loop
+    @property
+    def over(self) -> bool:
+        """Whether the next statement is for a later turn."""
+        return self._began is not None and time.perf_counter() - self._began > BUDGET
+
+    def later(self, holds: bool) -> asyncio.Future[None]:
+        """To be awaited before the next statement. It may be cancelled."""
+        future = self.loop.create_future()
+        self._lines[not holds].append(future)
+        self._schedule()
+        return future
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._turned)
 
     def _turned(self) -> None:
-        self.spent = 0.0
+        self._began = None
+        self._scheduled = False
+        for line in self._lines:
+            while line:
+                future = line.popleft()
+                if not future.done():  # nor cancelled
+                    future.set_result(None)
+                    break
+        if any(self._lines):
+            self._schedule()
 
 
-turn = Turn()
+class Turns(threading.local):
+    """The turn of the loop that runs in this thread.
+
+    One that others wait for is kept by its loop, should another loop run in between.
+    """
+
+    _latest: Turn | None = None
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> Turn:
+        if self._latest is None or self._latest.loop is not loop:
+            self._latest = Turn(loop)
+        return self._latest
+
+
+turns = Turns()

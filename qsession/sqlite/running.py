@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Generator
+from collections.abc import Generator
 
 from sqlalchemy.util import await_only
 
@@ -14,7 +14,7 @@ from .group import JOIN
 from .lease import Lease, WriterLease
 from .log import Entry, Report, Statement, close_unclaimed, run
 from .need import Need
-from .pace import BUDGET, turn
+from .pace import BUDGET, turns
 from .place import BUSY_RETRY, Place, State
 
 FEW = 20
@@ -53,7 +53,7 @@ class Running(Place):
     def _check_file(self, driver: DriverConnection) -> None:
         """Look whether the file is still there, once in a turn of the loop."""
         assert self.loop is not None
-        current = turn.current(self.loop)
+        current = turns.of(self.loop).current
         if current is None or driver.checked_in != current:
             self._pool.check_file(driver)
             driver.checked_in = current
@@ -76,10 +76,14 @@ class Running(Place):
 
     def _send(self, lease: Lease, statement: Statement, begins: bool, here: bool) -> Report:
         """One attempt: on the loop if ``here``, else in the thread."""
-        if here:
-            assert self.loop is not None
-            pause: Awaitable[None] = asyncio.sleep(0) if turn.over(self.loop) else READY
-            await_only(pause)
+        assert self.loop is not None
+        turn = turns.of(self.loop)
+        if turn.over:
+            await_only(turn.later(self.holds()))
+            here = here and lease.driver.quiet
+        elif here:
+            await_only(READY)
+        turn.begin()
         if isinstance(lease, WriterLease) and self.writer.group is not None:
             joins = begins and here and self._may_join(statement)
             here = here and joins
@@ -95,8 +99,6 @@ class Running(Place):
         if here:
             budget = BUDGET if self._only_reads(statement) else None
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
-            assert self.loop is not None
-            turn.charge(self.loop, report.seconds)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
         self._pool.pace.note(statement.sql, report.seconds)
@@ -110,12 +112,21 @@ class Running(Place):
     ) -> Report:
         try:
             report = lease.driver.run(run, begin, entries, statement)
+            self.give_way()
         except BaseException:
             if statement.stream is not None:
                 lease.driver.post(close_unclaimed, statement)  # before it is rolled back
             raise
         statement.unclaimed = None
         return report
+
+    def give_way(self) -> None:
+        """Wait for a later turn of the loop, if this one is over."""
+        assert self.loop is not None
+        turn = turns.of(self.loop)
+        if turn.over:
+            await_only(turn.later(self.holds()))
+        turn.begin()
 
     def _may_join(self, statement: Statement) -> bool:
         """Whether a statement may run in a group, and run again if the group has to."""
