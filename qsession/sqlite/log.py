@@ -37,6 +37,8 @@ class Statement:
     """Who fetches the rows little by little; None where all are fetched at once."""
     nowait: bool = False
     may_insert: bool = True
+    alone: bool = False
+    """One of several slices: it joins no group."""
     unclaimed: sqlite3.Cursor | None = None
     """The cursor of a stream, until the task that asked for it has got it."""
 
@@ -54,6 +56,13 @@ class Outcome:
     inserted: bool = False
     """Whether ``lastrowid`` is of this statement; for others SQLite repeats an older one."""
     cursor: sqlite3.Cursor | None = None
+
+    def add(self, slice_: Outcome) -> None:
+        """What came back for the next rows of an executemany."""
+        self.rowcount += slice_.rowcount
+        self.lastrowid = slice_.lastrowid
+        self.changed = self.changed or slice_.changed
+        self.inserted = self.inserted or slice_.inserted
 
 
 class StreamDigest:

@@ -13,6 +13,9 @@ import time
 from collections import OrderedDict, deque
 from typing import TypeAlias
 
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
 BUDGET = 0.001
@@ -30,13 +33,13 @@ class Pace:
     """The average times of statement texts."""
 
     def __init__(self, inline: bool) -> None:
-        self._enabled = inline
+        self.enabled = inline
         self._averages: OrderedDict[str, float] = OrderedDict()
         self._alone: OrderedDict[str, None] = OrderedDict()
 
     def inline(self, text: str, reads: bool) -> bool:
         """Whether a statement starts on the loop. One not seen before does if it only reads."""
-        if not self._enabled:
+        if not self.enabled:
             return False
         average = self._averages.get(text)
         return reads if average is None else average < SHORT
@@ -153,3 +156,12 @@ class Turns(threading.local):
 
 
 turns = Turns()
+
+
+def give_way(holds: bool = False) -> None:
+    """In a greenlet, wait for a later turn of the loop if this one is over. May be cancelled."""
+    if in_greenlet():
+        turn = turns.of(asyncio.get_running_loop())
+        if turn.over:
+            await_only(turn.later(holds))
+        turn.begin()

@@ -30,7 +30,7 @@ from .driver import DriverConnection, file_identity
 from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
-from .pace import Pace
+from .pace import Pace, give_way
 from .reader_queue import ReaderQueue
 from .writer import Writer
 
@@ -96,6 +96,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """
         if not self._initialized:
             self._initialize()
+        give_way()
         return RoutedConnection(self)
 
     def _initialize(self) -> None:

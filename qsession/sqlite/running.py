@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Generator
+from dataclasses import replace
 
 from sqlalchemy.util import await_only
 
-from ..errors import SQLITE_INTERRUPT, sqlite_code
+from ..errors import SQLITE_INTERRUPT, QSessionError, sqlite_code
 from .driver import DriverConnection
 from .group import JOIN
 from .lease import Lease, WriterLease
-from .log import Entry, Report, Statement, close_unclaimed, run
+from .log import Entry, Outcome, Report, Statement, close_unclaimed, run
 from .need import Need
-from .pace import BUDGET, turns
+from .pace import BUDGET, give_way, turns
 from .place import BUSY_RETRY, Place, State
 
 FEW = 20
-"""Parameter sets of an executemany that may run on the loop."""
+"""Parameter sets of an executemany that may run on the loop at once."""
 
 
 class Running(Place):
@@ -27,8 +28,34 @@ class Running(Place):
     def run(self, statement: Statement, begins: bool = True) -> Report:
         """Run a statement where the transaction is attached, behind BEGIN and replay if need be.
 
-        A lock that a process without qsession holds is waited for. Raises :class:`QueueTimeout`.
+        A long executemany runs in slices, each of which may run on the loop: in the thread it
+        would wait for Python's interpreter lock at every row while the loop is busy. A lock that a
+        process without qsession holds is waited for. Raises :class:`QueueTimeout`.
         """
+        if not (begins and statement.many and len(statement.parameters) > FEW):
+            return self._run(statement, begins)
+        whole = Outcome(rowcount=0)
+        done = 0
+        while True:
+            part = self._slice(statement, done)
+            report = self._run(part, begins)
+            if report.outcome is None:
+                report.changed = report.changed or whole.changed
+                return report
+            whole.add(report.outcome)
+            done += len(part.parameters)
+            if done >= len(statement.parameters):
+                report.outcome = whole
+                return report
+
+    def _slice(self, statement: Statement, done: int) -> Statement:
+        """What comes next: a few rows, to learn or on the loop; or all the rest, in the thread."""
+        pace = self._pool.pace
+        few = pace.enabled if done == 0 else pace.inline(statement.sql, reads=False)
+        rows = statement.parameters[done : done + FEW if few else None]
+        return replace(statement, parameters=rows, alone=True)
+
+    def _run(self, statement: Statement, begins: bool) -> Report:
         lease = self.lease
         assert lease is not None
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
@@ -80,6 +107,10 @@ class Running(Place):
         turn = turns.of(self.loop)
         if turn.over:
             await_only(turn.later(self.holds()))
+            if lease.ended:
+                raise self.failure or QSessionError(
+                    f"The transaction was ended elsewhere before {statement.sql!r} could run."
+                )
             here = here and lease.driver.quiet
         elif here:
             await_only(READY)
@@ -101,7 +132,8 @@ class Running(Place):
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
-        self._pool.pace.note(statement.sql, report.seconds)
+        rows = len(statement.parameters) if statement.many else 1
+        self._pool.pace.note(statement.sql, report.seconds * min(1.0, FEW / max(rows, 1)))
         if begin is not None and report.in_transaction and report.diverged is None:
             self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)
@@ -112,7 +144,7 @@ class Running(Place):
     ) -> Report:
         try:
             report = lease.driver.run(run, begin, entries, statement)
-            self.give_way()
+            give_way(self.holds())
         except BaseException:
             if statement.stream is not None:
                 lease.driver.post(close_unclaimed, statement)  # before it is rolled back
@@ -120,17 +152,11 @@ class Running(Place):
         statement.unclaimed = None
         return report
 
-    def give_way(self) -> None:
-        """Wait for a later turn of the loop, if this one is over."""
-        assert self.loop is not None
-        turn = turns.of(self.loop)
-        if turn.over:
-            await_only(turn.later(self.holds()))
-        turn.begin()
-
     def _may_join(self, statement: Statement) -> bool:
         """Whether a statement may run in a group, and run again if the group has to."""
-        return not statement.need.leaves_settings and self._pool.pace.may_join(statement.sql)
+        if statement.alone or statement.need.leaves_settings:
+            return False
+        return self._pool.pace.may_join(statement.sql)
 
     def holds(self) -> bool:
         return self.state is State.HOLDING

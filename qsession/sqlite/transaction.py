@@ -102,8 +102,6 @@ class Transaction(Ending):
             self.first = statement.sql
             self._access = self._access or options.get("qsession_access", self.settings.access)
             self.priority = options.get("qsession_priority", 0)
-        if self.lease is None:
-            self.give_way()
         begins = self.began or bool(self.log.entries) or not _runs_outside(statement.need)
         while True:
             if self._place(statement.need) is State.READING:
