@@ -35,6 +35,8 @@ class Settings:
     """How long a holder that has written may idle while others wait before it is logged."""
     group_size: int = 64
     """How many transactions may be made durable by one COMMIT; 1 gives each its own."""
+    wal_warn: int | None = 64 * 1024 * 1024
+    """Bytes of WAL past which the reader that keeps it from being reused is logged, or ``off``."""
     inline: bool = True
     """Whether statements known to be short run on the event loop instead of in a thread."""
     max_hold: float | None = None
@@ -116,6 +118,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "stall_after": _seconds,
     "warn_after": _seconds,
     "group_size": _count,
+    "wal_warn": _count_or_off,
     "inline": _flag,
     "max_hold": _seconds_or_off,
 }
@@ -127,6 +130,7 @@ _ALLOWED = {
     "stall_after": _TIME,
     "warn_after": _TIME,
     "group_size": "a whole number, 1 or more",
+    "wal_warn": "a number of bytes, or 'off'",
     "inline": "true or false",
     "max_hold": f"{_TIME}, or None for no limit",
 }

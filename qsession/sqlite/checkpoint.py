@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 LOOK_EVERY = 16
 """Commits between two looks at the size of the WAL."""
-WAL_WARN = 64 * 1024 * 1024
-"""Bytes of WAL past which the reader that keeps it from being reused is named."""
-
 GROWN = 4
 """Times the limit past which the WAL is emptied with writers kept out."""
 
@@ -114,16 +111,18 @@ class Checkpointer:
     def _checkpoint(self, raw: sqlite3.Connection) -> None:
         """PASSIVE waits for nobody; a WAL that it could empty is begun anew by the next writer.
 
+        Nothing follows it beside a writer: a second checkpoint of a WAL that is empty already can
+        damage the database before SQLite 3.51.3, if a writer begins it anew at that moment
+        (https://sqlite.org/wal.html#walresetbug).
         While writers come without a pause there is always something new in it. So past a multiple
         of the limit the rest, which is short, is done by one that holds the ticket.
         """
         _, frames, done = raw.execute(PASSIVE).fetchone()
         size = self._wal_size()
-        if frames == done and self._pool.writer.queue.holder is None:
-            raw.execute("PRAGMA wal_checkpoint(RESTART)")
-        elif size > GROWN * self._limit:
+        if size > GROWN * self._limit:
             self._finish_in_turn()
-        if frames != done and size > WAL_WARN:
+        warn = self._pool.settings.wal_warn
+        if frames != done and warn is not None and size > warn:
             self._warn()
         else:
             self._warned = False

@@ -26,6 +26,7 @@ from .connection import RoutedConnection
 from .cursor import RoutedCursor
 from .driver import DriverConnection
 from .explain import explain
+from .filesystem import refuse_network
 from .frozen import frozen_uri
 from .memory import MemoryDatabase, memory_database
 from .place import BUSY_RETRY
@@ -73,6 +74,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         stall_after: Any = None,
         warn_after: Any = None,
         group_size: Any = None,
+        wal_warn: Any = None,
         inline: Any = None,
         max_hold: Any = None,
         **kw: Any,
@@ -220,6 +222,7 @@ def _prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
 
     Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
     """
+    refuse_network(raw.execute("PRAGMA database_list").fetchone()[2])
     try:
         raw.execute(f"PRAGMA synchronous={synchronous}")
         (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
