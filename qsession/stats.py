@@ -65,6 +65,8 @@ class Holder:
     """The last statement it sent."""
     where: str
     """Where the holding task stands in its own code."""
+    stack: tuple[str, ...] = ()
+    """The same with the lines it was called from, from the outside in."""
 
     def __str__(self) -> str:
         did = "has written" if self.wrote else "has only read"
@@ -72,6 +74,12 @@ class Holder:
             f"{self.task} has held the ticket for {self.held:.2f} s and {did}; its last statement "
             f"was {self.statement!r}; it stands at {self.where}"
         )
+
+
+    @property
+    def traceback(self) -> str:
+        """The stack, a line for each call."""
+        return "".join(f"\n  {each}" for each in self.stack)
 
 
 @dataclass(frozen=True)

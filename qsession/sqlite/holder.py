@@ -33,12 +33,14 @@ def describe(ticket: Ticket) -> Holder:
     """The transaction that holds ``ticket``."""
     transaction = ticket.owner
     task: asyncio.Task[Any] | None = transaction.task
+    stack = _stack(task)
     return Holder(
         task=f"task {task.get_name()!r}" if task is not None else "code outside of a task",
         held=time.monotonic() - ticket.taken_at,
         wrote=transaction.wrote,
         statement=shorten(transaction.last_statement),
-        where=_where(task),
+        where=stack[-1] if stack else _no_place(task),
+        stack=stack,
     )
 
 
@@ -48,17 +50,19 @@ def shorten(sql: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _where(task: asyncio.Task[Any] | None) -> str:
-    """The innermost line of the application that a task stands in."""
-    if task is None:
-        return "an unknown place"
-    if task.done():
+def _stack(task: asyncio.Task[Any] | None) -> tuple[str, ...]:
+    """The lines of the application that a task stands in, from the outside in."""
+    return tuple(
+        f"{code.co_filename}:{line} in {code.co_name}"
+        for code, line in _frames(None if task is None else task.get_coro())
+        if not code.co_filename.startswith(_MACHINERY)
+    )
+
+
+def _no_place(task: asyncio.Task[Any] | None) -> str:
+    if task is not None and task.done():
         return "its end: the task is done, but its transaction was left open"
-    found = "an unknown place"
-    for code, line in _frames(task.get_coro()):
-        if not code.co_filename.startswith(_MACHINERY):
-            found = f"{code.co_filename}:{line} in {code.co_name}"
-    return found
+    return "an unknown place"
 
 
 def _frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
 from ..ticket import Ticket
 from .group import Read
+from .holder import describe
 from .lease import Lease, ReaderLease, WriterLease
 from .log import Log
 from .processes import lock_owner
@@ -211,11 +212,14 @@ class Place:
         if self.busy:
             self._limit = asyncio.get_running_loop().call_later(BUSY_RETRY, self._expire_hold)
             return
+        assert isinstance(self.lease, WriterLease)
+        holder = describe(self.lease.ticket)
         self.abandon(
             HoldTimeout(
                 f"The transaction held the write ticket longer than max_hold="
                 f"{self.settings.max_hold:g} s and was rolled back; its last statement was "
-                f"{self.last_statement!r}. Nothing of it was written."
+                f"{self.last_statement!r}. Nothing of it was written. When its time was over, "
+                f"{holder.task} stood at {holder.where}.{holder.traceback}"
             )
         )
 

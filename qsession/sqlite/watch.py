@@ -90,10 +90,12 @@ class StallWatch:
 
     def _judge(self) -> None:
         now = self._look()
-        if now is None or now != self._seen or self._is_excused(now[0]):
+        if now is None or now != self._seen:
             self._seen = now
             self._idle_ticks = 0
             self._warned = False
+        elif self._is_excused(now[0]):
+            self._idle_ticks = 0
         else:
             self._idle_ticks += 1
             if self._idle_ticks >= TICKS:
@@ -119,6 +121,7 @@ class StallWatch:
             else:
                 home.call_soon_threadsafe(transaction.suspend_if_idle, activity)
             return
+        waiting = self._queue.waiting
         for ticket in self._queue.waiters():
             if ticket.owner.may_read_instead:
                 self._queue.dismiss(ticket)
@@ -128,11 +131,13 @@ class StallWatch:
         idle = self._idle_ticks * self._interval
         if idle >= self._settings.warn_after and not self._warned and holder is not None:
             self._warned = True
+            described = describe(holder)
             logger.warning(
-                "%d writers wait for a transaction that has idled for %.1f s: %s",
-                self._queue.waiting,
+                "%d writers wait for a transaction that has idled for %.1f s: %s%s",
+                waiting,
                 idle,
-                describe(holder),
+                described,
+                described.traceback,
             )
 
 
