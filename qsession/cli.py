@@ -13,11 +13,14 @@ try:
 except ModuleNotFoundError as missing:
     raise ImportError("the qsession command needs typer: pip install 'qsession[cli]'") from missing
 
+from .commands.backup import backup
 from .commands.bench import bench
+from .commands.doctor import doctor
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-app.command()(bench)
+for command in (doctor, backup, bench):
+    app.command()(command)
 
 
 @app.callback()

@@ -75,7 +75,6 @@ class Holder:
             f"was {self.statement!r}; it stands at {self.where}"
         )
 
-
     @property
     def traceback(self) -> str:
         """The stack, a line for each call."""

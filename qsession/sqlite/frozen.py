@@ -41,6 +41,11 @@ def _needs_folder(path: str) -> bool:
     """Whether SQLite would have to write into a folder that is read-only, only to read."""
     if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK) or os.path.exists(f"{path}-shm"):
         return False
+    return is_wal(path)
+
+
+def is_wal(path: str) -> bool:
+    """Whether a file is a database in WAL mode, by its header."""
     try:
         with open(path, "rb") as file:
             return file.read(20)[18:] == _WAL_FORMAT

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_only
 
+from . import backup
 from .pool import WriteQueuePool
 
 if TYPE_CHECKING:
@@ -112,18 +111,4 @@ def back_up(connection: Connection, target: Path) -> None:
         raise util.CommandError("a database in memory has no file to back up")
     if target.exists():
         raise util.CommandError(f"the backup {str(target)!r} exists already: name a new file")
-    await_only(asyncio.to_thread(_copy, source, target))
-
-
-def _copy(source: str, target: Path) -> None:
-    """Copy what is committed, with the write-ahead log. The copy is there whole or not at all."""
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
-    try:
-        with (
-            contextlib.closing(sqlite3.connect(source)) as reader,
-            contextlib.closing(sqlite3.connect(unfinished)) as copy,
-        ):
-            reader.backup(copy)
-        unfinished.rename(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    await_only(asyncio.to_thread(backup.back_up, source, target))

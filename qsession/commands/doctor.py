@@ -1,0 +1,66 @@
+"""``qsession doctor``: what is wrong with a database, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..sqlite.health import Finding, Level, examine
+from .server_health import examine_server
+from .target import file_of, url_of
+
+_COLOURS = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}
+
+
+def doctor(
+    target: Annotated[str, typer.Argument(help="A database: a file or a URL.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out what reads the whole file.")
+    ] = False,
+) -> None:
+    """Examine a database without changing it.
+
+    Exit code 0: nothing to do; 1: there is a warning or a problem; 2: it could not be examined.
+    """
+    url = url_of(target)
+    if url is not None and url.get_backend_name() != "sqlite":
+        findings = asyncio.run(examine_server(url))
+    else:
+        findings = examine(str(file_of(target)), quick)
+    worst = max(each.level for each in findings)
+    if as_json:
+        rows = [{**asdict(each), "level": each.level.name.lower()} for each in findings]
+        typer.echo(json.dumps({"target": _shown(target), "findings": rows}, indent=2))
+    else:
+        _print(findings, target)
+    if worst >= Level.WARNING:
+        raise typer.Exit(2 if worst is Level.BLIND else 1)
+
+
+def _shown(target: str) -> str:
+    url = url_of(target)
+    return target if url is None else url.render_as_string()
+
+
+def _print(findings: list[Finding], target: str) -> None:
+    table = Table(box=None, pad_edge=False, title=_shown(target), title_justify="left")
+    for name in ("", "check", "found"):
+        table.add_column(name, overflow="fold")
+    for each in findings:
+        colour = _COLOURS.get(each.level, "red")
+        advice = f"\n[italic]{_escape(each.advice)}[/]" if each.advice else ""
+        table.add_row(
+            f"[{colour}]{each.level.name.lower()}[/]", each.check, _escape(each.found) + advice
+        )
+    Console().print(table)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")

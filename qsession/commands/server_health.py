@@ -1,0 +1,35 @@
+"""What `qsession doctor` says of a server, which looks after its files itself."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError
+
+from ..engine import create_async_engine
+from ..sqlite.health import Finding, Level
+
+
+async def examine_server(url: URL) -> list[Finding]:
+    """Whether it answers, which version it is, and how it isolates transactions."""
+    shown = url.render_as_string()
+    try:
+        engine = create_async_engine(url, connect_args={})
+    except (ArgumentError, ImportError, InvalidRequestError, NoSuchModuleError) as error:
+        return [Finding("driver", Level.BLIND, f"{shown}: {error}", "Install the driver.")]
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            version = ".".join(map(str, engine.dialect.server_version_info or ("unknown",)))
+            isolation = await connection.get_isolation_level()
+    except (DBAPIError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error)
+        return [Finding("connection", Level.BLIND, reason, "Is it running, and may you connect?")]
+    finally:
+        await engine.dispose()
+    return [
+        Finding("connection", Level.OK, f"{shown} answers"),
+        Finding("version", Level.OK, f"{engine.dialect.name} {version}"),
+        Finding("isolation", Level.NOTE, f"{isolation}, where a session does not ask for another"),
+        Finding("the rest", Level.NOTE, "files, WAL and integrity are the server's own business"),
+    ]

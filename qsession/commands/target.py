@@ -1,0 +1,37 @@
+"""What a command is pointed at: a file, or the URL of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ..sqlite.frozen import path_of
+
+
+def url_of(target: str) -> URL | None:
+    """The URL that `target` is; None for a path. Raises ``typer.BadParameter``."""
+    if "://" not in target:
+        return None
+    try:
+        return make_url(target)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def file_of(target: str) -> Path:
+    """The existing database file that `target` names. Raises ``typer.BadParameter``."""
+    url = url_of(target)
+    if url is None:
+        file = Path(target)
+    elif url.get_backend_name() != "sqlite":
+        raise typer.BadParameter(f"{url.render_as_string()} is not a file: this is for SQLite")
+    elif not url.database or ":memory:" in url.database or url.query.get("mode") == "memory":
+        raise typer.BadParameter(f"{target!r} is a database in memory: it has no file")
+    else:
+        file = Path(path_of(url.database))
+    if not file.is_file():
+        raise typer.BadParameter(f"there is no file {str(file)!r}")
+    return file

@@ -1,0 +1,245 @@
+"""`qsession doctor`: each thing that can be wrong with a file, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from qsession import create_async_engine
+from qsession.cli import app
+from qsession.sqlite import health
+from qsession.sqlite.health import Level, examine
+
+CLEAN = {"file", "file system", "SQLite", "WAL size", "journal mode", "synchronous", "free pages"}
+
+
+def made(path, *statements, wal=True):
+    """A database, by plain sqlite3."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:
+        if wal:
+            raw.execute("PRAGMA journal_mode=WAL")
+        for each in ("CREATE TABLE parents (id INTEGER PRIMARY KEY)", *statements):
+            raw.execute(each)
+    return str(path)
+
+
+def found(path, **kw):
+    """The findings that are not fine, by the name of their check."""
+    return {each.check: each for each in examine(path, **kw) if each.level > Level.OK}
+
+
+def contents(folder):
+    """Names, sizes, times and contents of all files."""
+    return {
+        each.name: (each.stat().st_size, each.stat().st_mtime_ns, each.read_bytes())
+        for each in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize("wal", [True, False])
+def test_nothing_is_changed_by_looking(tmp_path, wal):
+    """Neither the file, nor what lies beside it; a clean database has nothing to do."""
+    path = made(tmp_path / "app.db", wal=wal)
+    before = contents(tmp_path)
+    findings = examine(path)
+    assert contents(tmp_path) == before
+    assert max(each.level for each in findings) <= Level.NOTE
+    assert {each.check for each in findings} == CLEAN | {"integrity", "foreign keys"}
+    assert {each.check for each in examine(path, quick=True)} == CLEAN
+    assert ("journal mode" in found(path)) == (not wal)
+
+
+async def test_beside_an_application(tmp_path):
+    """An application that is in the middle of a write is not disturbed, nor waited for."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (x)"))
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO t VALUES (1)"))
+        findings = examine(str(tmp_path / "app.db"))
+        assert max(each.level for each in findings) <= Level.NOTE
+    await engine.dispose()
+
+
+def test_locked_by_another(tmp_path):
+    """What cannot be read is said, with the way to find who is in the way."""
+    path = made(tmp_path / "app.db", wal=False)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        content = [each for each in examine(path) if each.level is Level.BLIND]
+    assert len(content) == 1
+    assert "locked" in content[0].found
+    assert "qsession who" in content[0].advice
+
+
+def test_no_database(tmp_path):
+    """A file of something else is no database."""
+    path = tmp_path / "app.db"
+    path.write_text("Dear diary, " * 200)
+    assert found(str(path))["content"].level is Level.BLIND
+
+
+def test_orphans(tmp_path):
+    """Rows that refer to nothing are counted by table."""
+    path = made(
+        tmp_path / "app.db",
+        "CREATE TABLE children (parent REFERENCES parents)",
+        "INSERT INTO children VALUES (1), (2), (NULL)",
+    )
+    problem = found(path)["foreign keys"]
+    assert problem.level is Level.PROBLEM
+    assert "2 rows of 'children' refer to rows of 'parents'" in problem.found
+
+
+@pytest.mark.parametrize(
+    ("table", "advice"), [("parents", "DROP TABLE"), ("gone", "rename this one to it")]
+)
+def test_leftovers_of_a_migration(tmp_path, table, advice):
+    """The copy of a batch migration that failed: is the table itself there?"""
+    path = made(
+        tmp_path / "app.db",
+        f"CREATE TABLE _alembic_tmp_{table} (id)",
+        f"INSERT INTO _alembic_tmp_{table} VALUES (1)",
+        "CREATE TABLE alembic_version (version_num)",
+        "INSERT INTO alembic_version VALUES ('abc')",
+    )
+    problem, version = (each for each in examine(path) if each.check == "migrations")
+    assert problem.level is Level.PROBLEM
+    assert "with 1 rows" in problem.found
+    assert advice in problem.advice
+    assert version.found == "at abc"
+
+
+def test_damage(tmp_path):
+    """An index that lacks a row."""
+    path = made(
+        tmp_path / "app.db",
+        "CREATE TABLE names (name)",
+        "CREATE INDEX by_name ON names (name)",
+        "INSERT INTO names VALUES ('Ann'), ('Bob')",
+        "PRAGMA writable_schema=ON",
+        "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name ="
+        " 'parents') WHERE name = 'by_name'",
+    )
+    assert "content" in found(path) or found(path)["integrity"].level is Level.PROBLEM
+
+
+def test_hot_journal(tmp_path):
+    """What a killed writer left is named, and left alone."""
+    path = made(tmp_path / "app.db", wal=False)
+    code = (
+        "import os, sqlite3, sys\n"
+        "raw = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "raw.execute('PRAGMA cache_size=1')\n"
+        "raw.execute('BEGIN')\n"
+        "raw.execute('CREATE TABLE t (x)')\n"
+        "for _ in range(50): raw.execute('INSERT INTO t VALUES (randomblob(4000))')\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=False)
+    before = contents(tmp_path)
+    warning = found(path)["rollback journal"]
+    assert warning.level is Level.WARNING
+    assert "Never delete it" in warning.advice
+    assert contents(tmp_path)["app.db-journal"] == before["app.db-journal"]
+
+
+def test_free_pages(tmp_path, monkeypatch):
+    """Space that VACUUM would give back."""
+    monkeypatch.setattr(health, "FREE_BYTES", 100_000)
+    path = made(
+        tmp_path / "app.db",
+        "CREATE TABLE t (x)",
+        "INSERT INTO t SELECT randomblob(4000) FROM pragma_function_list LIMIT 100",
+        "DELETE FROM t",
+    )
+    assert "VACUUM gives" in found(path)["free pages"].advice
+
+
+def test_large_wal(tmp_path, monkeypatch):
+    """A WAL that has grown, seen beside the application that has it open."""
+    monkeypatch.setattr(health, "WAL_LARGE", 1)
+    path = made(tmp_path / "app.db")
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE t (x)")
+        assert found(path)["WAL size"].level is Level.WARNING
+
+
+def test_read_only_for_this_user(tmp_path, monkeypatch):
+    """Reads work, writes do not."""
+    path = made(tmp_path / "app.db", wal=False)
+    monkeypatch.setattr(os, "access", lambda name, mode: name != path)
+    assert "may not write to the file" in found(path)["file"].advice
+
+
+def test_opened_while_it_is_looked_at(tmp_path, monkeypatch):
+    """What was read as a file that nobody changes is read again once somebody has opened it."""
+    path = made(tmp_path / "app.db")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        modes = health._of_synchronous
+
+        def and_then(raw):
+            other.execute("CREATE TABLE IF NOT EXISTS _alembic_tmp_parents (id)")
+            return modes(raw)
+
+        monkeypatch.setattr(health, "_CHECKS", (and_then, health._of_migrations))
+        assert "_alembic_tmp_parents" in found(path)["migrations"].found
+
+
+def test_network(tmp_path, monkeypatch):
+    """WAL and a network file system do not go together."""
+    path = made(tmp_path / "app.db")
+    monkeypatch.setattr(health, "file_system", lambda _: "nfs4")
+    assert found(path)["file system"].level is Level.PROBLEM
+
+
+# The command.
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["doctor", *map(str, arguments)])
+
+
+def test_exit_codes(tmp_path):
+    """0 for a clean file, 1 where there is something to do, 2 where nothing can be seen."""
+    path = made(tmp_path / "app.db")
+    assert run(path).exit_code == 0
+    assert run(f"sqlite+aiosqlite:///{path}").exit_code == 0
+    made(tmp_path / "bad.db", "CREATE TABLE _alembic_tmp_parents (id)")
+    done = run(tmp_path / "bad.db")
+    assert done.exit_code == 1
+    assert "_alembic_tmp_parents" in done.output
+    assert run(tmp_path / "missing.db").exit_code == 2
+    assert not (tmp_path / "missing.db").exists()
+    (tmp_path / "text").write_text("x" * 5000)
+    assert run(tmp_path / "text").exit_code == 2
+    assert run("sqlite://").exit_code == 2
+    assert run("nonsense://").exit_code == 2
+
+
+def test_json(tmp_path):
+    """For scripts: each finding with its level and its advice."""
+    path = made(tmp_path / "app[1].db", "CREATE TABLE _alembic_tmp_parents (id)")
+    done = run(path, "--json")
+    told = json.loads(done.output)
+    assert told["target"] == path
+    (problem,) = [each for each in told["findings"] if each["level"] == "problem"]
+    assert problem["check"] == "migrations"
+    assert problem["advice"]
+    assert path in run(path).output.replace("\n", "")
+
+
+def test_server_that_does_not_answer():
+    """It says so, without the password, and exits with 2."""
+    done = run("postgresql+asyncpg://somebody:secret@127.0.0.1:1/nothing")
+    assert done.exit_code == 2
+    assert "secret" not in done.output
+    assert "Is it running" in done.output
