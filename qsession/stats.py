@@ -24,6 +24,11 @@ class Histogram:
         """How many times were observed."""
         return sum(self.counts)
 
+    def since(self, before: Histogram) -> Histogram:
+        """What was observed after ``before``; ``maximum`` stays that of all."""
+        counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
+        return Histogram(self.bounds, counts, self.total - before.total, self.maximum)
+
     def quantile(self, q: float) -> float:
         """An upper bound in seconds of the ``q``-quantile (0 to 1); 0.0 without observations."""
         wanted = q * self.count

@@ -22,7 +22,7 @@ def url_of(target: str) -> URL | None:
 
 
 def file_of(target: str) -> Path:
-    """The existing database file that `target` names. Raises ``typer.BadParameter``."""
+    """The existing file that `target` names, links followed. Raises ``typer.BadParameter``."""
     url = url_of(target)
     if url is None:
         file = Path(target)
@@ -34,4 +34,4 @@ def file_of(target: str) -> Path:
         file = Path(path_of(url.database))
     if not file.is_file():
         raise typer.BadParameter(f"there is no file {str(file)!r}")
-    return file
+    return file.resolve()  # what lies beside it lies beside the file, not beside a link to it

@@ -48,6 +48,11 @@ class Admission:
         """How many are at work."""
         return len(self._inside)
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether new ones are refused."""
+        return self._shut
+
     async def drain(self, timeout: float | None) -> bool:
         """Shut the door and wait until all have left: False after ``timeout`` seconds.
 

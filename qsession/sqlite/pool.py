@@ -22,7 +22,7 @@ from ..errors import QueueTimeout
 from ..handoff import to_end
 from ..stats import Stats
 from ..ticket import Ticket, TicketQueue, TicketState
-from . import fork
+from . import fork, status
 from .admission import Admission
 from .checkpoint import Checkpointer
 from .connection import RoutedConnection
@@ -111,6 +111,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             if not self._initialized:
                 self.writer.open_first()
                 self._initialized = True
+                status.serve()
         finally:
             self._initializing.release(ticket)
 
@@ -235,7 +236,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._pool = self._queue_class(self._pool.maxsize, self._pool.use_lifo)
         self._overflow = -self.size()
         self._overflow_lock = threading.Lock()
-        self._initializing = TicketQueue()
+        self._initialized, self._initializing = False, TicketQueue()
         self.admission = Admission()
         self.reading = {}
         self.checkpointer = Checkpointer(self)

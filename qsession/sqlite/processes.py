@@ -55,6 +55,23 @@ def lock_holders(path: str) -> list[int]:
     return list(found)
 
 
+def users(path: str) -> list[int]:
+    """The processes that have a file open, as far as this user may see. Needs psutil."""
+    import psutil
+
+    wanted = os.stat(path)
+    found = []
+    for process in psutil.process_iter():
+        try:
+            names = [each.path for each in process.open_files()]
+            same = [each for each in names if os.path.basename(each) == os.path.basename(path)]
+            if any(os.path.samestat(os.stat(each), wanted) for each in same):
+                found.append(process.pid)
+        except (OSError, psutil.Error):
+            continue
+    return found
+
+
 def lock_owner(path: str) -> str:
     """Who is in the way of a writer, for a message."""
     holders = map(describe_process, lock_holders(path))

@@ -1,0 +1,99 @@
+"""``qsession top``: a live view of every qsession process on a database."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..sqlite.processes import command_line
+from ..sqlite.status import engines_on
+from ..stats import Histogram
+from .target import file_of
+from .who import in_words
+
+_Seen = dict[tuple[int, int], dict[str, Any]]
+
+
+def top(
+    target: Annotated[str, typer.Argument(help="The database: a file or its URL.")],
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Leave after so many looks; else with Ctrl-C.")
+    ] = None,
+) -> None:
+    """Watch the queues of all qsession processes on a database.
+
+    Commits, conflicts and waits are of the time since the look before. Exit code 2: there is no
+    such file.
+    """
+    path = str(file_of(target))
+    console = Console()
+    before: _Seen = look(path)
+    looked = time.monotonic()
+    with Live(console=console, auto_refresh=False) as live:
+        try:
+            for number in itertools.count(1):
+                time.sleep(interval)
+                now, at = look(path), time.monotonic()
+                live.update(view(path, before, now, at - looked), refresh=True)
+                before, looked = now, at
+                if number == count:
+                    return
+        except KeyboardInterrupt:
+            return
+
+
+def look(path: str) -> _Seen:
+    """What each engine of each process says, by process and place."""
+    return {
+        (pid, number): engine
+        for pid, engines in engines_on(path)
+        for number, engine in enumerate(engines)
+    }
+
+
+def view(path: str, before: _Seen, now: _Seen, seconds: float) -> Group:
+    """A table of the time between two looks."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("pid", "waiting", "commits/s", "in groups", "conflicts", "p99 wait"):
+        table.add_column(name, justify="right")
+    table.add_column("does", overflow="fold")
+    total = 0.0
+    for key, engine in now.items():
+        old = before.get(key, {})
+        rate = _grown(old, engine, "commits") / seconds
+        total += rate
+        waits = _histogram(engine)
+        waits = waits.since(_histogram(old)) if old else waits
+        table.add_row(
+            str(key[0]),
+            f"{engine['waiting']:,}",
+            f"{rate:,.0f}",
+            f"{_grown(old, engine, 'groups') / seconds:,.0f}/s",
+            f"{_grown(old, engine, 'conflicts'):,}",
+            f"{waits.quantile(0.99) * 1000:,.1f} ms" if waits.count else "",
+            escape(in_words(engine)),
+        )
+    commands = [f"{pid}: {command_line(pid)}" for pid in dict.fromkeys(pid for pid, _ in now)]
+    head = f"{path}   {total:,.0f} commits/s   {time.strftime('%H:%M:%S')}"
+    if not now:
+        head += "\nNo qsession process of this user has it open."
+    return Group(Text(head), table, *(Text(each, style="dim") for each in commands))
+
+
+def _histogram(engine: dict[str, Any]) -> Histogram:
+    told = engine["waits"]
+    return Histogram(tuple(told["bounds"]), tuple(told["counts"]), told["total"], told["maximum"])
+
+
+def _grown(before: dict[str, Any], now: dict[str, Any], counter: str) -> int:
+    """By how much; a process that has taken the place of another begins at 0."""
+    return max(0, int(now[counter]) - int(before.get(counter, now[counter])))

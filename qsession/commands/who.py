@@ -1,0 +1,89 @@
+"""``qsession who``: which processes write to a database, wait to do so, or have it open."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..sqlite.processes import command_line, lock_holders, users
+from ..sqlite.status import engines_on
+from .target import file_of
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that has something to do with a file."""
+
+    pid: int
+    command: str
+    locks: bool
+    """Whether it holds SQLite's write lock."""
+    engines: list[dict[str, Any]]
+    """What its engines say; none for a program without qsession."""
+
+    def does(self) -> str:
+        """In words: each of its engines, or that it holds the lock."""
+        said = [in_words(each) for each in self.engines]
+        if not self.engines:
+            said = ["holds SQLite's write lock" if self.locks else "has the file open"]
+        return "\n".join(said)
+
+
+def who(
+    target: Annotated[str, typer.Argument(help="The database: a file or its URL.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show who writes to a database, who waits to do so, and who else has it open.
+
+    Processes of the same user only, unless you are root. Exit code 2: there is no such file.
+    """
+    found = processes(str(file_of(target)))
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    if not found:
+        typer.echo("Nobody has it open, as far as this user may see.")
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("pid", justify="right")
+    table.add_column("command", overflow="fold", max_width=40)
+    table.add_column("does", overflow="fold")
+    for each in found:
+        table.add_row(str(each.pid), escape(each.command), escape(each.does()))
+    Console().print(table)
+
+
+def processes(path: str) -> list[Process]:
+    """Those that hold the lock first, then those of qsession, then the rest."""
+    told = dict(engines_on(path))
+    locks = lock_holders(path)
+    pids = dict.fromkeys([*locks, *told, *users(path)])
+    pids.pop(os.getpid(), None)
+    return [Process(pid, command_line(pid), pid in locks, told.get(pid, [])) for pid in pids]
+
+
+def in_words(engine: dict[str, Any]) -> str:
+    """What one engine does now."""
+    holder = engine["holder"]
+    if holder is None:
+        does = "idle"
+    elif engine["turn"] == "waits":
+        does = f"waits for another process: {holder['task']}, {holder['statement']!r}"
+    else:
+        did = "writing" if holder["wrote"] else "holding the ticket, has only read"
+        does = (
+            f"{did}: {holder['task']}, for {holder['held']:.1f} s, {holder['statement']!r}, "
+            f"at {holder['where']}"
+        )
+    if engine["waiting"]:
+        does += f"; {engine['waiting']:,} wait behind it"
+    if engine["readers"]:
+        does += f"; {engine['readers']:,} read"
+    return does + ("; draining" if engine["draining"] else "")
