@@ -137,15 +137,16 @@ async def test_a_turn_is_over_after_its_budget(monkeypatch):
     """Time counts from the first statement until the loop turns."""
     monkeypatch.setattr(pace, "BUDGET", AGES)
     turn = Turn(asyncio.get_running_loop())
-    assert turn.current is None
+    assert not turn.over
     turn.begin()
-    assert turn.current == 1
+    assert turn.number == 1
     assert not turn.over
     monkeypatch.setattr(pace, "BUDGET", -1.0)
     assert turn.over
     await asyncio.sleep(0)
-    assert turn.current is None
     assert not turn.over
+    turn.begin()
+    assert turn.number == 2
 
 
 def continuing(turn, holds):

@@ -22,6 +22,7 @@ from .place import State
 from .transaction import Transaction
 
 if TYPE_CHECKING:
+    from .pace import Turn
     from .pool import WriteQueuePool
 
 
@@ -40,11 +41,13 @@ class _Entry(ConnectionPoolEntry):
 class RoutedConnection(PoolProxiedConnection):
     """A connection that decides at each statement which physical one serves it."""
 
-    def __init__(self, pool: WriteQueuePool) -> None:
+    def __init__(self, pool: WriteQueuePool, turn: Turn | None) -> None:
         self._open = True
         self._detached = False
         self._pool = pool
         self.transaction = Transaction(pool, weakref.ref(self))
+        if turn is not None:
+            self.transaction.turn, self.transaction.admitted = turn, turn.number
         self.streams: set[StreamCursor] = set()
         self._isolation_level: str | None = None
         if pool.isolation_level is not None:

@@ -101,7 +101,7 @@ class StreamCursor(RoutedCursor):
     def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: StreamDigest) -> None:
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
         self._lease, self._cursor, self._seen = lease, cursor, seen
-        lease.streams.add(self)
+        lease.streams |= {self}
         self._siblings.add(self)
         # The holder of the ticket refers to its streams: a connection that nobody else knows of
         # any more must be collected all the same.
@@ -153,7 +153,7 @@ class StreamCursor(RoutedCursor):
         cursor = self.forget()
         if lease is None or cursor is None:
             return
-        lease.streams.discard(self)
+        lease.streams -= {self}
         lease.driver.post(lambda raw: cursor.close())
         if isinstance(lease, ReaderLease):
             lease.stream_closed()

@@ -11,6 +11,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from typing import TypeAlias
 
 from sqlalchemy.util import await_only
@@ -62,10 +63,10 @@ class Pace:
         """Learn how long a statement took. One long run sends a text to the thread."""
         averages = self._averages
         average = averages.pop(text, seconds)  # as in keep_alone
-        if seconds > BUDGET:
-            averages[text] = max(seconds, average)
-        else:
+        if seconds <= BUDGET:
             averages[text] = average + WEIGHT * (seconds - average)
+        else:
+            averages[text] = max(seconds, average)
         if len(averages) > TEXTS:
             averages.popitem(last=False)
 
@@ -107,11 +108,6 @@ class Turn:
             self._schedule()
 
     @property
-    def current(self) -> int | None:
-        """The number of a turn that has done work already; None in a fresh one."""
-        return None if self._began is None else self.number
-
-    @property
     def over(self) -> bool:
         """Whether the next statement is for a later turn."""
         return self._began is not None and time.perf_counter() - self._began > BUDGET
@@ -123,6 +119,13 @@ class Turn:
         self._schedule()
         return future
 
+    def let_in(self, futures: Iterable[asyncio.Future[None]]) -> None:
+        """Let those who wait for ``futures`` go on, one in each turn from now on."""
+        self._lines[True].extend(futures)
+        if not self.over:
+            _next(self._lines[True])
+        self._schedule()
+
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
@@ -132,13 +135,17 @@ class Turn:
         self._began = None
         self._scheduled = False
         for line in self._lines:
-            while line:
-                future = line.popleft()
-                if not future.done():  # nor cancelled
-                    future.set_result(None)
-                    break
+            _next(line)
         if any(self._lines):
             self._schedule()
+
+
+def _next(line: _Line) -> None:
+    while line:
+        future = line.popleft()
+        if not future.done():  # nor cancelled
+            future.set_result(None)
+            return
 
 
 class Turns(threading.local):
@@ -158,10 +165,15 @@ class Turns(threading.local):
 turns = Turns()
 
 
-def give_way(holds: bool = False) -> None:
-    """In a greenlet, wait for a later turn of the loop if this one is over. May be cancelled."""
-    if in_greenlet():
-        turn = turns.of(asyncio.get_running_loop())
-        if turn.over:
-            await_only(turn.later(holds))
-        turn.begin()
+def give_way(holds: bool = False) -> Turn | None:
+    """In a greenlet, wait for a later turn of the loop if this one is over. May be cancelled.
+
+    Returns the loop's turns, the one that it goes on in being the current one.
+    """
+    if not in_greenlet():
+        return None
+    turn = turns.of(asyncio.get_running_loop())
+    if turn.over:
+        await_only(turn.later(holds))
+    turn.begin()
+    return turn

@@ -46,19 +46,27 @@ class ReaderQueue(QueueCommon[Any]):
         return 0 < self.maxsize <= len(self._idle)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if self.full():
+        if 0 < self.maxsize <= len(self._idle):
             raise Full
         self._idle.append(item)
-        self._serial.serve(self._match, None)
+        if self._places:  # who comes only now looks for an idle reader after this
+            self._serial.serve(self._match, None)
 
     def put_nowait(self, item: Any) -> None:
         self.put(item)
 
-    def get_nowait(self) -> Any:
+    def take(self) -> Any:
+        """An idle reader; None if there is none."""
         try:
             return self._idle.pop() if self.use_lifo else self._idle.popleft()
         except IndexError:
-            raise Empty from None
+            return None
+
+    def get_nowait(self) -> Any:
+        reader = self.take()
+        if reader is None:
+            raise Empty
+        return reader
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """A reader; waits ``timeout`` seconds for one, then raises ``Empty``. In a greenlet.
