@@ -9,7 +9,6 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -43,13 +42,14 @@ class Serial:
 class Waiter:
     """Something a task can wait for, and anybody can wake it up from."""
 
-    __slots__ = ("_deadline", "_future", "_loop", "_on_expiry")
+    __slots__ = ("_deadline", "_expire", "_future", "_loop", "_serial")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._future: asyncio.Future[None] | None = None
         self._deadline = 0.0
-        self._on_expiry: Callable[[], None] | None = None
+        self._serial: Serial | None = None
+        self._expire: Callable[[Any], None] | None = None
 
     def prepare(self) -> asyncio.Future[None]:
         """The future to await. Look whether it is still needed before you do."""
@@ -71,13 +71,18 @@ class Waiter:
         """
         if timeout is not None:
             assert self._loop is not None
-            self._on_expiry = partial(serial.serve, expire, self)
+            self._serial, self._expire = serial, expire
             _deadlines.of(self._loop).add(self, timeout)
         try:
             await future
         except BaseException:
             serial.serve(leave, self)
             raise
+
+    def expire(self) -> None:
+        """Its time is up, unless it is over."""
+        if not self.is_over and self._serial is not None and self._expire is not None:
+            self._serial.serve(self._expire, self)
 
     @property
     def is_over(self) -> bool:
@@ -123,9 +128,7 @@ class Deadlines:
     def _expire(self, timeout: float) -> None:
         waiters = self._lines[timeout].waiters
         while waiters and (waiters[0].is_over or waiters[0]._deadline <= self.loop.time()):
-            waiter = waiters.popleft()
-            if not waiter.is_over and waiter._on_expiry is not None:
-                waiter._on_expiry()
+            waiters.popleft().expire()
         if waiters:
             self.loop.call_at(waiters[0]._deadline, self._expire, timeout)
         else:

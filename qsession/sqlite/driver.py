@@ -79,7 +79,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     identity: tuple[int, ...] | None = None
     """Device and inode of the file it was opened on, and more where it must not change."""
     raw: sqlite3.Connection
-    """What is open since :meth:`open`; statements run on the loop only while its thread is quiet."""
+    """What is open since :meth:`open`. On the loop it is used only while its thread is quiet."""
     path = ""
     """The file as SQLite names it; empty where there is none."""
     role: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 
 from sqlalchemy.util import await_only
@@ -192,8 +192,8 @@ class Running(Place):
 class _Ready:
     """Awaited without waiting: SQLAlchemy insists that a statement awaits something."""
 
-    def __await__(self) -> Iterator[None]:
-        return iter(())
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 READY = _Ready()
