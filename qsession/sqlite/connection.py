@@ -22,7 +22,6 @@ from .place import State
 from .transaction import Transaction
 
 if TYPE_CHECKING:
-    from .pace import Turn
     from .pool import WriteQueuePool
 
 
@@ -46,13 +45,11 @@ class RoutedConnection(PoolProxiedConnection):
         "transaction",
     )  # fmt: skip
 
-    def __init__(self, pool: WriteQueuePool, turn: Turn | None) -> None:
+    def __init__(self, pool: WriteQueuePool) -> None:
         self._open = True
         self._detached = False
         self._pool = pool
         self.transaction = Transaction(pool, weakref.ref(self))
-        if turn is not None:
-            self.transaction.turn, self.transaction.admitted = turn, turn.number
         self.streams: set[StreamCursor] | None = None
         self._record: _Entry | None = None
         self._isolation_level: str | None = None

@@ -12,10 +12,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from enum import IntEnum
 from typing import TypeAlias
-
-from sqlalchemy.util import await_only
-from sqlalchemy.util.concurrency import in_greenlet
 
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
@@ -28,6 +26,14 @@ WEIGHT = 0.25
 TEXTS = 1_000
 
 _Line: TypeAlias = "deque[asyncio.Future[None]]"
+
+
+class Who(IntEnum):
+    """Who waits for a later turn of the loop. Each turn lets one of each go on."""
+
+    HOLDER = 0  # has a write ticket, so others wait for it
+    MEMBER = 1  # of a group whose COMMIT is done; many at once
+    OTHER = 2
 
 
 class Pace:
@@ -88,8 +94,8 @@ class Turn:
     """A turn of one loop: who may still begin a statement in it, and who waits for a later one.
 
     It is over ``BUDGET`` after its first statement began, all Python in between included: that
-    takes many times as long as SQLite does. Of those who wait, each turn lets one continue who
-    holds a write ticket, whom others wait for, and one who does not.
+    takes many times as long as SQLite does. Each turn lets one of each kind of those who wait
+    continue, so that a read does not wait behind all the members of a group.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -98,7 +104,7 @@ class Turn:
         """Counts the turns that did work."""
         self._began: float | None = None
         self._scheduled = False
-        self._lines: tuple[_Line, _Line] = (deque(), deque())
+        self._lines: tuple[_Line, ...] = tuple(deque() for _ in Who)
 
     def begin(self) -> None:
         """A statement begins on the loop."""
@@ -112,18 +118,18 @@ class Turn:
         """Whether the next statement is for a later turn."""
         return self._began is not None and time.perf_counter() - self._began > BUDGET
 
-    def later(self, holds: bool) -> asyncio.Future[None]:
+    def later(self, who: Who) -> asyncio.Future[None]:
         """To be awaited before the next statement. It may be cancelled."""
         future = self.loop.create_future()
-        self._lines[not holds].append(future)
+        self._lines[who].append(future)
         self._schedule()
         return future
 
     def let_in(self, futures: Iterable[asyncio.Future[None]]) -> None:
-        """Let those who wait for ``futures`` go on, one in each turn from now on."""
-        self._lines[True].extend(futures)
+        """Let the members who wait for ``futures`` go on, one in each turn from now on."""
+        self._lines[Who.MEMBER].extend(futures)
         if not self.over:
-            _next(self._lines[True])
+            _next(self._lines[Who.MEMBER])
         self._schedule()
 
     def _schedule(self) -> None:
@@ -165,15 +171,3 @@ class Turns(threading.local):
 turns = Turns()
 
 
-def give_way(holds: bool = False) -> Turn | None:
-    """In a greenlet, wait for a later turn of the loop if this one is over. May be cancelled.
-
-    Returns the loop's turns, the one that it goes on in being the current one.
-    """
-    if not in_greenlet():
-        return None
-    turn = turns.of(asyncio.get_running_loop())
-    if turn.over:
-        await_only(turn.later(holds))
-    turn.begin()
-    return turn

@@ -54,7 +54,7 @@ class Place:
 
     __slots__ = (
         "__weakref__", "_access", "_asked", "_by_hand", "_limit", "_pool", "_snapshot", "_task",
-        "activity", "admitted", "autocommit", "began", "busy", "connection", "failure", "first",
+        "activity", "autocommit", "began", "busy", "connection", "failure", "first",
         "has_settings", "last_statement", "lease", "log", "loop", "may_read_instead", "pinned",
         "priority", "reading_since", "settings", "state", "turn", "unsure", "writer", "wrote",
     )  # fmt: skip
@@ -74,8 +74,6 @@ class Place:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.turn: Turn | None = None
         """The turns of :attr:`loop`."""
-        self.admitted = -1
-        """The number of the turn that its next statement may run in, whatever the time."""
         self.busy = 0
         self.activity = 0
         self.last_statement = ""

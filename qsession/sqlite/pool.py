@@ -30,7 +30,7 @@ from .driver import DriverConnection, file_identity
 from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
-from .pace import Pace, Turn, give_way
+from .pace import Pace, Turn
 from .reader_queue import ReaderQueue
 from .writer import Writer
 
@@ -86,7 +86,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """
         if not self._initialized:
             self._initialize()
-        return RoutedConnection(self, give_way())
+        return RoutedConnection(self)
 
     def _initialize(self) -> None:
         ticket = Ticket(self)

@@ -15,7 +15,7 @@ from .group import JOIN
 from .lease import Lease, WriterLease
 from .log import Entry, Outcome, Report, Statement, close_unclaimed, run
 from .need import Need
-from .pace import BUDGET, give_way
+from .pace import BUDGET, Who
 from .place import BUSY_RETRY, Place, State
 
 FEW = 20
@@ -92,11 +92,8 @@ class Running(Place):
         """Wait for a later turn of the loop if this one is over, before anything is attached."""
         turn, lease = self.turn, self.lease
         assert turn is not None
-        admitted, self.admitted = self.admitted, -1
-        if admitted == turn.number:
-            return  # the connection came in this turn, or a statement would wait twice
         if turn.over:
-            await_only(turn.later(self.holds()))
+            await_only(turn.later(Who.HOLDER if self.holds() else Who.OTHER))
             if lease is not None and lease.ended:
                 raise self.failure or QSessionError(
                     f"The transaction was ended elsewhere before {self.last_statement!r} could run."
@@ -162,7 +159,7 @@ class Running(Place):
     ) -> Report:
         try:
             report = lease.driver.run(run, begin, entries, statement)
-            give_way(self.holds())
+            self.enter_turn()
         except BaseException:
             if statement.stream is not None:
                 lease.driver.post(close_unclaimed, statement)  # before it is rolled back

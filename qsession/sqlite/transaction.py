@@ -73,7 +73,6 @@ class Transaction(Ending):
             nothing = _nothing_sent()
             self.log.append(statement, digest(nothing))  # the first statement will replay it
             return nothing
-        self.enter_turn()
         if self.autocommit and self._by_hand is None:  # each statement is its own transaction
             return self._execute_alone(statement, options)
         outcome = self._execute(statement, options)
@@ -89,15 +88,22 @@ class Transaction(Ending):
         begins = self.began or bool(self.log.entries) or not statement.need.runs_outside
         while True:
             if self._place(statement.need) is State.READING:
+                self.enter_turn()
                 self.attach_reader()
             else:
                 self._refuse_to_write(statement)
-                self.attach_writer(statement)  # or a reader, behind a stalled holder
+                self._attach_writer_in_turn(statement)  # or a reader, behind a stalled holder
             on_reader = self.state is State.READING
             report = self.run(statement, begins)
             if report.error is None or not (on_reader and _refused(report)):
                 return self._settle(statement, report)
             statement.need = Need.WRITE  # the database said so
+
+    def _attach_writer_in_turn(self, statement: Statement) -> None:
+        """Who has to wait for the ticket need not wait for a turn of the loop as well."""
+        if self.holds() or self.writer.queue.holder is None:
+            self.enter_turn()
+        self.attach_writer(statement)
 
     def _place(self, need: Need) -> State:
         """Whether a statement goes to a reader (READING) or to the writer (HOLDING)."""
@@ -132,6 +138,7 @@ class Transaction(Ending):
     def _run_alone(self, statement: Statement) -> Outcome:
         reads = statement.need.may_only_read and not self.has_settings
         if reads or self._access == "read":
+            self.enter_turn()
             self.attach_reader()
             report = self.run(statement, begins=False)
             if not _refused(report):
@@ -141,7 +148,7 @@ class Transaction(Ending):
         if statement.need.may_only_read:
             statement.need = Need.WRITE
         statement.stream = None
-        self.attach_writer(statement)
+        self._attach_writer_in_turn(statement)
         outcome = self._settle(statement, self.run(statement, begins=False))
         if outcome.changed:
             self.writer.committed()
