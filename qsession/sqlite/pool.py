@@ -18,6 +18,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from sqlalchemy.util.queue import Empty
 
 from ..config import Settings
+from ..connection_queue import ConnectionQueue
 from ..errors import QueueTimeout
 from ..handoff import to_end
 from ..stats import Stats
@@ -31,7 +32,6 @@ from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace, give_way
-from .reader_queue import ReaderQueue
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     about the readers; the writer is one connection more.
     """
 
-    _queue_class = ReaderQueue
+    _queue_class = ConnectionQueue
 
     def __init__(self, creator: Any, **kw: Any) -> None:
         super().__init__(creator, **kw)

@@ -1,32 +1,33 @@
-"""ReaderQueue: where idle readers wait for tasks, and tasks for readers.
+"""ConnectionQueue: where idle connections wait for tasks, and tasks for connections.
 
 SQLAlchemy's own queue belongs to the loop that first waited on it. This one serves the tasks of
-any loop, first come, first served, and takes a reader back from any thread.
+any loop, first come, first served, and takes a connection back from any thread.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sqlalchemy.util import await_only
 from sqlalchemy.util.queue import Empty, Full, QueueCommon
 
-from ..handoff import Serial, Waiter
+from .handoff import Serial, Waiter
 
 
 class _Place(Waiter):
-    """A task that waits for a reader."""
+    """A task that waits for a connection."""
 
-    __slots__ = ("left", "reader")
+    __slots__ = ("connection", "queued")
 
     def __init__(self) -> None:
         super().__init__()
-        self.left = False
-        self.reader: Any = None
+        self.queued = False
+        self.connection: Any = None
 
 
-class ReaderQueue(QueueCommon[Any]):
+class ConnectionQueue(QueueCommon[Any]):
     """The queue of a :class:`sqlalchemy.pool.QueuePool`."""
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
@@ -35,6 +36,12 @@ class ReaderQueue(QueueCommon[Any]):
         self._idle: deque[Any] = deque()
         self._places: deque[_Place] = deque()
         self._serial = Serial()
+        self.waiting = 0
+        """How many tasks wait."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The idle connections."""
+        return iter(tuple(self._idle))
 
     def qsize(self) -> int:
         return len(self._idle)
@@ -60,10 +67,21 @@ class ReaderQueue(QueueCommon[Any]):
         except IndexError:
             raise Empty from None
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """A reader; waits ``timeout`` seconds for one, then raises ``Empty``. In a greenlet.
+    def take(self, wanted: Callable[[Any], bool]) -> Any:
+        """The first idle connection that is wanted, taken out; None if there is none."""
+        for each in self:
+            if wanted(each):
+                try:
+                    self._idle.remove(each)
+                except ValueError:  # another thread was faster
+                    continue
+                return each
+        return None
 
-        Cancelled: the place is given up, and a reader that was just handed over goes to the next.
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """A connection; waits ``timeout`` seconds for one, then raises ``Empty``. In a greenlet.
+
+        Cancelled: the place is given up, and one that was just handed over goes to the next.
         """
         try:
             return self.get_nowait()
@@ -71,42 +89,53 @@ class ReaderQueue(QueueCommon[Any]):
             if not block:
                 raise
         place = _Place()
-        self._places.append(place)
-        self._serial.serve(self._match, None)
-        if place.reader is None:
+        self._serial.serve(self._join, place)
+        if place.connection is None:
             await_only(self._wait(place, timeout))
-        if place.reader is None:
+        if place.connection is None:
             raise Empty
-        return place.reader
+        return place.connection
 
     async def _wait(self, place: _Place, timeout: float | None) -> None:
         future = place.prepare()
-        if place.reader is not None:
+        if place.connection is not None:
             return
         await place.wait(future, timeout, self._serial, self._expire, self._leave)
 
+    def _join(self, place: _Place) -> None:
+        self._places.append(place)
+        place.queued = True
+        self.waiting += 1
+        self._match(None)
+
+    def _quit(self, place: _Place) -> None:
+        if place.queued:
+            place.queued = False
+            self.waiting -= 1
+
     def _match(self, _: None) -> None:
         while self._places:
-            if self._places[0].left:
+            if not self._places[0].queued:
                 self._places.popleft()
                 continue
             try:
-                reader = self._idle.popleft()
+                connection = self._idle.popleft()
             except IndexError:
                 return  # there is none, or another thread was faster
             place = self._places.popleft()
-            place.reader = reader
+            self._quit(place)
+            place.connection = connection
             if not place.wake():
-                place.reader = None  # or it would come back once more when the task leaves
-                self._idle.appendleft(reader)
+                place.connection = None  # or it would come back once more when the task leaves
+                self._idle.appendleft(connection)
 
     def _leave(self, place: _Place) -> None:
-        place.left = True
-        if place.reader is not None:  # cancelled at the moment of hand-off
-            self._idle.append(place.reader)
+        self._quit(place)
+        if place.connection is not None:  # cancelled at the moment of hand-off
+            self._idle.append(place.connection)
             self._match(None)
 
     def _expire(self, place: _Place) -> None:
-        if place.reader is None and not place.left:
-            place.left = True
+        if place.queued:
+            self._quit(place)
             place.wake()

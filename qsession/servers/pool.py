@@ -1,0 +1,142 @@
+"""ServerPool: SQLAlchemy's pool with asyncpg's terms: sizes, a fair line, and a limit to it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.pool.base import _ConnectionRecord
+from sqlalchemy.util import greenlet_spawn
+
+from ..config import Settings
+from ..connection_queue import ConnectionQueue
+from ..errors import QueueFull, QueueTimeout
+from ..stats import Counters, HistogramRecorder, Stats
+
+
+class ServerPool(AsyncAdaptedQueuePool):
+    """What ``engine.pool`` is on a server. SQLAlchemy's pool arguments keep their meaning.
+
+    Who waits for a connection is served in the order of asking. A place in the pool is given out
+    before its connection is opened, so that one that cannot be opened goes to the next who waits.
+    """
+
+    _queue_class = ConnectionQueue
+    _pool: ConnectionQueue
+
+    def __init__(self, creator: Any, settings: Settings | None = None, **kw: Any) -> None:
+        super().__init__(creator, **kw)
+        self.settings = settings or Settings()
+        if 0 < self.size() < self.settings.min_size:
+            raise ArgumentError(
+                f"min_size={self.settings.min_size!r} is not allowed: at most "
+                f"pool_size={self.size()}, which is how many connections are kept"
+            )
+        self.counters = Counters()
+        self.waits = HistogramRecorder()
+        self._open = self._invoke_creator
+        self._invoke_creator = self._open_and_fill
+        self._filling: asyncio.Task[None] | None = None
+
+    @property
+    def max_size(self) -> int | None:
+        """How many connections there may be at once; None for any number."""
+        return None if self._max_overflow < 0 else self.size() + self._max_overflow
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open, in use or idle."""
+        idle = sum(1 for record in self._pool if record.dbapi_connection is not None)
+        return self.checkedout() + idle
+
+    def stats(self) -> Stats:
+        """The line for connections at this moment, and the counters since the engine was made."""
+        waits, counters = self.waits.freeze(), self.counters
+        return Stats(
+            waiting=self._pool.waiting,
+            holder=None,
+            acquired=waits.count,
+            timeouts=counters.timeouts,
+            conflicts=counters.conflicts,
+            replays=0,
+            suspensions=0,
+            commits=counters.commits,
+            groups=0,
+            predicted=0,
+            waits=waits,
+            holds=counters.holds.freeze(),
+            size=self.open_connections,
+            in_use=self.checkedout(),
+        )
+
+    async def fill(self) -> None:
+        """Open connections until ``min_size`` are open; raises the driver's error."""
+        while self._filling is not None:
+            await asyncio.wait([self._filling])
+        await greenlet_spawn(self._fill)
+
+    def _fill(self) -> None:
+        while self.open_connections < self.settings.min_size:
+            record = self._vacant()
+            if record is None:
+                return
+            try:
+                record.get_connection()
+            except BaseException as error:
+                record._checkin_failed(error, _fairy_was_created=False)
+                raise
+            record.checkin(_fairy_was_created=False)
+
+    def _vacant(self) -> Any:
+        """A place without a connection; None if there is none."""
+        record = self._pool.take(lambda each: each.dbapi_connection is None)
+        if record is None and self._inc_overflow():
+            record = self._create_connection()
+        return record
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        return cast("ConnectionPoolEntry", _ConnectionRecord(self, connect=False))
+
+    def _open_and_fill(self, rec: ConnectionPoolEntry) -> Any:
+        connection = self._open(rec)
+        if self._filling is None and self.open_connections < self.settings.min_size:
+            self._filling = asyncio.ensure_future(greenlet_spawn(self._fill))
+            self._filling.add_done_callback(self._filled)
+        return connection
+
+    def _filled(self, task: asyncio.Task[None]) -> None:
+        self._filling = None
+        if not task.cancelled() and task.exception() is not None:
+            self.logger.warning("min_size connections could not be opened: %s", task.exception())
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        limit = self.settings.max_waiting
+        exhausted = self._pool.empty() and 0 <= self._max_overflow <= self._overflow
+        if limit is not None and exhausted and self._pool.waiting >= limit:
+            raise QueueFull(
+                f"{self._pool.waiting} tasks already wait for one of the {self.max_size} "
+                f"connections, which is max_waiting. Try again later, or turn the caller away."
+            )
+        began = time.monotonic()
+        try:
+            record = super()._do_get()
+        except QueueTimeout:
+            raise
+        except PoolTimeout:
+            self.counters.timeouts += 1
+            raise QueueTimeout(
+                f"No connection came free in {self._timeout:g} s: {self.checkedout()} of "
+                f"{self.max_size} are in use and {self._pool.waiting} more tasks wait."
+            ) from None
+        self.waits.observe(time.monotonic() - began)
+        return record
+
+    def recreate(self) -> ServerPool:
+        pool = super().recreate()
+        assert isinstance(pool, ServerPool)
+        pool.settings, pool.counters, pool.waits = self.settings, self.counters, self.waits
+        return pool
