@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 Access = Literal["read", "write", "auto"]
 Durability = Literal["full", "normal"]
+Isolation = Literal["SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED"]
 
 
 @dataclass(frozen=True)

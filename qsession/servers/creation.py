@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy.engine import URL
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ..config import NAMES, Settings
+from . import failures, isolation
 from .pool import ServerPool
 
 
@@ -22,7 +24,22 @@ def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:
         kw.update(poolclass=ServerPool, settings=settings)
         if explicit:
             kw.setdefault("pool_timeout", settings.queue_timeout)
-    return create_async_engine(url, **kw)
+    engine = create_async_engine(url, **kw)
+    listen(engine.sync_engine)
+    if settings.access == "read":
+        engine.sync_engine.update_execution_options(qsession_access="read")
+    return engine
+
+
+def listen(engine: Engine) -> None:
+    """Have an engine tell the server our options, and tell us its errors."""
+    event.listen(engine, "set_engine_execution_options", isolation.add_to_engine_options)
+    event.listen(engine, "set_connection_execution_options", isolation.add_to_connection_options)
+    event.listen(engine, "handle_error", failures.explain)
+    event.listen(engine, "begin", failures.note_begin)
+    event.listen(engine, "commit", failures.note_commit)
+    if isolation.is_mysql(engine.dialect):
+        event.listen(engine, "begin", isolation.tell_mysql)
 
 
 def take_settings(url: URL, kw: dict[str, Any], names: Iterable[str]) -> tuple[Settings, URL]:

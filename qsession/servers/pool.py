@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any, cast
 
 from sqlalchemy.exc import ArgumentError
@@ -15,7 +16,10 @@ from sqlalchemy.util import greenlet_spawn
 from ..config import Settings
 from ..connection_queue import ConnectionQueue
 from ..errors import QueueFull, QueueTimeout
+from ..handoff import running_loop
 from ..stats import Counters, HistogramRecorder, Stats
+from .loops import abandon
+from .opening import Opening
 
 
 class ServerPool(AsyncAdaptedQueuePool):
@@ -38,9 +42,15 @@ class ServerPool(AsyncAdaptedQueuePool):
             )
         self.counters = Counters()
         self.waits = HistogramRecorder()
-        self._open = self._invoke_creator
-        self._invoke_creator = self._open_and_fill
+        self.opening = Opening()
+        self._connect = self._invoke_creator
+        self._invoke_creator = self._open
+        self._loops: dict[int, asyncio.AbstractEventLoop] = {}
+        """The loop of each open connection, by its id()."""
+        self._taken: dict[Any, tuple[float, str]] = {}
+        """The places in use, the oldest first: since when, and by which task."""
         self._filling: asyncio.Task[None] | None = None
+        self._replaced = False
 
     @property
     def max_size(self) -> int | None:
@@ -101,12 +111,31 @@ class ServerPool(AsyncAdaptedQueuePool):
     def _create_connection(self) -> ConnectionPoolEntry:
         return cast("ConnectionPoolEntry", _ConnectionRecord(self, connect=False))
 
-    def _open_and_fill(self, rec: ConnectionPoolEntry) -> Any:
-        connection = self._open(rec)
+    def _open(self, rec: ConnectionPoolEntry) -> Any:
+        """Open the connection of a place; SQLAlchemy calls it when the place has none."""
+        deadline: float = vars(rec).get("deadline", time.monotonic() + self._timeout)
+        try:
+            connection = self.opening.open(partial(self._try_to_connect, rec), deadline)
+        except QueueTimeout:
+            self.counters.timeouts += 1
+            raise
+        loop = asyncio.get_running_loop()
+        self._loops[id(connection)] = loop
         if self._filling is None and self.open_connections < self.settings.min_size:
-            self._filling = asyncio.ensure_future(greenlet_spawn(self._fill))
+            self._filling = loop.create_task(greenlet_spawn(self._fill))
             self._filling.add_done_callback(self._filled)
         return connection
+
+    def _try_to_connect(self, rec: ConnectionPoolEntry) -> Any:
+        dbapi: Any = cast("Any", self._dialect).loaded_dbapi
+        try:
+            return self._connect(rec)
+        except dbapi.Error:
+            raise
+        except Exception as error:  # drivers let some through as they come
+            if isinstance(error, (OSError, asyncio.TimeoutError)) or hasattr(error, "sqlstate"):
+                raise dbapi.OperationalError(f"{type(error).__name__}: {error}") from error
+            raise
 
     def _filled(self, task: asyncio.Task[None]) -> None:
         self._filling = None
@@ -118,25 +147,65 @@ class ServerPool(AsyncAdaptedQueuePool):
         exhausted = self._pool.empty() and 0 <= self._max_overflow <= self._overflow
         if limit is not None and exhausted and self._pool.waiting >= limit:
             raise QueueFull(
-                f"{self._pool.waiting} tasks already wait for one of the {self.max_size} "
-                f"connections, which is max_waiting. Try again later, or turn the caller away."
+                f"{self._pool.waiting} tasks already wait for a connection, which is max_waiting. "
+                f"{self._who_has_them()} Try again later, or turn the caller away."
             )
         began = time.monotonic()
         try:
-            record = super()._do_get()
+            record: Any = super()._do_get()
         except QueueTimeout:
             raise
         except PoolTimeout:
             self.counters.timeouts += 1
             raise QueueTimeout(
-                f"No connection came free in {self._timeout:g} s: {self.checkedout()} of "
-                f"{self.max_size} are in use and {self._pool.waiting} more tasks wait."
+                f"No connection came free in {self._timeout:g} s; {self._pool.waiting} more tasks "
+                f"wait. {self._who_has_them()}"
             ) from None
-        self.waits.observe(time.monotonic() - began)
-        return record
+        now = time.monotonic()
+        self.waits.observe(now - began)
+        record.deadline = began + self._timeout
+        self._taken[record] = now, _task_name()
+        if record.dbapi_connection is not None and self._is_foreign(record.dbapi_connection):
+            record.invalidate()
+        return cast("ConnectionPoolEntry", record)
+
+    def _who_has_them(self) -> str:
+        text = f"{self.checkedout()} of {self.max_size} connections are in use."
+        for since, task in self._taken.values():
+            held = time.monotonic() - since
+            return f"{text} The one in use for the longest time, {held:.2f} s, is of {task}."
+        return text
+
+    def _is_foreign(self, connection: Any) -> bool:
+        return self._loops.get(id(connection)) is not running_loop()
+
+    def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
+        foreign = self._is_foreign(connection)
+        loop = self._loops.pop(id(connection), None)
+        if foreign and loop is not None:
+            abandon(connection, loop)
+        else:
+            super()._close_connection(connection, terminate=terminate)
+
+    def _do_return_conn(self, record: Any) -> None:
+        taken = self._taken.pop(record, None)
+        if taken is not None:
+            self.counters.holds.observe(time.monotonic() - taken[0])
+        if self._replaced:
+            record.invalidate()  # nobody will dispose of this pool again
+        super()._do_return_conn(record)
 
     def recreate(self) -> ServerPool:
         pool = super().recreate()
         assert isinstance(pool, ServerPool)
         pool.settings, pool.counters, pool.waits = self.settings, self.counters, self.waits
+        pool.opening = self.opening
+        self._replaced = True
+        if self._filling is not None and self._filling.get_loop() is running_loop():
+            self._filling.cancel()
         return pool
+
+
+def _task_name() -> str:
+    task = asyncio.current_task() if running_loop() is not None else None
+    return "code outside of a task" if task is None else f"task {task.get_name()!r}"

@@ -1,0 +1,68 @@
+"""How isolated a transaction is on a server: from the options of ours to what the server is told.
+
+PostgreSQL is told with the BEGIN that it gets anyway, by SQLAlchemy's own execution options. MySQL
+has no such BEGIN: it is told beforehand, for the next transaction only, in a statement of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import Connection, Engine
+
+ISOLATION = "qsession_isolation"
+ACCESS = "qsession_access"
+
+
+def add_to_engine_options(engine: Engine, options: dict[str, Any]) -> None:
+    """Listens for ``Engine.execution_options``."""
+    _add(engine.dialect, options)
+
+
+def add_to_connection_options(connection: Connection, options: dict[str, Any]) -> None:
+    """Listens for ``Connection.execution_options``."""
+    _add(connection.dialect, options)
+
+
+def _add(dialect: Any, options: dict[str, Any]) -> None:
+    if is_mysql(dialect):
+        return
+    if ISOLATION in options:
+        # SERIALIZABLE READ ONLY where it only reads: with less, PostgreSQL can show such a
+        # transaction a state that no serial order of the others explains.
+        options.setdefault("isolation_level", options[ISOLATION] or "SERIALIZABLE")
+    if ACCESS in options and "postgresql_readonly" in dialect.connection_characteristics:
+        options.setdefault("postgresql_readonly", options[ACCESS] == "read")
+
+
+def tell_mysql(connection: Connection) -> None:
+    """Listens for the beginning of each transaction on MySQL or MariaDB."""
+    parts = _mysql_parts(connection.get_execution_options())
+    if not parts:
+        return
+    statement = f"SET TRANSACTION {', '.join(parts)}"
+    cursor: Any = None
+    try:
+        cursor = connection.connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+    except BaseException as error:  # as SQLAlchemy does around a BEGIN of its own
+        connection._handle_dbapi_exception(error, statement, (), cursor, None)
+
+
+def _mysql_parts(options: Any) -> list[str]:
+    parts = []
+    only_reads = options.get(ACCESS) == "read"
+    if ISOLATION in options and "isolation_level" not in options:
+        # InnoDB's SERIALIZABLE locks what it reads. A snapshot beside writers that do so is as
+        # serializable, and neither waits for them nor makes them wait.
+        level = "REPEATABLE READ" if only_reads else "SERIALIZABLE"
+        parts.append(f"ISOLATION LEVEL {options[ISOLATION] or level}")
+    if only_reads:
+        parts.append("READ ONLY")
+    return parts
+
+
+def is_mysql(dialect: Any) -> bool:
+    """Whether the server is MySQL or MariaDB."""
+    return dialect.name in ("mysql", "mariadb")
