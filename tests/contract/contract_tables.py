@@ -64,12 +64,12 @@ class Database:
         if not self.is_sqlite:
             await self.until_alone()
 
-    async def until_alone(self) -> None:
-        """Wait until nobody else is connected to the database: a server lets go a bit later."""
+    async def until_alone(self, in_transaction: bool = False) -> None:
+        """Wait until nobody else is connected, or has a transaction: a server lets go later."""
         until = asyncio.get_running_loop().time() + PATIENCE
-        while left := await self.others():
+        while left := await self.others(in_transaction):
             assert asyncio.get_running_loop().time() < until, f"{left} sessions are still there"
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.15)  # InnoDB shows the same picture to who asks within 0.1 s
 
     async def others(self, in_transaction: bool = False) -> int:
         """How many sessions the server has on this database, besides the one that asks."""
