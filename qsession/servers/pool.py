@@ -22,6 +22,21 @@ from .loops import abandon
 from .opening import Opening
 
 
+class _Place(_ConnectionRecord):
+    """A place in the pool, with its connection or without."""
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        """As SQLAlchemy's, which loses the place when what resets the connection is cancelled."""
+        try:
+            super().checkin(_fairy_was_created)
+        except BaseException as error:
+            try:
+                self.invalidate(error)
+            finally:
+                super().checkin(_fairy_was_created=False)
+            raise
+
+
 class ServerPool(AsyncAdaptedQueuePool):
     """What ``engine.pool`` is on a server. SQLAlchemy's pool arguments keep their meaning.
 
@@ -108,7 +123,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         return record
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        return cast("ConnectionPoolEntry", _ConnectionRecord(self, connect=False))
+        return cast("ConnectionPoolEntry", _Place(self, connect=False))
 
     def _open(self, rec: ConnectionPoolEntry) -> Any:
         """Open the connection of a place; SQLAlchemy calls it when the place has none."""
