@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 Access = Literal["read", "write", "auto"]
 Durability = Literal["full", "normal"]
+Isolation = Literal["SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Settings:
     """Whether statements known to be short run on the event loop instead of in a thread."""
     max_hold: float | None = None
     """How long a transaction may hold the ticket before it is rolled back. ``None``: for ever."""
+    min_size: int = 0
+    """How many connections to a server are opened ahead and kept. SQLite's open when needed."""
+    max_size: int | None = None
+    """How many connections there may be: ``pool_size`` with no overflow. ``None``: as it says."""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -49,6 +54,10 @@ class Settings:
                 object.__setattr__(self, name, check(value))
             except (TypeError, ValueError, KeyError):
                 raise ArgumentError(f"{name}={value!r} is not allowed: {_ALLOWED[name]}") from None
+        if self.max_size is not None and self.min_size > self.max_size:
+            raise ArgumentError(
+                f"min_size={self.min_size!r} is not allowed: at most max_size={self.max_size!r}"
+            )
 
     def with_options(self, options: Mapping[str, Any]) -> Settings:
         """These settings, with those that ``options`` names changed; other keys are an error."""
@@ -96,6 +105,13 @@ def _count_or_off(value: Any) -> int | None:
     return count
 
 
+def _none_or_more(value: Any) -> int:
+    count = _count_or_off(value)
+    if count is None:
+        raise ValueError
+    return count
+
+
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -103,10 +119,14 @@ def _flag(value: Any) -> bool:
 
 
 def _count(value: Any) -> int:
-    count = _count_or_off(value)
+    count = _none_or_more(value)
     if not count:
         raise ValueError
     return count
+
+
+def _one_or_more_or_off(value: Any) -> int | None:
+    return None if _off(value) else _count(value)
 
 
 _TIME = "a number of seconds, 0 or more"
@@ -121,6 +141,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "wal_warn": _count_or_off,
     "inline": _flag,
     "max_hold": _seconds_or_off,
+    "min_size": _none_or_more,
+    "max_size": _one_or_more_or_off,
 }
 _ALLOWED = {
     "access": "one of 'read', 'write', 'auto'",
@@ -133,4 +155,6 @@ _ALLOWED = {
     "wal_warn": "a number of bytes, or 'off'",
     "inline": "true or false",
     "max_hold": f"{_TIME}, or None for no limit",
+    "min_size": "a whole number, 0 or more",
+    "max_size": "a whole number, 1 or more, or None",
 }

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import create_async_engine as _create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
-from .config import NAMES, Settings
+from .servers.creation import create_server_engine, pool_size, take_settings
+from .servers.pool import ServerPool
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -51,8 +52,23 @@ class QueuedAsyncEngine(AsyncEngine):
     _connection_cls = QueuedAsyncConnection
 
     def stats(self) -> Stats:
-        """The write queue at this moment, and the counters since the engine was made."""
+        """The write queue at this moment, and the counters since the engine was made.
+
+        On a server it is the line for the connections of the pool.
+        """
+        if isinstance(self.pool, ServerPool):
+            return self.pool.stats()
         return self._queued_pool("to look at").stats()
+
+    async def fill(self) -> None:
+        """Open ``min_size`` connections now, and at least one, rather than with the first use.
+
+        Raises what opening a connection raises. Cancelled, it keeps those it has opened.
+        """
+        async with self.connect():
+            pass
+        if isinstance(self.pool, ServerPool):
+            await self.pool.fill()
 
     def _queued_pool(self, purpose: str) -> WriteQueuePool:
         if not _is_queued(self.dialect):
@@ -85,12 +101,16 @@ class QueuedAsyncEngine(AsyncEngine):
 def create_async_engine(url: str | URL, **kw: Any) -> QueuedAsyncEngine:
     """SQLAlchemy's ``create_async_engine`` with the settings of :class:`Settings` as keywords more.
 
-    ``sqlite+aiosqlite://`` (and ``sqlite://``) becomes ``sqlite+qsession://``; any other URL is
-    passed through. Raises :class:`sqlalchemy.exc.ArgumentError` for a setting that is not allowed.
+    ``sqlite+aiosqlite://`` (and ``sqlite://``) becomes ``sqlite+qsession://``. Any other URL is
+    a server's, and the server is the queue: see :doc:`howto/servers`. Raises
+    :class:`sqlalchemy.exc.ArgumentError` for a setting that is not allowed.
     """
     url = make_url(url)
     if url.drivername in ("sqlite", "sqlite+aiosqlite"):
         url = url.set(drivername="sqlite+qsession")
-    if url.drivername != "sqlite+qsession":
-        Settings().with_options({name: kw.pop(name) for name in NAMES if name in kw})
-    return QueuedAsyncEngine(_create_async_engine(url, **kw).sync_engine)
+    if url.drivername == "sqlite+qsession":
+        sizes, url = take_settings(url, kw, ("min_size", "max_size"))
+        engine = _create_async_engine(url, **pool_size(sizes.max_size, kw))
+    else:
+        engine = create_server_engine(url, kw)
+    return QueuedAsyncEngine(engine.sync_engine)

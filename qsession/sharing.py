@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.ext.asyncio.session import _AsyncSessionContextManager
 from sqlalchemy.util import greenlet_spawn
 
-from qsession.config import Access
+from qsession.config import Access, Isolation
 from qsession.errors import UncommittedChangesWarning
 from qsession.inner import InnerSession, inner_class
 from qsession.line import Line, SharedResult, in_turn, to_the_end
@@ -29,19 +29,23 @@ if TYPE_CHECKING:
 
 Bind = AsyncEngine | AsyncConnection
 
-_modes: weakref.WeakKeyDictionary[AsyncEngine, dict[tuple[Access, int], AsyncEngine]]
+Mode = tuple[Access, int, Isolation | None]
+
+_modes: weakref.WeakKeyDictionary[AsyncEngine, dict[Mode, AsyncEngine]]
 _modes = weakref.WeakKeyDictionary()
 
 
-def _in_mode(bind: Any, access: Access, priority: int) -> Any:
-    """`bind` with the options that tell the dialect how to route; a connection keeps its own."""
+def _in_mode(bind: Any, mode: Mode) -> Any:
+    """`bind` with the options that tell how to run transactions; a connection keeps its own."""
     if not isinstance(bind, AsyncEngine):
         return bind
     engines = _modes.setdefault(bind, {})
-    engine = engines.get((access, priority))
+    engine = engines.get(mode)
     if engine is None:
-        engine = bind.execution_options(qsession_access=access, qsession_priority=priority)
-        engines[access, priority] = engine
+        access, priority, isolation = mode
+        engine = engines[mode] = bind.execution_options(
+            qsession_access=access, qsession_priority=priority, qsession_isolation=isolation
+        )
     return engine
 
 
@@ -99,17 +103,24 @@ class QSession(AsyncSession):
         sync_session_class: type[Session] | None = None,
         access: Access = "write",
         priority: int = 0,
+        isolation: Isolation | None = None,
         **kw: Any,
     ) -> None:
         if access not in get_args(Access):
             raise exc.ArgumentError(f"access={access!r}: give one of 'read', 'write', 'auto'")
+        if isolation is not None and isolation not in get_args(Isolation):
+            raise exc.ArgumentError(
+                f"isolation={isolation!r}: give one of {', '.join(map(repr, get_args(Isolation)))}"
+            )
         self.access: Access = access
         self.priority = priority
+        self.isolation: Isolation | None = isolation
+        mode = (access, priority, isolation)
         self.line = Line()
         if binds:
-            binds = {key: _in_mode(each, access, priority) for key, each in binds.items()}
+            binds = {key: _in_mode(each, mode) for key, each in binds.items()}
         super().__init__(
-            bind=_in_mode(bind, access, priority),
+            bind=_in_mode(bind, mode),
             binds=binds,
             sync_session_class=inner_class(sync_session_class or self.sync_session_class),
             **kw,

@@ -105,6 +105,10 @@ class Stats:
     """How many texts the table of the access prediction knows."""
     waits: Histogram
     holds: Histogram
+    size: int = 0
+    """Open connections of the pool; on SQLite the readers."""
+    in_use: int = 0
+    """Those of them that somebody has."""
 
 
 @dataclass

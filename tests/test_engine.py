@@ -13,8 +13,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_engine_from_config
 from sqlalchemy.ext.asyncio import create_async_engine as stock_engine
+from sqlalchemy.pool import NullPool
 
 from qsession import QueuedAsyncEngine, create_async_engine
+from qsession.servers.pool import ServerPool
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite", "sqlite+qsession"])
@@ -118,16 +120,49 @@ async def test_connect_args_that_applications_pass(make: Make) -> None:
         assert len((await connection.execute(select(notes.c.id))).all()) == 2
 
 
-def test_other_databases_are_passed_through() -> None:
-    """Any other URL makes the engine that SQLAlchemy makes; settings of ours are checked."""
+def test_a_server_gets_its_own_pool() -> None:
+    """Any other URL makes an engine on a pool for servers; settings of ours are checked."""
     url, driver = "postgresql+asyncpg://u:p@nowhere/db", SimpleNamespace(paramstyle="format")
-    engine = create_async_engine(url, module=driver, queue_timeout=3, pool_size=2)
-    assert engine.url.drivername == "postgresql+asyncpg"
-    assert engine.pool.size() == 2  # type: ignore[attr-defined]
-    with pytest.raises(InvalidRequestError, match=r"postgresql\+asyncpg has no write queue"):
-        engine.stats()
+    engine = create_async_engine(url + "?min_size=1", module=driver, queue_timeout=3, pool_size=2)
+    assert isinstance(engine.pool, ServerPool)
+    assert str(engine.url) == "postgresql+asyncpg://u:***@nowhere/db"
+    assert (engine.pool.size(), engine.pool.timeout(), engine.pool.settings.min_size) == (2, 3, 1)
+    assert engine.stats().size == 0
     with pytest.raises(ArgumentError, match="queue_timeout='x' is not allowed"):
         create_async_engine(url, module=driver, queue_timeout="x")
+
+
+def test_a_pool_of_the_callers_own_is_kept() -> None:
+    """With another poolclass there is nothing to count or to wait for, and stats() says so."""
+    url, driver = "postgresql+asyncpg://u:p@nowhere/db", SimpleNamespace(paramstyle="format")
+    engine = create_async_engine(url, module=driver, queue_timeout=3, poolclass=NullPool)
+    assert isinstance(engine.pool, NullPool)
+    with pytest.raises(InvalidRequestError, match=r"postgresql\+asyncpg has no write queue"):
+        engine.stats()
+
+
+def test_max_size_is_pool_size_without_overflow(tmp_path: Path) -> None:
+    """max_size says the same on SQLite and on a server, and not beside pool_size."""
+    driver = SimpleNamespace(paramstyle="format")
+    for url, kw in (
+        (f"sqlite+aiosqlite:///{tmp_path}/a.db", {}),
+        ("postgresql+asyncpg://u:p@nowhere/db", {"module": driver}),
+    ):
+        for engine in (
+            create_async_engine(url, max_size=3, min_size=2, **kw),
+            create_async_engine(url + "?max_size=3&min_size=2", **kw),
+        ):
+            pool: Any = engine.pool
+            assert (pool.size(), pool._max_overflow) == (3, 0)
+            assert dict(engine.url.query) == {}
+        with pytest.raises(ArgumentError, match="not both"):
+            create_async_engine(url, max_size=3, pool_size=3, **kw)
+        with pytest.raises(ArgumentError, match="min_size=4 is not allowed: at most max_size=3"):
+            create_async_engine(url, max_size=3, min_size=4, **kw)
+    with pytest.raises(ArgumentError, match="min_size=6 is not allowed: at most pool_size=5"):
+        create_async_engine("postgresql+asyncpg://u:p@nowhere/db", module=driver, min_size=6)
+    with pytest.raises(ArgumentError, match=r"max_size is for qsession\.create_async_engine"):
+        stock_engine(f"sqlite+qsession:///{tmp_path}/a.db?max_size=3")
 
 
 async def test_execution_options_of_an_engine(make: Make) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_dbapi, SQLiteDialect_aiosqlite
 from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only
 
@@ -81,7 +82,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         **kw: Any,
     ) -> None:
         given = locals()
-        self._given = {name: given[name] for name in NAMES if given[name] is not None}
+        self._given = {name: given[name] for name in NAMES if given.get(name) is not None}
         self.settings = Settings().with_options(self._given)
         self.database = ""
         self._memory: MemoryDatabase | None = None
@@ -115,6 +116,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     def create_connect_args(self, url: URL) -> Any:
         settings = {name: url.query[name] for name in NAMES if name in url.query}
+        for name in ("min_size", "max_size"):
+            if name in settings:
+                raise ArgumentError(
+                    f"{name} is for qsession.create_async_engine; SQLAlchemy's has pool_size"
+                )
         self._given = {**settings, **self._given}
         self.settings = Settings().with_options(self._given)
         url = url.difference_update_query(settings)

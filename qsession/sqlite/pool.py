@@ -18,6 +18,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from sqlalchemy.util.queue import Empty, Full
 
 from ..config import Settings
+from ..connection_queue import ConnectionQueue
 from ..errors import QueueTimeout
 from ..handoff import to_end
 from ..stats import Stats
@@ -31,7 +32,6 @@ from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace, Turn, Who, turns
-from .reader_queue import ReaderQueue
 from .writer import Writer
 
 
@@ -42,9 +42,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     about the readers; the writer is one connection more.
     """
 
-    _queue_class = ReaderQueue
+    _queue_class = ConnectionQueue
     _dialect: Any  # a QSessionDialect
-    _pool: Any  # a ReaderQueue
+    _pool: ConnectionQueue
 
     def __init__(self, creator: Any, **kw: Any) -> None:
         super().__init__(creator, **kw)
@@ -114,7 +114,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         dispatch = self.dispatch
         if self._pre_ping or self.echo or dispatch.checkout or dispatch.checkin or dispatch.reset:
             return self._observed_reader()
-        record: Any = self._pool.take() or self._do_get()
+        record: Any = self._pool.pop() or self._do_get()
         try:
             driver: DriverConnection = record.get_connection()
             if driver.role is None:
@@ -189,7 +189,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         return explain(error, self.database)
 
     def stats(self) -> Stats:
-        return self.writer.stats()
+        return self.writer.stats(self.checkedout() + self._pool.open, self.checkedout())
 
     async def drain(self, timeout: float | None) -> None:
         """Refuse new transactions and wait for the end of those at work."""

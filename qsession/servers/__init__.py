@@ -1,0 +1,1 @@
+"""PostgreSQL and MySQL, where the server is the queue: pool, isolation, conflicts."""

@@ -1,0 +1,59 @@
+"""How an engine is made from SQLAlchemy's keywords and ours, in the URL or beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from ..config import NAMES, Settings
+from . import failures, isolation
+from .pool import ServerPool
+
+
+def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:
+    """SQLAlchemy's engine on a :class:`ServerPool`, unless the caller names another pool."""
+    explicit = "queue_timeout" in kw or "queue_timeout" in url.query
+    settings, url = take_settings(url, kw, NAMES)
+    kw = pool_size(settings.max_size, kw)
+    if "pool" not in kw and "poolclass" not in kw:
+        kw.update(poolclass=ServerPool, settings=settings)
+        if explicit:
+            kw.setdefault("pool_timeout", settings.queue_timeout)
+    engine = create_async_engine(url, **kw)
+    listen(engine.sync_engine)
+    if settings.access == "read":
+        engine.sync_engine.update_execution_options(qsession_access="read")
+    return engine
+
+
+def listen(engine: Engine) -> None:
+    """Have an engine tell the server our options, and tell us its errors."""
+    event.listen(engine, "engine_connect", isolation.tell_new_connection)
+    event.listen(engine, "set_connection_execution_options", isolation.tell_connection)
+    event.listen(engine, "handle_error", failures.explain)
+    event.listen(engine, "begin", failures.note_begin)
+    event.listen(engine, "commit", failures.note_commit)
+    if isolation.is_mysql(engine.dialect):
+        event.listen(engine, "begin", isolation.tell_mysql)
+
+
+def take_settings(url: URL, kw: dict[str, Any], names: Iterable[str]) -> tuple[Settings, URL]:
+    """The settings called ``names``, taken out of the keywords and of the URL."""
+    in_url = {name: url.query[name] for name in names if name in url.query}
+    in_kw = {name: kw.pop(name) for name in names if name in kw}
+    settings = Settings().with_options({**in_url, **in_kw})
+    return settings, url.difference_update_query(in_url)
+
+
+def pool_size(max_size: int | None, kw: dict[str, Any]) -> dict[str, Any]:
+    """The keywords with ``max_size`` said in SQLAlchemy's terms."""
+    if max_size is None:
+        return kw
+    if "pool_size" in kw or "max_overflow" in kw:
+        raise ArgumentError("give max_size, or pool_size and max_overflow, not both")
+    return {**kw, "pool_size": max_size, "max_overflow": 0}
