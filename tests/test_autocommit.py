@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from engines import Make, metadata, notes
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from qsession import QueuedAsyncEngine
@@ -105,3 +107,27 @@ async def test_the_option_ends_with_the_connection(make: Make) -> None:
         await other.execute(text("DELETE FROM notes"))
         await other.rollback()
         assert await other.scalar(COUNT) == 3
+
+
+async def test_a_statement_that_fails_leaves_nothing(make: Make) -> None:
+    """A constraint undoes the statement alone, and the connection goes on at once."""
+    engine, connection = await autocommit(make)
+    with pytest.raises(IntegrityError):
+        await connection.execute(text("INSERT INTO notes (id) VALUES (7), (1)"))
+    assert engine.stats().holder is None
+    assert await run(connection, "INSERT INTO notes (id) VALUES (8)") == 4
+    await connection.close()
+
+
+async def test_a_trigger_that_rolls_back_leaves_nothing(make: Make) -> None:
+    """Where SQLite itself ends the transaction around a statement, the next one can begin."""
+    engine, connection = await autocommit(make)
+    await run(
+        connection,
+        "CREATE TRIGGER never BEFORE UPDATE ON notes BEGIN SELECT RAISE(ROLLBACK, 'never'); END",
+    )
+    with pytest.raises(IntegrityError, match="never"):
+        await connection.execute(text("UPDATE notes SET body = 1"))
+    assert engine.stats().holder is None
+    assert await run(connection, "DELETE FROM notes WHERE id=0") == 2
+    await connection.close()

@@ -132,8 +132,9 @@ class Running(Place):
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
-        rows = len(statement.parameters) if statement.many else 1
-        self._pool.pace.note(statement.sql, report.seconds * min(1.0, FEW / max(rows, 1)))
+        if not report.refused:  # else it has not shown yet how long it takes
+            rows = len(statement.parameters) if statement.many else 1
+            self._pool.pace.note(statement.sql, report.seconds * min(1.0, FEW / max(rows, 1)))
         if begin is not None and report.in_transaction and report.diverged is None:
             self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)
