@@ -97,9 +97,9 @@ class PoolConnection(Statements):
         scope = await self._scope.turn(None, closing=True)
         self._shut()
         scope.give()
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await greenlet_spawn(connection.close)
+        if self._connection is not None:
+            await greenlet_spawn(self._connection.close)
+            self._connection = None
 
     async def _terminate(self) -> None:
         """Close the connection under whoever uses it."""

@@ -119,7 +119,10 @@ class AsyncConnectionPool(Statements):
         given back before. Cancelled: runs to its end, then the cancellation is raised.
         """
         try:
+            await connection._close()
+        except asyncio.CancelledError:
             await to_the_end(connection._close())
+            raise
         finally:
             self._acquired.pop(connection, None)
             if not self._acquired:

@@ -166,7 +166,6 @@ class Transaction(Ending):
             self.writer.committed()
         return outcome
 
-
     def _run_in_group(self, statement: Statement, options: Any) -> Outcome | None:
         """Between a BEGIN and a COMMIT of its own, so that it can share the COMMIT with others.
 
