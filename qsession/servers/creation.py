@@ -33,8 +33,8 @@ def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:
 
 def listen(engine: Engine) -> None:
     """Have an engine tell the server our options, and tell us its errors."""
-    event.listen(engine, "set_engine_execution_options", isolation.add_to_engine_options)
-    event.listen(engine, "set_connection_execution_options", isolation.add_to_connection_options)
+    event.listen(engine, "engine_connect", isolation.tell_new_connection)
+    event.listen(engine, "set_connection_execution_options", isolation.tell_connection)
     event.listen(engine, "handle_error", failures.explain)
     event.listen(engine, "begin", failures.note_begin)
     event.listen(engine, "commit", failures.note_commit)

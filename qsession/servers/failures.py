@@ -29,11 +29,10 @@ COMMITTING = "qsession_committing"
 
 
 def code_of(error: BaseException) -> object:
-    """The SQLSTATE of a driver of PostgreSQL, the number of one of MySQL, or None."""
-    state = getattr(error, "sqlstate", None)
-    if state is not None:
-        return state
-    return error.args[0] if error.args and isinstance(error.args[0], int) else None
+    """The number from a driver of MySQL, the SQLSTATE from one of PostgreSQL, or None."""
+    if error.args and isinstance(error.args[0], int):
+        return error.args[0]
+    return getattr(error, "sqlstate", None)
 
 
 def explain(context: ExceptionContext) -> Exception | None:

@@ -6,33 +6,42 @@ has no such BEGIN: it is told beforehand, for the next transaction only, in a st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 ISOLATION = "qsession_isolation"
 ACCESS = "qsession_access"
 
 
-def add_to_engine_options(engine: Engine, options: dict[str, Any]) -> None:
-    """Listens for ``Engine.execution_options``."""
-    _add(engine.dialect, options)
+def tell_new_connection(connection: Connection) -> None:
+    """Listens for each new ``Connection``: what the options of its engine ask for.
+
+    SQLAlchemy's own way, ``isolation_level`` among the options of the engine, lets those of an
+    engine win over those of one made from it.
+    """
+    options = _in_sqlalchemys_terms(connection.dialect, connection.get_execution_options())
+    if options:
+        connection.execution_options(**options)
 
 
-def add_to_connection_options(connection: Connection, options: dict[str, Any]) -> None:
-    """Listens for ``Connection.execution_options``."""
-    _add(connection.dialect, options)
+def tell_connection(connection: Connection, options: dict[str, Any]) -> None:
+    """Listens for ``Connection.execution_options``, which may still be added to."""
+    options.update(_in_sqlalchemys_terms(connection.dialect, options))
 
 
-def _add(dialect: Any, options: dict[str, Any]) -> None:
+def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
     if is_mysql(dialect):
-        return
-    if ISOLATION in options:
-        # SERIALIZABLE READ ONLY where it only reads: with less, PostgreSQL can show such a
-        # transaction a state that no serial order of the others explains.
-        options.setdefault("isolation_level", options[ISOLATION] or "SERIALIZABLE")
+        return told
+    if ISOLATION in options and "isolation_level" not in options:
+        # SERIALIZABLE where it only reads, too: with less, PostgreSQL can show such a transaction
+        # a state that no serial order of the others explains.
+        told["isolation_level"] = options[ISOLATION] or "SERIALIZABLE"
     if ACCESS in options and "postgresql_readonly" in dialect.connection_characteristics:
-        options.setdefault("postgresql_readonly", options[ACCESS] == "read")
+        told["postgresql_readonly"] = options[ACCESS] == "read"
+    return told
 
 
 def tell_mysql(connection: Connection) -> None:
@@ -50,7 +59,7 @@ def tell_mysql(connection: Connection) -> None:
         connection._handle_dbapi_exception(error, statement, (), cursor, None)
 
 
-def _mysql_parts(options: Any) -> list[str]:
+def _mysql_parts(options: Mapping[str, Any]) -> list[str]:
     parts = []
     only_reads = options.get(ACCESS) == "read"
     if ISOLATION in options and "isolation_level" not in options:
