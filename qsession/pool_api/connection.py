@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +45,8 @@ class PoolConnection(Statements):
         self._connection: Connection | None = None
         self._scope = Scope()
         self._conflict: ConflictError | None = None
+        self._running: asyncio.Task[Any] | None = None
+        self._broken_off: asyncio.Task[Any] | None = None
 
     def __repr__(self) -> str:
         state = "released" if not self._scope.open else "in use"
@@ -85,9 +89,20 @@ class PoolConnection(Statements):
         scope = await self._scope.turn(self._timeout)
         try:
             self._refuse_if_released()
+            self._running = asyncio.current_task()
             return await greenlet_spawn(work, *args)
+        except asyncio.CancelledError:
+            if self._running is not None and self._running is self._broken_off:
+                self._uncancel(self._running)
+            raise
         finally:
+            self._running = None
             scope.give()
+
+    def _uncancel(self, task: asyncio.Task[Any]) -> None:
+        """Tell the task of the end of the pool, unless it was cancelled by others as well."""
+        if sys.version_info < (3, 11) or task.uncancel() == 0:
+            self._refuse_if_released()
 
     async def _close(self) -> None:
         """Roll back what is open and return the connection; safe to repeat after a cancellation.
@@ -102,14 +117,21 @@ class PoolConnection(Statements):
             self._connection = None
 
     async def _terminate(self) -> None:
-        """Close the connection under whoever uses it."""
+        """Break off the statement that is running, or close the connection where none is."""
         self._shut()
-        connection, self._connection = self._connection, None
-        if connection is not None and not connection.closed:
+        connection = self._connection
+        if self._running is not None:
+            self._broken_off = self._running
+            self._running.get_loop().call_soon_threadsafe(self._break_off)
+        elif connection is not None and not connection.closed:
             if self._engine.dialect.has_terminate:
                 connection.invalidate()  # outside of a greenlet it waits for nothing
             else:
                 await greenlet_spawn(connection.invalidate)
+
+    def _break_off(self) -> None:
+        if self._running is not None and self._running is self._broken_off:
+            self._running.cancel()
 
     def _shut(self) -> None:
         self._scope.shut()
@@ -132,8 +154,8 @@ class PoolConnection(Statements):
     def _refuse_if_released(self) -> None:
         if not self._scope.open:
             raise InvalidRequestError(
-                "The connection was released to its pool, or the pool was terminated: acquire "
-                "another one. Nothing was run."
+                "The connection was released to its pool, or the pool was terminated. A statement "
+                "that was running then was broken off; none runs any more."
             )
 
     # What follows is run in a greenlet, in the connection's turn.
@@ -141,6 +163,7 @@ class PoolConnection(Statements):
     def _open(self) -> Connection:
         if self._connection is None:
             self._connection = self._engine.connect()
+            self._commit_each_statement(self._connection)
         return self._connection
 
     def _execute(self, take: Take[_T], clause: Any, parameters: Any) -> _T:
@@ -193,9 +216,9 @@ class PoolConnection(Statements):
             finally:
                 if isinstance(transaction, RootTransaction):
                     self._conflict = None
-                    self._leave_transaction(connection)
+                    self._commit_each_statement(connection)
 
-    def _leave_transaction(self, connection: Connection) -> None:
+    def _commit_each_statement(self, connection: Connection) -> None:
         try:
             if not connection.invalidated:
                 connection.execution_options(**self._outside)

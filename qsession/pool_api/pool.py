@@ -72,7 +72,6 @@ class AsyncConnectionPool(Statements):
     ) -> None:
         url = database_url(dsn)
         self._engine = create_async_engine(url, min_size=min_size, max_size=max_size, **kw)
-        self._alone = self._engine.sync_engine.execution_options(isolation_level="AUTOCOMMIT")
         self._settings: Settings = getattr(self._engine.pool, "settings", Settings())
         self._state = _State.OPEN
         self._acquired: dict[PoolConnection, None] = {}
@@ -119,10 +118,7 @@ class AsyncConnectionPool(Statements):
         given back before. Cancelled: runs to its end, then the cancellation is raised.
         """
         try:
-            await connection._close()
-        except asyncio.CancelledError:
             await to_the_end(connection._close())
-            raise
         finally:
             self._acquired.pop(connection, None)
             if not self._acquired:
@@ -172,7 +168,7 @@ class AsyncConnectionPool(Statements):
     def _admit(self) -> PoolConnection:
         self._refuse_unless_open()
         access, timeout = self._settings.access, self._settings.queue_timeout
-        connection = PoolConnection(self._alone, access, timeout)
+        connection = PoolConnection(self._engine.sync_engine, access, timeout)
         self._acquired[connection] = None
         return connection
 
