@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine, RootTransaction
 from sqlalchemy import Transaction as SQLTransaction
-from sqlalchemy.exc import ArgumentError, InvalidRequestError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.util import greenlet_spawn
 
 from qsession.errors import ConflictError
@@ -45,6 +45,7 @@ class PoolConnection(Statements):
         self._connection: Connection | None = None
         self._scope = Scope()
         self._conflict: ConflictError | None = None
+        self._failed = False
         self._running: asyncio.Task[Any] | None = None
         self._broken_off: asyncio.Task[Any] | None = None
 
@@ -174,6 +175,9 @@ class PoolConnection(Statements):
         except ConflictError as error:
             self._conflict = error if self.in_transaction else None
             raise
+        except DBAPIError:
+            self._failed = self.in_transaction
+            raise
         finally:
             if not self.in_transaction:
                 self._discard_if_lost()
@@ -206,6 +210,9 @@ class PoolConnection(Statements):
         try:
             if commit:
                 self._refuse_after_conflict()
+                if self._failed:
+                    # PostgreSQL would answer COMMIT with a rollback, and no error
+                    connection.exec_driver_sql("SELECT 1").close()
                 transaction.commit()
         finally:
             try:
@@ -215,7 +222,7 @@ class PoolConnection(Statements):
                 raise
             finally:
                 if isinstance(transaction, RootTransaction):
-                    self._conflict = None
+                    self._conflict, self._failed = None, False
                     self._commit_each_statement(connection)
 
     def _commit_each_statement(self, connection: Connection) -> None:

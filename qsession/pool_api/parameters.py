@@ -154,7 +154,8 @@ def _parse(sql: Any, backend: str) -> _Parsed:
     names: set[str] = set()
     parts: list[str] = []
     at = 0
-    while match := _PATTERNS[backend].search(sql, at):
+    pattern = _PATTERNS.get(backend, _PATTERNS["postgresql"])  # as CockroachDB's is
+    while match := pattern.search(sql, at):
         parts.append(sql[at : match.start()])
         at = match.end()
         token = match[0]

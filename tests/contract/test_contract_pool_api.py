@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import nullcontext
 
 import pytest
 from cancelling import When, cancel_at
@@ -141,6 +142,24 @@ async def test_transactions(pool: AsyncConnectionPool, database: Database) -> No
             await connection.execute(ADD, 1)
             raise ZeroDivisionError
     assert await database.values() == [2, 0]
+
+
+async def test_an_error_that_is_caught(pool: AsyncConnectionPool, database: Database) -> None:
+    """In a savepoint it leaves the transaction whole; without, PostgreSQL's commit is an error."""
+    async with pool.transaction() as connection:
+        await connection.execute(ADD, 1)
+        with pytest.raises(IntegrityError):
+            async with connection.transaction():
+                await connection.execute("INSERT INTO counters VALUES (1, 0)")
+    assert await database.values() == [1, 0]
+    loses = database.driver.startswith("postgresql")
+    with pytest.raises(DBAPIError, match="aborted") if loses else nullcontext():
+        async with pool.transaction() as connection:
+            await connection.execute(ADD, 1)
+            with pytest.raises(IntegrityError):
+                await connection.execute("INSERT INTO counters VALUES (1, 0)")
+    await pool.execute(ADD, 2)
+    assert await database.values() == [1 if loses else 2, 1]
 
 
 async def test_a_transaction_ends_once(pool: AsyncConnectionPool, database: Database) -> None:
