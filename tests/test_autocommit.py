@@ -8,6 +8,7 @@ import pytest
 from engines import Make, metadata, notes
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from qsession import QueuedAsyncEngine
@@ -131,3 +132,18 @@ async def test_a_trigger_that_rolls_back_leaves_nothing(make: Make) -> None:
     assert engine.stats().holder is None
     assert await run(connection, "DELETE FROM notes WHERE id=0") == 2
     await connection.close()
+
+
+async def test_a_text_that_writes_needs_a_reader_once(make: Make) -> None:
+    """Once a reader has refused it, it goes to the writer, however many readers are busy."""
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=0.01)
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with alone.connect() as connection:
+        await connection.execute(text("DELETE FROM notes"))
+        async with engine.connect() as reader:
+            await reader.execute(COUNT.execution_options(qsession_access="read"))
+            await connection.execute(text("DELETE FROM notes"))
+            with pytest.raises(PoolTimeout):
+                await connection.execute(text("DELETE FROM notes WHERE id=1"))

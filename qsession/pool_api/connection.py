@@ -77,7 +77,9 @@ class PoolConnection(Statements):
         clause, parameters = bind_many(self._engine.dialect.name, sql, rows)
         if not parameters:
             return
-        async with self.transaction():
+        # It reads nothing that it then writes, so there is nothing that could conflict.
+        level = None if self.in_transaction else "read committed"
+        async with self.transaction(isolation=level):
             await self._in_turn(self._execute, CursorResult.close, clause, parameters)
 
     async def _run(
@@ -106,7 +108,7 @@ class PoolConnection(Statements):
             self._refuse_if_released()
 
     async def _close(self) -> None:
-        """Roll back what is open and return the connection; safe to repeat after a cancellation.
+        """Roll back what is open and return the connection; without effect when repeated.
 
         A statement that another task has sent is waited for, but not that task's transaction.
         """
@@ -114,8 +116,7 @@ class PoolConnection(Statements):
         self._shut()
         scope.give()
         if self._connection is not None:
-            await greenlet_spawn(self._connection.close)
-            self._connection = None
+            await greenlet_spawn(self._give_back, self._connection)
 
     async def _terminate(self) -> None:
         """Break off the statement that is running, or close the connection where none is."""
@@ -195,8 +196,8 @@ class PoolConnection(Statements):
         connection = self._open()
         if self.in_transaction:
             return connection.begin_nested()
-        connection.rollback()  # SQLAlchemy's idea of one, around what was committed by itself
         try:
+            connection.rollback()  # SQLAlchemy's idea of one, around what was committed by itself
             connection.execution_options(**options)
             return connection.begin()
         except BaseException:
@@ -234,6 +235,15 @@ class PoolConnection(Statements):
             raise
         finally:
             self._discard_if_lost()
+
+    def _give_back(self, connection: Connection) -> None:
+        self._connection = None
+        try:
+            connection.close()
+        except BaseException:
+            connection.invalidate()  # else it would not come back to its pool
+            connection.close()
+            raise
 
     def _discard_if_lost(self) -> None:
         """Let go of a connection that is no longer valid; the next statement opens another one."""

@@ -18,7 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Concatenate, TypeVar
 
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
 from qsession import retry
 from qsession.config import Settings
@@ -104,8 +104,8 @@ class AsyncConnectionPool(Statements):
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
         """A connection, for ``async with``; or ``await`` it, and give it back with `release`.
 
-        On a server it waits for a connection to come free, for ``timeout`` seconds (``None``: for
-        ``queue_timeout``), then raises `QueueTimeout`. On SQLite it waits for nothing: a
+        On a server it waits for a connection to come free, for ``timeout`` seconds, and no
+        longer than ``queue_timeout``, then raises `QueueTimeout`. On SQLite it waits for nothing: a
         connection has a reader or the write ticket only while a transaction is open on it.
         Cancelled: nothing is acquired.
         """
@@ -115,8 +115,13 @@ class AsyncConnectionPool(Statements):
         """Give a connection back; a transaction still open on it is rolled back.
 
         It waits for a statement that another task is running on it. Without effect on one that was
-        given back before. Cancelled: runs to its end, then the cancellation is raised.
+        given back before; one of another pool is `sqlalchemy.exc.ArgumentError`. Cancelled: runs to
+        its end, then the cancellation is raised.
         """
+        if connection._engine is not self._engine.sync_engine:
+            raise ArgumentError(f"{connection!r} was not acquired from {self!r}")
+        if connection not in self._acquired:
+            return
         try:
             await to_the_end(connection._close())
         finally:

@@ -146,12 +146,14 @@ class Transaction(Ending):
         return outcome
 
     def _run_alone(self, statement: Statement, options: Any) -> Outcome:
+        prediction = self.writer.prediction
         reads = statement.need.may_only_read and not self.has_settings
-        if reads or self._access == "read":
+        if (reads and not prediction.is_refused(statement.sql)) or self._access == "read":
             self.attach_reader()
             report = self.run(statement, begins=False)
             if not report.refused:
                 return self._settle(statement, report)
+            prediction.note_refused(statement.sql)
             self.detach_reader()
         self._refuse_to_write(statement)
         if statement.need.may_only_read:

@@ -334,12 +334,19 @@ async def test_a_transaction_whose_task_has_ended(
     assert await database.values() == [0, 1]
 
 
-async def test_release(pool: AsyncConnectionPool, database: Database) -> None:
+async def test_release(
+    pool: AsyncConnectionPool,
+    make_pool: Callable[..., AsyncConnectionPool],
+    database: Database,
+) -> None:
     """It rolls back what is open, may be repeated, and ends the use of the connection."""
     connection = await pool.acquire()
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute(ADD, 1)
+    async with make_pool() as other:
+        with pytest.raises(ArgumentError, match="was not acquired from"):
+            await other.release(connection)
     await pool.release(connection)
     await pool.release(connection)
     assert await database.values() == [0, 0]
