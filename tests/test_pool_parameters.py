@@ -68,6 +68,12 @@ def test_what_is_like_a_placeholder(sql: str, arguments: tuple[int, ...], expect
     assert sent("postgresql", sql, *arguments) == expected
 
 
+def test_databases_like_postgresql() -> None:
+    """A dialect that is not known by name has PostgreSQL's quotes."""
+    clause, _ = bind("cockroachdb", "SELECT $$ $1 $$, $1::int", (1,), {})
+    assert str(clause.compile(dialect=DIALECTS["postgresql"])) == "SELECT $$ $1 $$, $1::int"
+
+
 def test_names_before_a_cast() -> None:
     """A name is taken whole, where SQLAlchemy's text() would cut it short before a cast."""
     assert sent("postgresql", "SELECT :name::int, :名", name=1, 名=2) == "SELECT $1::int, $2"

@@ -44,27 +44,28 @@ _QUOTED = {
 "Lexical Structure", whose block comments nest; MySQL's pages "String Literals" and "Comments".
 """
 _QUOTED["mariadb"] = _QUOTED["mysql"]
+_NESTING = {"postgresql": r"/\*"}
+_NEVER = r"(?!)"
 
 _PATTERN = (
     r"(?P<quoted>{quoted})|(?P<nesting>{nesting})|(?<![\w$])\$(?P<position>\d+)\b"
     r"|::+|(?<![\w\\]):(?P<name>[^\W\d]\w*)|(?<!\\):"
 )
-_NEVER = r"(?!)"
-_PATTERNS = {
-    backend: re.compile(
-        _PATTERN.format(
-            quoted="|".join(quoted), nesting=r"/\*" if backend == "postgresql" else _NEVER
-        ),
-        re.DOTALL,
-    )
-    for backend, quoted in _QUOTED.items()
-}
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _CONTROL = re.compile(
     rf"(?:\s|{_LINE}|/\*.*?\*/)*"
     r"(BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+@lru_cache
+def _pattern(backend: str) -> re.Pattern[str]:
+    """Finds what matters in a text. CockroachDB and its like are taken for PostgreSQL."""
+    if backend not in _QUOTED:
+        backend = "postgresql"
+    quoted, nesting = "|".join(_QUOTED[backend]), _NESTING.get(backend, _NEVER)
+    return re.compile(_PATTERN.format(quoted=quoted, nesting=nesting), re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _parse(sql: Any, backend: str) -> _Parsed:
     names: set[str] = set()
     parts: list[str] = []
     at = 0
-    pattern = _PATTERNS.get(backend, _PATTERNS["postgresql"])  # as CockroachDB's is
+    pattern = _pattern(backend)
     while match := pattern.search(sql, at):
         parts.append(sql[at : match.start()])
         at = match.end()
