@@ -43,6 +43,11 @@ class ConnectionQueue(QueueCommon[Any]):
         """The idle connections."""
         return iter(tuple(self._idle))
 
+    @property
+    def open(self) -> int:
+        """How many of the idle ones are open; the others are opened when they are taken."""
+        return sum(1 for each in self if each.dbapi_connection is not None)
+
     def qsize(self) -> int:
         return len(self._idle)
 

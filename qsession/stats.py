@@ -106,9 +106,9 @@ class Stats:
     waits: Histogram
     holds: Histogram
     size: int = 0
-    """Open connections of the pool."""
+    """Open connections of the pool; on SQLite the readers."""
     in_use: int = 0
-    """Those of them that a transaction has."""
+    """Those of them that somebody has."""
 
 
 @dataclass

@@ -22,8 +22,15 @@ def tell_new_connection(connection: Connection) -> None:
     engine win over those of one made from it.
     """
     options = _in_sqlalchemys_terms(connection.dialect, connection.get_execution_options())
-    if options:
+    if options.get("postgresql_readonly") is False:
+        del options["postgresql_readonly"]  # as it comes from the pool
+    if not options:
+        return
+    try:
         connection.execution_options(**options)
+    except BaseException as error:  # cancelled: nobody else knows this connection yet
+        connection.invalidate(error)
+        raise
 
 
 def tell_connection(connection: Connection, options: dict[str, Any]) -> None:

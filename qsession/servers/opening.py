@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -34,18 +34,25 @@ def longest_pause(failures: int) -> float:
 class Opening:
     """Whether the server is known to be away, and the line of those who would try."""
 
-    def __init__(self) -> None:
+    def __init__(self, discard: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+        self._discard = discard
+        self._discarding: set[asyncio.Task[None]] = set()
         self.failures = 0
         """Attempts that failed since the last one that did not."""
         self._not_before = 0.0
         self._last: Exception | None = None
         self._turn = TicketQueue()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for their turn to try."""
+        return self._turn.waiting
+
     def open(self, connect: Callable[[], Any], deadline: float) -> Any:
         """What ``connect()`` returns, in a greenlet, by ``deadline`` (``time.monotonic()``).
 
         Raises what it raises, or :class:`QueueTimeout` when its turn does not come in time.
-        Cancelled, the turn goes to the next.
+        Cancelled, the turn goes to the next; a connection that comes of the attempt is discarded.
         """
         if not self.failures:
             return self._attempt(connect, deadline)
@@ -68,7 +75,7 @@ class Opening:
     def _attempt(self, connect: Callable[[], Any], deadline: float) -> Any:
         before = self.failures
         try:
-            connection = await_only(asyncio.wait_for(greenlet_spawn(connect), _left(deadline)))
+            connection = await_only(self._by(deadline, greenlet_spawn(connect)))
         except Exception as error:
             # Those that were under way at the same time saw one failure, not many.
             self.failures = max(self.failures, before + 1)
@@ -79,6 +86,28 @@ class Opening:
         self.failures = 0
         self._last = None
         return connection
+
+    async def _by(self, deadline: float, attempt: Coroutine[Any, Any, Any]) -> Any:
+        # In a task of its own: a driver that is cancelled between the server's answer and its own
+        # leaves the connection to the garbage collector.
+        task = asyncio.ensure_future(attempt)
+        try:
+            await asyncio.wait([task], timeout=_left(deadline))
+        except asyncio.CancelledError:
+            task.add_done_callback(self._came_too_late)
+            raise
+        if task.done():
+            return task.result()
+        task.cancel()
+        task.add_done_callback(self._came_too_late)
+        raise asyncio.TimeoutError("the server did not answer in time")
+
+    def _came_too_late(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or task.exception() is not None or task.get_loop().is_closed():
+            return
+        discarding = asyncio.ensure_future(self._discard(task.result()))
+        self._discarding.add(discarding)
+        discarding.add_done_callback(self._discarding.discard)
 
     def _too_late(self) -> QueueTimeout:
         return QueueTimeout(

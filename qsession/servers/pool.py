@@ -22,6 +22,21 @@ from .loops import abandon
 from .opening import Opening
 
 
+class _Place(_ConnectionRecord):
+    """A place in the pool, with its connection or without."""
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        """As SQLAlchemy's, which loses the place when what resets the connection is cancelled."""
+        try:
+            super().checkin(_fairy_was_created)
+        except BaseException as error:
+            try:
+                self.invalidate(error)
+            finally:
+                super().checkin(_fairy_was_created=False)
+            raise
+
+
 class ServerPool(AsyncAdaptedQueuePool):
     """What ``engine.pool`` is on a server. SQLAlchemy's pool arguments keep their meaning.
 
@@ -42,7 +57,7 @@ class ServerPool(AsyncAdaptedQueuePool):
             )
         self.counters = Counters()
         self.waits = HistogramRecorder()
-        self.opening = Opening()
+        self.opening = Opening(self._discard)
         self._connect = self._invoke_creator
         self._invoke_creator = self._open
         self._loops: dict[int, asyncio.AbstractEventLoop] = {}
@@ -60,14 +75,13 @@ class ServerPool(AsyncAdaptedQueuePool):
     @property
     def open_connections(self) -> int:
         """How many connections are open, in use or idle."""
-        idle = sum(1 for record in self._pool if record.dbapi_connection is not None)
-        return self.checkedout() + idle
+        return self.checkedout() + self._pool.open
 
     def stats(self) -> Stats:
         """The line for connections at this moment, and the counters since the engine was made."""
         waits, counters = self.waits.freeze(), self.counters
         return Stats(
-            waiting=self._pool.waiting,
+            waiting=self._pool.waiting + self.opening.waiting,
             holder=None,
             acquired=waits.count,
             timeouts=counters.timeouts,
@@ -109,15 +123,22 @@ class ServerPool(AsyncAdaptedQueuePool):
         return record
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        return cast("ConnectionPoolEntry", _ConnectionRecord(self, connect=False))
+        return cast("ConnectionPoolEntry", _Place(self, connect=False))
 
     def _open(self, rec: ConnectionPoolEntry) -> Any:
         """Open the connection of a place; SQLAlchemy calls it when the place has none."""
+        dbapi: Any = cast("Any", self._dialect).loaded_dbapi
         deadline: float = vars(rec).get("deadline", time.monotonic() + self._timeout)
         try:
-            connection = self.opening.open(partial(self._try_to_connect, rec), deadline)
+            connection = self.opening.open(partial(self._connect, rec), deadline)
         except QueueTimeout:
             self.counters.timeouts += 1
+            raise
+        except dbapi.Error:
+            raise
+        except Exception as error:  # drivers let some through as they come
+            if isinstance(error, (OSError, asyncio.TimeoutError)) or hasattr(error, "sqlstate"):
+                raise dbapi.OperationalError(f"{type(error).__name__}: {error}") from error
             raise
         loop = asyncio.get_running_loop()
         self._loops[id(connection)] = loop
@@ -126,16 +147,8 @@ class ServerPool(AsyncAdaptedQueuePool):
             self._filling.add_done_callback(self._filled)
         return connection
 
-    def _try_to_connect(self, rec: ConnectionPoolEntry) -> Any:
-        dbapi: Any = cast("Any", self._dialect).loaded_dbapi
-        try:
-            return self._connect(rec)
-        except dbapi.Error:
-            raise
-        except Exception as error:  # drivers let some through as they come
-            if isinstance(error, (OSError, asyncio.TimeoutError)) or hasattr(error, "sqlstate"):
-                raise dbapi.OperationalError(f"{type(error).__name__}: {error}") from error
-            raise
+    async def _discard(self, connection: Any) -> None:
+        await greenlet_spawn(partial(self._close_connection, connection, terminate=True))
 
     def _filled(self, task: asyncio.Task[None]) -> None:
         self._filling = None

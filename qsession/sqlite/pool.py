@@ -47,6 +47,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     """
 
     _queue_class = ConnectionQueue
+    _pool: ConnectionQueue
 
     def __init__(self, creator: Any, **kw: Any) -> None:
         super().__init__(creator, **kw)
@@ -194,7 +195,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         return explain(error, self.database)
 
     def stats(self) -> Stats:
-        return self.writer.stats()
+        return self.writer.stats(self.checkedout() + self._pool.open, self.checkedout())
 
     async def drain(self, timeout: float | None) -> None:
         """Refuse new transactions and wait for the end of those at work."""

@@ -111,7 +111,7 @@ def _engines(identity: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def _of(pool: WriteQueuePool) -> dict[str, Any]:
-    told = asdict(pool.writer.stats())
+    told = asdict(pool.stats())
     turn = pool.writer.turn
     told["turn"] = "waits" if turn.waits else "holds" if turn.held else "idle"
     told["readers"] = pool.checkedout()

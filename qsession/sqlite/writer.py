@@ -276,7 +276,7 @@ class Writer(Commits):
         who = "another engine of this process" if pid == os.getpid() else describe_process(pid)
         return f"The turn is held by {who}, for {max(time.time() - since, 0.0):.1f} s."
 
-    def stats(self) -> Stats:
+    def stats(self, size: int, in_use: int) -> Stats:
         """A snapshot of the queue and its counters."""
         counters = self.counters
         return Stats(
@@ -292,4 +292,6 @@ class Writer(Commits):
             predicted=len(self.prediction),
             waits=self.queue.waits.freeze(),
             holds=counters.holds.freeze(),
+            size=size,
+            in_use=in_use,
         )

@@ -1,0 +1,96 @@
+"""One engine in several event loops, one after the other and at once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from typing import Any
+
+import pytest
+from contract_tables import Counter, Database
+from sqlalchemy import select
+
+from qsession import QueuedAsyncEngine, create_async_engine
+from qsession.session import SessionMaker
+
+
+@pytest.fixture
+def engine(url: str) -> QueuedAsyncEngine:
+    """An engine that no loop disposes of."""
+    return create_async_engine(url, max_size=2, min_size=2)
+
+
+async def use(maker: SessionMaker, tasks: int = 6) -> None:
+    """More tasks than connections."""
+
+    async def one() -> None:
+        async with maker() as s:
+            assert await s.scalar(select(1)) == 1
+
+    await asyncio.gather(*(one() for _ in range(tasks)))
+
+
+def test_one_run_after_the_other(engine: QueuedAsyncEngine) -> None:
+    """Connections of a loop that is closed are thrown away, without a warning, and not reused."""
+    maker = SessionMaker(bind=engine)
+    for _ in range(3):
+        asyncio.run(use(maker))
+        gc.collect()
+
+    async def last() -> None:
+        await use(maker)
+        assert engine.stats().in_use == 0
+        await engine.dispose()
+
+    asyncio.run(last())
+    gc.collect()
+
+
+def test_disposed_of_by_another_loop(engine: QueuedAsyncEngine) -> None:
+    """dispose() closes what a closed loop has left."""
+    maker = SessionMaker(bind=engine)
+    asyncio.run(use(maker))
+    asyncio.run(engine.dispose())
+    gc.collect()
+    assert engine.stats().size == 0
+
+
+def test_two_loops_at_once(engine: QueuedAsyncEngine) -> None:
+    """Two threads with a loop each share the pool; each has connections of its own loop only."""
+    maker = SessionMaker(bind=engine)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            for _ in range(5):
+                asyncio.run(use(maker))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+        assert not each.is_alive()
+    assert failures == []
+    asyncio.run(engine.dispose())
+    gc.collect()
+
+
+@pytest.mark.servers
+async def test_the_server_lets_go_of_a_closed_loop(make: Any, database: Database) -> None:
+    """What a closed loop had open is gone on the server when the engine is used again."""
+    engine = make(max_size=3)
+
+    async def leave_open() -> None:
+        async with SessionMaker(bind=engine)() as s:
+            await s.get(Counter, 1)
+
+    await asyncio.to_thread(lambda: asyncio.run(leave_open()))
+    assert await database.others() == 1
+    async with SessionMaker(bind=engine)() as s:
+        await s.get(Counter, 1)
+    await engine.dispose()
+    await database.until_alone()
