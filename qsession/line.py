@@ -37,18 +37,16 @@ class Line:
         self.owner: _Task | None = None
         self.waiting: deque[tuple[asyncio.Future[None], _Task | None]] = deque()
 
-    async def wait(self, task: _Task | None, timeout: float | None = None) -> None:
+    async def wait(self, task: _Task | None, place: asyncio.Future[None] | None = None) -> None:
         """Wait until the session is handed to `task`.
 
-        After `timeout` seconds it raises `asyncio.TimeoutError`. Cancellation: the place is given
-        up; if the session had just been handed over, it goes on to the next in line.
+        Cancellation, and an error that is set on `place`: the place is given up; if the session had
+        just been handed over, it goes on to the next in line.
         """
         assert self.owner is not None
-        loop = asyncio.get_running_loop()
-        place = loop.create_future()
+        place = place or asyncio.get_running_loop().create_future()
         entry = (place, task)
         self.waiting.append(entry)
-        timer = None if timeout is None else loop.call_later(timeout, _expire, place)
         try:
             await place
         except BaseException:
@@ -57,9 +55,6 @@ class Line:
             elif entry in self.waiting:
                 self.waiting.remove(entry)
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
 
     def hand_over(self) -> None:
         """Give the session to the next task that still waits, or to nobody."""
@@ -70,11 +65,6 @@ class Line:
                 place.set_result(None)
                 return
         self.owner = None
-
-
-def _expire(place: asyncio.Future[None]) -> None:
-    if not place.done():
-        place.set_exception(asyncio.TimeoutError())
 
 
 def in_turn(operation: _F) -> _F:

@@ -11,7 +11,7 @@ import pytest
 from cancelling import assert_free, eventually
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
-from qsession import AsyncConnectionPool, ReadOnlyError, create_pool
+from qsession import AsyncConnectionPool, NestedWriteError, ReadOnlyError, create_pool
 from qsession.pool_api.pool import database_url
 
 NEW = "INSERT INTO notes (body) VALUES ($1)"
@@ -111,6 +111,16 @@ async def test_writes_queue_up(pool: AsyncConnectionPool) -> None:
     assert await asyncio.gather(*others) == [1] * 20
     rows = await pool.fetch("SELECT body FROM notes WHERE id > 1 ORDER BY id")
     assert [row.body for row in rows] == ["first", *map(str, range(20))]
+
+
+async def test_a_task_that_would_wait_for_itself(pool: AsyncConnectionPool) -> None:
+    """A write on a second connection, inside of a transaction that has written, is an error."""
+    async with pool.transaction() as connection:
+        await connection.execute(NEW, "a")
+        with pytest.raises(NestedWriteError):
+            await pool.execute(NEW, "b")
+        await connection.execute(NEW, "c")
+    assert await pool.fetch("SELECT body FROM notes") == [("a",), ("c",)]
 
 
 async def test_single_statements_share_commits(pool: AsyncConnectionPool) -> None:

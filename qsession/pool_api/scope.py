@@ -53,9 +53,9 @@ class Scope:
     async def turn(self, timeout: float | None, closing: bool = False) -> Scope:
         """Wait for a turn in the innermost scope; it lasts until ``give()`` of what is returned.
 
-        Raises :class:`QueueTimeout` after ``timeout`` seconds behind somebody else's transaction;
-        with ``closing``, nobody's transaction is waited for. Cancelled: the place in the line is
-        given up.
+        Raises :class:`QueueTimeout` where one transaction of somebody else lasts for ``timeout``
+        seconds meanwhile, and up to twice that; with ``closing``, nobody's transaction is waited
+        for. Cancelled: the place in the line is given up.
         """
         task = asyncio.current_task()
         while True:
@@ -63,15 +63,12 @@ class Scope:
             if scope.line.owner is None:
                 scope.line.owner = task
                 return scope
-            block = scope.block
+            place = asyncio.get_running_loop().create_future()
+            watch = _Watch(scope, place, timeout)
             try:
-                await scope.line.wait(task, timeout if block else None)
-            except asyncio.TimeoutError:
-                raise QueueTimeout(
-                    f"The connection was in a transaction of {_name(block)} for {timeout:g} s. "
-                    "A statement of another task waits for its end; tasks started inside the "
-                    "transaction belong to it. Use a connection of its own for each task."
-                ) from None
+                await scope.line.wait(task, place)
+            finally:
+                watch.stop()
             if scope is self._innermost(closing):
                 return scope
             scope.give()  # the transaction has ended meanwhile
@@ -95,6 +92,35 @@ class Scope:
             self.give()
 
 
-def _name(block: Scope | None) -> str:
-    task = block.task if block is not None else None
-    return "another task" if task is None else f"task {task.get_name()!r}"
+class _Watch:
+    """Looks, again and again, whether the same transaction still keeps somebody waiting."""
+
+    def __init__(self, scope: Scope, place: asyncio.Future[None], timeout: float | None) -> None:
+        self._scope = scope
+        self._place = place
+        self._timeout = timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._block = self._scope.block
+        if self._timeout is not None:
+            self._timer = self._place.get_loop().call_later(self._timeout, self._look)
+
+    def _look(self) -> None:
+        block = self._scope.block
+        if block is None or block is not self._block:
+            self._begin()
+        elif not self._place.done():
+            task = "another task" if block.task is None else f"task {block.task.get_name()!r}"
+            self._place.set_exception(
+                QueueTimeout(
+                    f"The connection was in a transaction of {task} for {self._timeout:g} s. "
+                    "A statement of another task waits for its end; tasks started inside the "
+                    "transaction belong to it. Use a connection of its own for each task."
+                )
+            )
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

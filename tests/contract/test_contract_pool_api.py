@@ -301,23 +301,34 @@ async def test_tasks_inside_a_transaction(pool: AsyncConnectionPool, database: D
     assert await database.values() == [0, 0]
 
 
-async def test_others_wait_for_a_transaction(make_pool: Callable[..., AsyncConnectionPool]) -> None:
-    """Another task's statement is not drawn into it; past queue_timeout it says who has it."""
-    async with make_pool(queue_timeout=0.05) as pool:
+async def test_others_wait_for_a_transaction(
+    make_pool: Callable[..., AsyncConnectionPool],
+) -> None:
+    """Another task's statement is not drawn into it; past queue_timeout it says who has it.
+
+    The time is that of one transaction, here of the second of two that are in the way.
+    """
+    async with make_pool(queue_timeout=0.5) as pool:
         async with pool.acquire() as connection:
-            inside, done = asyncio.Event(), asyncio.Event()
+            inside = {name: asyncio.Event() for name in ("first", "second")}
+            done = {name: asyncio.Event() for name in inside}
 
-            async def hold() -> None:
+            async def hold(name: str) -> None:
                 async with connection.transaction():
-                    inside.set()
-                    await done.wait()
+                    inside[name].set()
+                    await done[name].wait()
 
-            holder = asyncio.create_task(hold(), name="the holder")
-            await inside.wait()
-            with pytest.raises(QueueTimeout, match="the holder"):
-                await connection.fetchval(READ, 1)
-            done.set()
-            await holder
+            first = asyncio.create_task(hold("first"), name="the first")
+            await inside["first"].wait()
+            second = asyncio.create_task(hold("second"), name="the second")
+            statement = asyncio.create_task(connection.fetchval(READ, 1))
+            await asyncio.sleep(0)
+            done["first"].set()
+            await inside["second"].wait()
+            with pytest.raises(QueueTimeout, match="the second"):
+                await statement
+            done["second"].set()
+            await asyncio.gather(first, second)
             assert await connection.fetchval(READ, 1) == 0
 
 
