@@ -281,7 +281,7 @@ async def test_broken_off_read_keeps_its_transaction(bench, monkeypatch):
 
 @pytest.mark.usefixtures("steady")
 async def test_what_is_always_for_the_thread(bench):
-    """Streams, and what commits by itself, at whatever speed; of the rest what is new."""
+    """Streams, and an executemany that commits each row, at whatever speed; else what is new."""
     many = text("INSERT INTO items (value) VALUES (here('many') + :value)")
     await bench.write()
     for size, place in ((20, THREAD), (20, HERE)):
@@ -294,8 +294,10 @@ async def test_what_is_always_for_the_thread(bench):
         assert bench.where("read") == [THREAD]
     async with bench.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(text(WRITE))
-    assert bench.where("write") == [THREAD]
+        await connection.execute(many, [{"value": 1}] * 2)
+        assert bench.where("many") == [THREAD]
+        await connection.execute(text(WRITE))  # its COMMIT is sent by itself, in the thread
+    assert bench.where("write") == [HERE]
 
 
 async def test_inline_false(tmp_path, monkeypatch):

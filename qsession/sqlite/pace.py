@@ -177,5 +177,3 @@ class Turns(threading.local):
 
 
 turns = Turns()
-
-

@@ -145,10 +145,11 @@ class Running(Place):
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
-        seconds = report.seconds
-        if statement.many and len(statement.parameters) > FEW:
-            seconds *= FEW / len(statement.parameters)
-        self._pool.pace.note(statement.sql, seconds)
+        if report.error is None or not report.refused:  # else it has not shown how long it takes
+            seconds = report.seconds
+            if statement.many and len(statement.parameters) > FEW:
+                seconds *= FEW / len(statement.parameters)
+            self._pool.pace.note(statement.sql, seconds)
         if begin is not None and report.in_transaction and report.diverged is None:
             self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)
