@@ -228,6 +228,22 @@ async def test_write_proves_itself_in_the_thread(bench):
     assert await bench.write(3) == [HERE]
 
 
+@pytest.mark.usefixtures("steady")
+async def test_statistics_tell_the_longest_on_the_loop(bench):
+    """What ran in the thread does not count; what ran on the loop does, and the longest stays."""
+    await bench.write()
+    before = bench.engine.stats().longest_inline
+    await bench.read(LONG)
+    longest = bench.engine.stats().longest_inline
+    assert longest > before
+    await bench.read()
+    assert bench.engine.stats().longest_inline == longest
+    threaded = Places(bench.path, inline=False)
+    await threaded.read()
+    assert threaded.engine.stats().longest_inline == 0.0
+    await threaded.engine.dispose()
+
+
 async def test_long_write_is_sent_back(bench, monkeypatch):
     """Its run is not broken off, for that would undo the transaction; the next is in the thread."""
     await bench.write()

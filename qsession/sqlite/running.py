@@ -143,6 +143,9 @@ class Running(Place):
         if here:
             budget = BUDGET if only_reads else None
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
+            counters = self.writer.counters
+            if report.seconds > counters.longest_inline:
+                counters.longest_inline = report.seconds
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
         if report.error is None or not report.refused:  # else it has not shown how long it takes
