@@ -58,21 +58,29 @@ class ConnectionQueue(QueueCommon[Any]):
         return 0 < self.maxsize <= len(self._idle)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if self.full():
+        if 0 < self.maxsize <= len(self._idle):
             raise Full
         self._idle.append(item)
-        self._serial.serve(self._match, None)
+        if self._places:  # who comes only now looks for an idle connection after this
+            self._serial.serve(self._match, None)
 
     def put_nowait(self, item: Any) -> None:
         self.put(item)
 
-    def get_nowait(self) -> Any:
+    def take(self) -> Any:
+        """An idle connection; None if there is none."""
         try:
             return self._idle.pop() if self.use_lifo else self._idle.popleft()
         except IndexError:
-            raise Empty from None
+            return None
 
-    def take(self, wanted: Callable[[Any], bool]) -> Any:
+    def get_nowait(self) -> Any:
+        connection = self.take()
+        if connection is None:
+            raise Empty
+        return connection
+
+    def pick(self, wanted: Callable[[Any], bool]) -> Any:
         """The first idle connection that is wanted, taken out; None if there is none."""
         for each in self:
             if wanted(each):

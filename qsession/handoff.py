@@ -42,11 +42,14 @@ class Serial:
 class Waiter:
     """Something a task can wait for, and anybody can wake it up from."""
 
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_deadline", "_expire", "_future", "_loop", "_serial")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._future: asyncio.Future[None] | None = None
+        self._deadline = 0.0
+        self._serial: Serial | None = None
+        self._expire: Callable[[Any], None] | None = None
 
     def prepare(self) -> asyncio.Future[None]:
         """The future to await. Look whether it is still needed before you do."""
@@ -66,18 +69,25 @@ class Waiter:
 
         Cancelled, or failing in another way: ``leave(self)`` is served first.
         """
-        timer = None
         if timeout is not None:
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(timeout, serial.serve, expire, self)
+            assert self._loop is not None
+            self._serial, self._expire = serial, expire
+            _deadlines.of(self._loop).add(self, timeout)
         try:
             await future
         except BaseException:
             serial.serve(leave, self)
             raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+
+    def expire(self) -> None:
+        """Its time is up, unless it is over."""
+        if not self.is_over and self._serial is not None and self._expire is not None:
+            self._serial.serve(self._expire, self)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its future was resolved or cancelled."""
+        return self._future is None or self._future.done()
 
     def wake(self) -> bool:
         """Let the waiting task go on; False if it is cancelled or its loop is closed."""
@@ -94,6 +104,71 @@ class Waiter:
         except RuntimeError:  # the loop is closed
             return False
         return True
+
+
+class Deadlines:
+    """Until when the waiters of one loop wait. Those who wait equally long share one timer.
+
+    A timer for each would cost more than the rest of a hand-off, and nearly all are cancelled.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._lines: dict[float, _Line] = {}
+
+    def add(self, waiter: Waiter, timeout: float) -> None:
+        """Expire ``waiter`` after ``timeout`` seconds, unless it is over by then."""
+        waiter._deadline = self.loop.time() + timeout
+        line = self._lines.get(timeout)
+        if line is None:
+            line = self._lines[timeout] = _Line()
+            self.loop.call_at(waiter._deadline, self._expire, timeout)
+        line.add(waiter)
+
+    def _expire(self, timeout: float) -> None:
+        waiters = self._lines[timeout].waiters
+        while waiters and (waiters[0].is_over or waiters[0]._deadline <= self.loop.time()):
+            waiters.popleft().expire()
+        if waiters:
+            self.loop.call_at(waiters[0]._deadline, self._expire, timeout)
+        else:
+            del self._lines[timeout]
+
+
+class _Line:
+    """Waiters in the order of their deadlines; those that are over are dropped now and then."""
+
+    __slots__ = ("_room", "waiters")
+    ROOM = 64
+
+    def __init__(self) -> None:
+        self.waiters: deque[Waiter] = deque()
+        self._room = self.ROOM
+
+    def add(self, waiter: Waiter) -> None:
+        waiters = self.waiters
+        while waiters and waiters[0].is_over:
+            waiters.popleft()
+        waiters.append(waiter)
+        if len(waiters) > self._room:
+            kept = [each for each in waiters if not each.is_over]
+            waiters.clear()
+            waiters.extend(kept)
+            self._room = max(self.ROOM, 2 * len(kept))
+
+
+class _OfLoops(threading.local):
+    """The deadlines of the loop that runs in this thread; a loop with waiters keeps its own."""
+
+    _latest: Deadlines | None = None
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> Deadlines:
+        if self._latest is None or self._latest.loop is not loop:
+            self._latest = Deadlines(loop)
+        return self._latest
+
+
+_deadlines = _OfLoops()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -77,10 +77,8 @@ def test_a_log_grows_to_its_limits() -> None:
     """More statements, or more bytes of parameters, than the limits make it full."""
     log = Log()
     for _ in range(MAX_STATEMENTS):
-        log.append(SELECT, None)
-    assert not log.full
-    log.append(SELECT, None)
-    assert log.full
+        assert not log.append(SELECT, None)
+    assert log.append(SELECT, None)
     log.drop()
     assert not log.complete
     log.append(SELECT, None)
@@ -91,8 +89,7 @@ def test_a_log_grows_to_its_limits() -> None:
         ([("x" * 1024,)] * (MAX_BYTES // 1024), True),
     ):
         log = Log()
-        log.append(Statement("SELECT ?", parameters, many=many), None)
-        assert log.full
+        assert log.append(Statement("SELECT ?", parameters, many=many), None)
 
 
 def test_replay_of_what_has_not_changed(raw: sqlite3.Connection) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.sqlite import group, pace, running
-from qsession.sqlite.pace import BUDGET, SHORT, TEXTS, WEIGHT, Pace, Turn
+from qsession.sqlite.pace import BUDGET, SHORT, TEXTS, WEIGHT, Pace, Turn, Who
 
 HERE, THREAD = "loop", "thread"
 WRITE = "UPDATE items SET value = value + here('write')"
@@ -137,44 +137,46 @@ async def test_a_turn_is_over_after_its_budget(monkeypatch):
     """Time counts from the first statement until the loop turns."""
     monkeypatch.setattr(pace, "BUDGET", AGES)
     turn = Turn(asyncio.get_running_loop())
-    assert turn.current is None
+    assert not turn.over
     turn.begin()
-    assert turn.current == 1
+    assert turn.number == 1
     assert not turn.over
     monkeypatch.setattr(pace, "BUDGET", -1.0)
     assert turn.over
     await asyncio.sleep(0)
-    assert turn.current is None
     assert not turn.over
+    turn.begin()
+    assert turn.number == 2
 
 
-def continuing(turn, holds):
+def continuing(turn, kinds):
     """A task for each, in order, that waits for its turn; and the list of those that had it."""
     order = []
 
-    async def wait(number, holding):
-        await turn.later(holding)
+    async def wait(number, who):
+        await turn.later(who)
         order.append(number)
 
-    return [asyncio.create_task(wait(*each)) for each in enumerate(holds)], order
+    return [asyncio.create_task(wait(*each)) for each in enumerate(kinds)], order
 
 
 async def test_one_of_a_kind_continues_in_a_turn(turn):
-    """Those who hold a ticket have a line of their own; each line is served in order."""
-    tasks, order = continuing(turn, [False, False, True, False, True])
+    """Each kind has a line of its own, served in order: no read waits behind a whole group."""
+    kinds = [Who.OTHER, Who.MEMBER, Who.OTHER, Who.HOLDER, Who.MEMBER, Who.OTHER, Who.HOLDER]
+    tasks, order = continuing(turn, kinds)
     seen = []
     while len(order) < len(tasks):
         await asyncio.sleep(0)
         seen.append(list(order))
-    assert order == [2, 0, 4, 1, 3]
+    assert order == [3, 1, 0, 6, 4, 2, 5]
     steps = [len(after) - len(before) for before, after in pairwise(seen)]
-    assert max(steps) <= 2
+    assert max(steps) <= 3
     assert not turn._scheduled
 
 
 async def test_cancelled_while_waiting_for_a_turn(turn):
     """Whoever is cancelled takes nobody's place, before and after being told."""
-    tasks, order = continuing(turn, [False] * 5)
+    tasks, order = continuing(turn, [Who.OTHER] * 5)
     await asyncio.sleep(0)  # all of them wait
     tasks[0].cancel()
     tasks[2].cancel()
@@ -196,7 +198,7 @@ def test_two_loops_in_one_thread(monkeypatch):
         turn = turns.of(asyncio.get_running_loop())
         turn.begin()
         assert turn.over
-        await turn.later(holds=False)
+        await turn.later(Who.OTHER)
         return True
 
     try:

@@ -52,18 +52,19 @@ def explain(context: ExceptionContext) -> Exception | None:
     if code in READ_ONLY:
         return ReadOnlyError(
             f"{statement} writes, in a transaction that only reads ({code}: "
-            f"{_first_line(error)}). Use qsession(), or qsession_access='write'."
+            f"{_first_line(error)}). Use qsession(), or qsession_access='write'; or "
+            "the server itself takes no writes, as a replica does not."
         )
+    if context.connection is None or context.sqlalchemy_exception is None:
+        return None  # it was not opened, or this is a cancellation
     if code in LOST:
         context.is_disconnect = True
-    if context.is_disconnect and context.sqlalchemy_exception is not None:
+    if context.is_disconnect:
         context.sqlalchemy_exception.add_detail(_fate(context.connection))
     return None
 
 
-def _fate(connection: Connection | None) -> str:
-    if connection is None:
-        return "The server could not be reached."
+def _fate(connection: Connection) -> str:
     if not connection.invalidated and connection.info.get(COMMITTING):
         return (
             "The connection to the server was lost while COMMIT ran: whether it took effect is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import EngineDraining
@@ -42,6 +43,9 @@ class Admission:
         self._inside.pop(transaction, None)
         if self._shut and not self._inside:
             self._serial.serve(self._wake, None)
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(list(self._inside))
 
     @property
     def inside(self) -> int:

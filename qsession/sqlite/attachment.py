@@ -17,6 +17,8 @@ from .running import Running
 class Attachment(Running):
     """A transaction that moves between connections."""
 
+    __slots__ = ()
+
     def attach_reader(self) -> None:
         """Get a reader; waits for one as SQLAlchemy's pool does."""
         if self.lease is None:
@@ -24,7 +26,6 @@ class Attachment(Running):
             self.lease = self._pool.reader()
             self.state = State.READING
             self.reading_since = time.monotonic()
-            self._pool.reading[self] = None
 
     def attach_writer(self, statement: Statement) -> None:
         """Take the ticket; or a snapshot, for a SELECT that waits behind a stalled holder."""
@@ -92,7 +93,6 @@ class Attachment(Running):
         lease, self.lease = self.lease, None
         assert isinstance(lease, ReaderLease)
         lease.end()
-        self._pool.reading.pop(self, None)
         self._become_log()
 
     def detach_writer(self) -> None:

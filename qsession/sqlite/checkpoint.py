@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..ticket import Ticket, TicketState
 from .driver import file_identity
-from .place import Place, stand_in
+from .place import Place, State, stand_in
 
 if TYPE_CHECKING:
     from .pool import WriteQueuePool
@@ -139,9 +139,10 @@ class Checkpointer:
         writer.post(_passive, lambda: writer.give_back(ticket))
 
     def _warn(self) -> None:
-        oldest: Place | None = next(iter(list(self._pool.reading)), None)
-        if self._warned or oldest is None:
+        reading = [each for each in self._pool.admission if each.state is State.READING]
+        if self._warned or not reading:
             return
+        oldest = min(reading, key=lambda each: each.reading_since)
         self._warned = True
         task = oldest.task
         logger.warning(

@@ -40,19 +40,27 @@ class _Entry(ConnectionPoolEntry):
 class RoutedConnection(PoolProxiedConnection):
     """A connection that decides at each statement which physical one serves it."""
 
+    __slots__ = (
+        "__weakref__", "_detached", "_isolation_level", "_open", "_pool", "_record", "streams",
+        "transaction",
+    )  # fmt: skip
+
     def __init__(self, pool: WriteQueuePool) -> None:
         self._open = True
         self._detached = False
         self._pool = pool
         self.transaction = Transaction(pool, weakref.ref(self))
-        self.streams: set[StreamCursor] = set()
+        self.streams: set[StreamCursor] | None = None
+        self._record: _Entry | None = None
         self._isolation_level: str | None = None
         if pool.isolation_level is not None:
             self.isolation_level = pool.isolation_level
 
-    @util.memoized_property
+    @property
     def _connection_record(self) -> _Entry:
-        return _Entry()
+        if self._record is None:
+            self._record = _Entry()
+        return self._record
 
     @property
     def dbapi_connection(self) -> Any:  # type: ignore[override]
@@ -137,7 +145,7 @@ class RoutedConnection(PoolProxiedConnection):
                 self._pool.reset(self)
         finally:
             self._open = False
-            for stream in list(self.streams):
+            for stream in list(self.streams or ()):
                 stream.close()
             try:
                 if self.transaction.state is not State.IDLE:
@@ -148,7 +156,7 @@ class RoutedConnection(PoolProxiedConnection):
     _checkin = _close_special
 
     def _finalize(self) -> None:
-        entry = self.__dict__.get("_connection_record")
+        entry = self._record
         while entry is not None and entry.finalize_callback:
             entry.finalize_callback.pop()(self)
 
@@ -162,7 +170,7 @@ class RoutedConnection(PoolProxiedConnection):
         lease = self.transaction.lease
         if lease is not None and (e is None or isinstance(e, Exception)):
             lease.driver.suspect = True
-        for stream in list(self.streams):
+        for stream in list(self.streams or ()):
             stream.close()
         self.transaction.abandon()
 
@@ -179,7 +187,7 @@ class RoutedConnection(PoolProxiedConnection):
             self._pool.admission.leave(self.transaction)
             return
         lease = self.transaction.lease
-        for stream in list(self.streams):
+        for stream in list(self.streams or ()):
             stream.close()
         self.transaction.abandon()
         if lease is not None and lease.driver.inherited:

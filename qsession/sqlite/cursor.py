@@ -6,6 +6,7 @@ import sqlite3
 import weakref
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import util
@@ -17,6 +18,9 @@ from .need import need_of
 if TYPE_CHECKING:
     from .connection import RoutedConnection
     from .lease import Lease
+
+
+_NO_ROWS: Iterator[Any] = iter(())
 
 
 class RoutedCursor:
@@ -31,7 +35,7 @@ class RoutedCursor:
 
     def __init__(self, connection: RoutedConnection) -> None:
         self._connection = connection
-        self._rows: deque[Any] = deque()
+        self._rows: Iterator[Any] = _NO_ROWS
 
     def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
         self.run(operation, parameters)
@@ -50,29 +54,25 @@ class RoutedCursor:
         self._take(self._connection.transaction.execute(statement, options))
 
     def _take(self, outcome: Outcome) -> None:
-        self._rows = deque(outcome.rows)
+        self._rows = iter(outcome.rows)
         self.description = outcome.description
         self.rowcount = outcome.rowcount
         self.lastrowid = outcome.lastrowid
 
     def fetchone(self) -> Any:
-        return self._rows.popleft() if self._rows else None
+        return next(self._rows, None)
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
-        rows = self._rows
-        return [rows.popleft() for _ in range(min(size or self.arraysize, len(rows)))]
+        return list(islice(self._rows, size or self.arraysize))
 
     def fetchall(self) -> list[Any]:
-        rows = list(self._rows)
-        self._rows.clear()
-        return rows
+        return list(self._rows)
 
     def __iter__(self) -> Iterator[Any]:
-        while self._rows:
-            yield self._rows.popleft()
+        return self._rows
 
     def close(self) -> None:
-        self._rows.clear()
+        self._rows = _NO_ROWS
 
     async def _async_soft_close(self) -> None:
         return
@@ -92,6 +92,9 @@ class StreamCursor(RoutedCursor):
     def __init__(self, connection: RoutedConnection) -> None:
         super().__init__(connection)
         self.stream = self
+        self._fetched: deque[Any] = deque()
+        if connection.streams is None:
+            connection.streams = set()
         self._siblings = connection.streams
         self._lease: Lease | None = None
         self._cursor: sqlite3.Cursor | None = None
@@ -101,7 +104,7 @@ class StreamCursor(RoutedCursor):
     def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: StreamDigest) -> None:
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
         self._lease, self._cursor, self._seen = lease, cursor, seen
-        lease.streams.add(self)
+        lease.streams |= {self}
         self._siblings.add(self)
         # The holder of the ticket refers to its streams: a connection that nobody else knows of
         # any more must be collected all the same.
@@ -113,23 +116,27 @@ class StreamCursor(RoutedCursor):
                 "The rest of this stream was lost when its transaction was rolled back."
             )
         if self._cursor is not None and self._lease is not None:
-            self._rows.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
+            self._fetched.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
             self._connection.transaction.activity += 1
 
     def fetchone(self) -> Any:
-        if not self._rows:
+        if not self._fetched:
             self._fetch(1)
-        return super().fetchone()
+        return self._fetched.popleft() if self._fetched else None
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         wanted = size or self.arraysize
-        if len(self._rows) < wanted:
-            self._fetch(wanted - len(self._rows))
-        return super().fetchmany(wanted)
+        if len(self._fetched) < wanted:
+            self._fetch(wanted - len(self._fetched))
+        return self._take_rows(wanted)
 
     def fetchall(self) -> list[Any]:
         self._fetch(None)
-        return super().fetchall()
+        return self._take_rows(len(self._fetched))
+
+    def _take_rows(self, most: int) -> list[Any]:
+        rows = self._fetched
+        return [rows.popleft() for _ in range(min(most, len(rows)))]
 
     def __iter__(self) -> Iterator[Any]:
         while (row := self.fetchone()) is not None:
@@ -137,7 +144,7 @@ class StreamCursor(RoutedCursor):
 
     def keep(self, rows: list[Any]) -> None:
         """The rest of the rows, fetched when the transaction was committed."""
-        self._rows.extend(rows)
+        self._fetched.extend(rows)
         self._cut_off = False
 
     def forget(self) -> sqlite3.Cursor | None:
@@ -148,12 +155,12 @@ class StreamCursor(RoutedCursor):
         return cursor
 
     def close(self) -> None:
-        super().close()
+        self._fetched.clear()
         lease = self._lease
         cursor = self.forget()
         if lease is None or cursor is None:
             return
-        lease.streams.discard(self)
+        lease.streams -= {self}
         lease.driver.post(lambda raw: cursor.close())
         if isinstance(lease, ReaderLease):
             lease.stream_closed()

@@ -52,6 +52,7 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
                 DriverConnection(self, future.result()).terminate()
             raise
         driver = DriverConnection(self, connection)
+        driver.raw = connection._conn
         try:
             driver.raw.cursor().close()
         except sqlite3.ProgrammingError:

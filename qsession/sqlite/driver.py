@@ -78,12 +78,12 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """Whether it was opened as one whose file nobody changes: see :mod:`.frozen`."""
     identity: tuple[int, ...] | None = None
     """Device and inode of the file it was opened on, and more where it must not change."""
+    raw: sqlite3.Connection
+    """What is open since :meth:`open`. On the loop it is used only while its thread is quiet."""
     path = ""
     """The file as SQLite names it; empty where there is none."""
     role: str | None = None
     """``reader`` or ``writer`` once it has been made ready for that."""
-    checked_in: int | None = None
-    """The turn of the loop in which its file was last looked at."""
     inherited = False
     """Whether this is a forked child, and the connection is its parent's."""
     suspect = False
@@ -96,11 +96,6 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._switching = threading.Lock()
         self._budget = Budget()
         fork.connections.add(self)
-
-    @property
-    def raw(self) -> sqlite3.Connection:
-        """The ``sqlite3.Connection``; only its own thread may run statements on it."""
-        return self._connection._conn  # type: ignore[no-any-return]
 
     def open(self) -> None:
         """Start the thread and open the connection in it, to the end; if that fails, stop it.
@@ -115,6 +110,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         except BaseException:
             connection._tx.put_nowait((None, connection.stop))
             raise
+        self.raw = connection._conn
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(raw, *args)`` in the thread and wait for it.

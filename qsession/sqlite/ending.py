@@ -11,7 +11,6 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .. import errors
-from ..config import Access
 from . import lease as work
 from .attachment import Attachment
 from .driver import DriverConnection
@@ -33,11 +32,7 @@ _SUSPECT = {
 class Ending(Attachment):
     """A transaction that takes note of what its statements did, and ends."""
 
-    _access: Access | None = None
-    _by_hand: str | None = None
-    """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
-    has_settings = False
-    """Something of its own lies on the writer: a PRAGMA, a temporary table, an ATTACH."""
+    __slots__ = ()
 
     @property
     def untouched(self) -> bool:
@@ -70,8 +65,7 @@ class Ending(Attachment):
         else:
             seen = digest(outcome)
         if self.began:
-            self.log.append(statement, seen)
-            if self.log.full:
+            if self.log.append(statement, seen):
                 self._outgrow_log(lease)
             if outcome.changed and outcome.description is not None:
                 self._pool.pace.keep_alone(statement.sql)
@@ -242,7 +236,8 @@ class Ending(Attachment):
         """Learn from this transaction what the next one of its kind will do."""
         if self.first is not None and self._access == "auto" and self.failure is None:
             self.writer.prediction.note(self.first, self.wrote)
-        self._stop_limit()
+        if self._limit is not None:
+            self._stop_limit()
 
     def _end(self) -> None:
         """Give everything back. The writer's connection has ended its transaction by now."""

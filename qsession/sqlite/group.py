@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from sqlalchemy.util import await_only
 
 from ..errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
-from ..handoff import to_end
 from .driver import DriverConnection
 from .log import Log, same_again
 from .pace import turns
@@ -51,7 +50,9 @@ class Group:
     driver: DriverConnection
     opened_at: float = field(default_factory=time.monotonic)
     members: list[Member] = field(default_factory=list)
-    _futures: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = field(default_factory=dict)
+    _waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = field(
+        default_factory=dict
+    )
     _settled: bool = False
 
     def closes(self, waiting: int, size: int) -> bool:
@@ -62,14 +63,13 @@ class Group:
 
     def concerns(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a task of ``loop`` waits for it."""
-        return loop in self._futures
+        return loop in self._waiting
 
     def add(self, log: Log, wrote: bool) -> Member:
         """Put a transaction of the running loop into it; call ``wait`` for its fate."""
         member = Member(log, wrote)
         self.members.append(member)
-        loop = asyncio.get_running_loop()
-        self._futures.setdefault(loop, loop.create_future())
+        self._waiting.setdefault(asyncio.get_running_loop(), [])
         return member
 
     def wait(self, member: Member) -> None:
@@ -81,13 +81,18 @@ class Group:
     def wait_for_commit(self) -> None:
         """Wait until it is known what became of all members, through any cancellation."""
         loop = asyncio.get_running_loop()
-        future = self._futures.setdefault(loop, loop.create_future())
-        if not self._settled:
-            await_only(to_end(future))
-            turn = turns.of(loop)
-            if turn.over:  # all members are told at once
-                await_only(to_end(turn.later(holds=False)))
-            turn.begin()
+        waiting = self._waiting.setdefault(loop, [])
+        cancelled: asyncio.CancelledError | None = None
+        while not self._settled:  # its thread tells the loops after this has become true
+            future = loop.create_future()
+            waiting.append(future)
+            try:
+                await_only(future)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        turns.of(loop).begin()
+        if cancelled is not None:
+            raise cancelled
 
     def read(self) -> Read:
         """What one has read who leaves it now: the rows of those who have finished."""
@@ -96,9 +101,9 @@ class Group:
     def settle(self) -> None:
         """Tell all members. In the connection's thread."""
         self._settled = True
-        for loop, future in list(self._futures.items()):
+        for loop, waiting in list(self._waiting.items()):
             try:
-                loop.call_soon_threadsafe(_resolve, future)
+                loop.call_soon_threadsafe(_tell, loop, waiting)
             except RuntimeError:  # the loop is closed: nobody of it waits any more
                 continue
 
@@ -173,9 +178,9 @@ class Read:
                 )
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _tell(loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]]) -> None:
+    """Let them go on one by one, or all at once would keep the loop from everything else."""
+    turns.of(loop).let_in(waiting)
 
 
 def _replay(raw: sqlite3.Connection, member: Member, timeout: float) -> Exception | None:

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from .writer import Writer
 
 
+_NO_STREAMS: frozenset[StreamCursor] = frozenset()
+
+
 class Lease:
     """A physical connection that one transaction uses."""
 
+    __slots__ = ("driver", "ended", "streams")
     begin = ""
 
     def __init__(self, driver: DriverConnection) -> None:
         self.driver = driver
-        self.streams: set[StreamCursor] = set()
+        self.streams: frozenset[StreamCursor] = _NO_STREAMS
         self.ended = False
 
     def give_back(self) -> None:
@@ -53,7 +57,7 @@ class Lease:
             self.driver.post(function, *args)
             return
         try:
-            self.driver.run_here(function, *args)
+            function(self.driver.raw, *args)
         except sqlite3.Error:
             self.driver.suspect = True
 
@@ -63,14 +67,15 @@ class Lease:
         return clean_up
 
     def forget_streams(self) -> list[sqlite3.Cursor]:
-        cursors = [stream.forget() for stream in list(self.streams)]
-        self.streams.clear()
+        cursors = [stream.forget() for stream in self.streams]
+        self.streams = _NO_STREAMS
         return [cursor for cursor in cursors if cursor is not None]
 
 
 class ReaderLease(Lease):
     """A reader of the pool, with a snapshot from its first statement on."""
 
+    __slots__ = ("_checkin",)
     begin = "BEGIN"
 
     def __init__(self, driver: DriverConnection, checkin: Callable[[], None]) -> None:
@@ -103,6 +108,7 @@ class ReaderLease(Lease):
 class WriterLease(Lease):
     """The writing connection, for as long as the ticket is held."""
 
+    __slots__ = ("_lent", "_writer", "joined_at", "ticket")
     begin = "BEGIN IMMEDIATE"
 
     def __init__(self, writer: Writer, ticket: Ticket, driver: DriverConnection) -> None:

@@ -108,15 +108,12 @@ class Log:
         self.complete = True
         self._bytes = 0
 
-    def append(self, statement: Statement, seen: Any) -> None:
+    def append(self, statement: Statement, seen: Any) -> bool:
+        """Add a statement; true if the log has grown past what is kept."""
         if not self.complete:
-            return
+            return False
         self.entries.append(Entry(statement, seen))
         self._bytes += _size(statement)
-
-    @property
-    def full(self) -> bool:
-        """Whether it has grown past what is kept."""
         return len(self.entries) > MAX_STATEMENTS or self._bytes > MAX_BYTES
 
     def drop(self) -> None:

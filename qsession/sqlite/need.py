@@ -19,6 +19,15 @@ from sqlalchemy.exc import InvalidRequestError
 class Need(Enum):
     """What a statement needs."""
 
+    may_only_read: bool
+    """Whether a reader may try it."""
+    is_of_the_writer: bool
+    """Whether it has its place on the writer alone."""
+    leaves_settings: bool
+    """Whether it leaves something on the connection that outlives the transaction."""
+    runs_outside: bool
+    """Whether it runs before BEGIN, because it has no effect, or fails, behind it."""
+
     READ = "read"  # known to write nothing
     WRITE = "write"  # known to write, or asks for the ticket with FOR UPDATE
     UNKNOWN = "unknown"  # text: a reader will tell
@@ -32,20 +41,11 @@ class Need(Enum):
     COMMIT = "commit"
     ROLLBACK = "rollback"
 
-    @property
-    def may_only_read(self) -> bool:
-        """Whether a reader may try it."""
-        return self in (Need.READ, Need.UNKNOWN, Need.ASK)
-
-    @property
-    def is_of_the_writer(self) -> bool:
-        """Whether it has its place on the writer alone."""
-        return self in (Need.WRITE, Need.TEMP, Need.ALONE, Need.PRAGMA)
-
-    @property
-    def leaves_settings(self) -> bool:
-        """Whether it leaves something on the connection that outlives the transaction."""
-        return self in (Need.PRAGMA, Need.TEMP, Need.ALONE)
+    def __init__(self, word: str) -> None:
+        self.may_only_read = word in ("read", "unknown", "ask")
+        self.is_of_the_writer = word in ("write", "temp", "alone", "pragma")
+        self.leaves_settings = word in ("pragma", "temp", "alone")
+        self.runs_outside = word in ("alone", "pragma", "ask")
 
 
 _WORDS = re.compile(

@@ -11,10 +11,9 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterable
+from enum import IntEnum
 from typing import TypeAlias
-
-from sqlalchemy.util import await_only
-from sqlalchemy.util.concurrency import in_greenlet
 
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
@@ -27,6 +26,14 @@ WEIGHT = 0.25
 TEXTS = 1_000
 
 _Line: TypeAlias = "deque[asyncio.Future[None]]"
+
+
+class Who(IntEnum):
+    """Who waits for a later turn of the loop. Each turn lets one of each go on."""
+
+    HOLDER = 0  # has a write ticket, so others wait for it
+    MEMBER = 1  # of a group whose COMMIT is done; many at once
+    OTHER = 2
 
 
 class Pace:
@@ -62,10 +69,10 @@ class Pace:
         """Learn how long a statement took. One long run sends a text to the thread."""
         averages = self._averages
         average = averages.pop(text, seconds)  # as in keep_alone
-        if seconds > BUDGET:
-            averages[text] = max(seconds, average)
-        else:
+        if seconds <= BUDGET:
             averages[text] = average + WEIGHT * (seconds - average)
+        else:
+            averages[text] = max(seconds, average)
         if len(averages) > TEXTS:
             averages.popitem(last=False)
 
@@ -87,8 +94,8 @@ class Turn:
     """A turn of one loop: who may still begin a statement in it, and who waits for a later one.
 
     It is over ``BUDGET`` after its first statement began, all Python in between included: that
-    takes many times as long as SQLite does. Of those who wait, each turn lets one continue who
-    holds a write ticket, whom others wait for, and one who does not.
+    takes many times as long as SQLite does. Each turn lets one of each kind of those who wait
+    continue, so that a read does not wait behind all the members of a group.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -97,7 +104,7 @@ class Turn:
         """Counts the turns that did work."""
         self._began: float | None = None
         self._scheduled = False
-        self._lines: tuple[_Line, _Line] = (deque(), deque())
+        self._lines: tuple[_Line, ...] = tuple(deque() for _ in Who)
 
     def begin(self) -> None:
         """A statement begins on the loop."""
@@ -107,21 +114,23 @@ class Turn:
             self._schedule()
 
     @property
-    def current(self) -> int | None:
-        """The number of a turn that has done work already; None in a fresh one."""
-        return None if self._began is None else self.number
-
-    @property
     def over(self) -> bool:
         """Whether the next statement is for a later turn."""
         return self._began is not None and time.perf_counter() - self._began > BUDGET
 
-    def later(self, holds: bool) -> asyncio.Future[None]:
+    def later(self, who: Who) -> asyncio.Future[None]:
         """To be awaited before the next statement. It may be cancelled."""
         future = self.loop.create_future()
-        self._lines[not holds].append(future)
+        self._lines[who].append(future)
         self._schedule()
         return future
+
+    def let_in(self, futures: Iterable[asyncio.Future[None]]) -> None:
+        """Let the members who wait for ``futures`` go on, one in each turn from now on."""
+        self._lines[Who.MEMBER].extend(futures)
+        if not self.over:
+            _next(self._lines[Who.MEMBER])
+        self._schedule()
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -132,13 +141,17 @@ class Turn:
         self._began = None
         self._scheduled = False
         for line in self._lines:
-            while line:
-                future = line.popleft()
-                if not future.done():  # nor cancelled
-                    future.set_result(None)
-                    break
+            _next(line)
         if any(self._lines):
             self._schedule()
+
+
+def _next(line: _Line) -> None:
+    while line:
+        future = line.popleft()
+        if not future.done():  # nor cancelled
+            future.set_result(None)
+            return
 
 
 class Turns(threading.local):
@@ -156,12 +169,3 @@ class Turns(threading.local):
 
 
 turns = Turns()
-
-
-def give_way(holds: bool = False) -> None:
-    """In a greenlet, wait for a later turn of the loop if this one is over. May be cancelled."""
-    if in_greenlet():
-        turn = turns.of(asyncio.get_running_loop())
-        if turn.over:
-            await_only(turn.later(holds))
-        turn.begin()

@@ -12,12 +12,14 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from ..config import Access
 from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
 from ..ticket import Ticket
 from .group import Read
 from .holder import describe
 from .lease import Lease, ReaderLease, WriterLease
 from .log import Log
+from .pace import Turn, turns
 from .processes import lock_owner
 
 if TYPE_CHECKING:
@@ -50,6 +52,13 @@ class Place:
     that the lease is a reader's. In every other state there is no lease.
     """
 
+    __slots__ = (
+        "__weakref__", "_access", "_asked", "_by_hand", "_limit", "_pool", "_snapshot", "_task",
+        "activity", "autocommit", "began", "busy", "connection", "failure", "first",
+        "has_settings", "last_statement", "lease", "log", "loop", "may_read_instead", "pinned",
+        "priority", "reading_since", "settings", "state", "turn", "unsure", "writer", "wrote",
+    )  # fmt: skip
+
     def __init__(
         self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
     ) -> None:
@@ -58,8 +67,13 @@ class Place:
         """The connection it belongs to; a weak reference, so that one forgotten can be noticed."""
         self.writer = pool.writer
         self.settings = pool.settings
+        self.autocommit = False
+        self.has_settings = False
+        """Something of its own lies on the writer: a PRAGMA, a temporary table, an ATTACH."""
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.turn: Turn | None = None
+        """The turns of :attr:`loop`."""
         self.busy = 0
         self.activity = 0
         self.last_statement = ""
@@ -70,7 +84,6 @@ class Place:
         self._reset()
 
     def _reset(self) -> None:
-        self._pool.reading.pop(self, None)
         self.state = State.IDLE
         self.log = Log()
         self.lease: Lease | None = None
@@ -81,6 +94,9 @@ class Place:
         """What it has read in a group that it left, and what may never become durable."""
         self.failure: Exception | None = None
         self.first: str | None = None
+        self._access: Access | None = None
+        self._by_hand: str | None = None
+        """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
         self.priority = 0
         self._snapshot: ReaderLease | None = None
         self._limit: asyncio.TimerHandle | None = None
@@ -97,7 +113,9 @@ class Place:
         """Remember the task and the loop that use it."""
         task = asyncio.current_task()
         self._task = None if task is None else weakref.ref(task)
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop = asyncio.get_running_loop()
+        if self.turn is None or self.turn.loop is not loop:
+            self.turn = turns.of(loop)
 
     def _become_log(self) -> None:
         self.began = False

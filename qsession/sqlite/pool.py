@@ -8,14 +8,14 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
-from sqlalchemy.util.queue import Empty
+from sqlalchemy.util.queue import Empty, Full
 
 from ..config import Settings
 from ..connection_queue import ConnectionQueue
@@ -31,12 +31,8 @@ from .driver import DriverConnection, file_identity
 from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
-from .pace import Pace, give_way
+from .pace import Pace, Turn
 from .writer import Writer
-
-if TYPE_CHECKING:
-    from .dialect import QSessionDialect
-    from .place import Place
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):
@@ -47,6 +43,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     """
 
     _queue_class = ConnectionQueue
+    _dialect: Any  # a QSessionDialect
     _pool: ConnectionQueue
 
     def __init__(self, creator: Any, **kw: Any) -> None:
@@ -55,39 +52,31 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self.pace = Pace(self.settings.inline)
         self.checkpointer = Checkpointer(self)
         self.admission = Admission()
-        self.reading: dict[Place, None] = {}
-        """The transactions that have a snapshot, the oldest first."""
+        self.isolation_level: str | None = self._dialect._on_connect_isolation_level
+        """What ``create_async_engine(isolation_level=...)`` asked for."""
+        self.looked: tuple[Turn, int, object] | None = None
+        """The turn of a loop in which the file was last looked at, and what was found."""
         self._initialized = False
         self._initializing = TicketQueue()
         self._replaced = False
         fork.pools.add(self)
 
     @property
-    def _our_dialect(self) -> QSessionDialect:
-        return cast("QSessionDialect", self._dialect)
-
-    @property
     def settings(self) -> Settings:
-        return self._our_dialect.settings
+        settings: Settings = self._dialect.settings
+        return settings
 
     @property
     def database(self) -> str:
         """The database as messages name it."""
-        return self._our_dialect.database
-
-    @property
-    def isolation_level(self) -> str | None:
-        """What ``create_async_engine(isolation_level=...)`` asked for."""
-        level: str | None = self._our_dialect._on_connect_isolation_level
-        return level
+        return str(self._dialect.database)
 
     def reset(self, connection: RoutedConnection) -> None:
         """End the transaction of a connection that is closed, as ``pool_reset_on_return`` says."""
-        dialect: Any = self._dialect
         if self._reset_on_return is ResetStyle.reset_commit:
-            dialect.do_commit(connection)
+            self._dialect.do_commit(connection)
         elif self._reset_on_return is ResetStyle.reset_rollback:
-            dialect.do_rollback(connection)
+            self._dialect.do_rollback(connection)
 
     def connect(self) -> PoolProxiedConnection:
         """A connection that has no physical one yet.
@@ -97,7 +86,6 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """
         if not self._initialized:
             self._initialize()
-        give_way()
         return RoutedConnection(self)
 
     def _initialize(self) -> None:
@@ -121,10 +109,11 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         dispatch = self.dispatch
         if self._pre_ping or self.echo or dispatch.checkout or dispatch.checkin or dispatch.reset:
             return self._observed_reader()
-        record: Any = self._do_get()
+        record: Any = self._pool.take() or self._do_get()
         try:
             driver: DriverConnection = record.get_connection()
-            self.make_ready(driver, "reader")
+            if driver.role is None:
+                self.make_ready(driver, "reader")
         except BaseException as error:
             record._checkin_failed(error, _fairy_was_created=False)
             raise
@@ -133,7 +122,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def _checkin(self, record: Any) -> None:
         if record.dbapi_connection is not None and record.dbapi_connection.suspect:
             record.invalidate()
-        self._return_conn(record)
+        self._do_return_conn(record)
 
     def _observed_reader(self) -> ReaderLease:
         """The same by SQLAlchemy's own checkout, for those who listen to it."""
@@ -239,7 +228,6 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._overflow_lock = threading.Lock()
         self._initialized, self._initializing = False, TicketQueue()
         self.admission = Admission()
-        self.reading = {}
         self.checkpointer = Checkpointer(self)
         self.writer = Writer(self)
 
@@ -248,7 +236,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             return  # the parent's, in a forked child
         if self._replaced:
             record.close()  # nobody will dispose of this pool again
-        super()._do_return_conn(record)
+        try:
+            self._pool.put_nowait(record)
+        except Full:
+            super()._do_return_conn(record)  # one more than the pool keeps
 
     def dispose(self) -> None:
         """Close what is not in use, to the end; a cancellation is raised afterwards.
@@ -267,7 +258,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self.logger.info("Pool disposed. %s", self.status())
         writer, self.writer = self.writer, Writer(self, before=self.writer)
         writer.dispose()
-        self._our_dialect.discard_memory()
+        self._dialect.discard_memory()
 
     def status(self) -> str:
         queue = self.writer.queue

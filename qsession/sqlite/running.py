@@ -15,7 +15,7 @@ from .group import JOIN
 from .lease import Lease, WriterLease
 from .log import Entry, Outcome, Report, Statement, close_unclaimed, run
 from .need import Need
-from .pace import BUDGET, give_way, turns
+from .pace import BUDGET, Who
 from .place import BUSY_RETRY, Place, State
 
 FEW = 20
@@ -25,6 +25,8 @@ FEW = 20
 class Running(Place):
     """A place that statements run in."""
 
+    __slots__ = ()
+
     def run(self, statement: Statement, begins: bool = True) -> Report:
         """Run a statement where the transaction is attached, behind BEGIN and replay if need be.
 
@@ -32,13 +34,18 @@ class Running(Place):
         would wait for Python's interpreter lock at every row while the loop is busy. A lock that a
         process without qsession holds is waited for. Raises :class:`QueueTimeout`.
         """
-        if not (begins and statement.many and len(statement.parameters) > FEW):
-            return self._run(statement, begins)
+        if statement.many and begins and len(statement.parameters) > FEW:
+            return self._run_in_slices(statement)
+        return self._run(statement, begins)
+
+    def _run_in_slices(self, statement: Statement) -> Report:
         whole = Outcome(rowcount=0)
         done = 0
         while True:
+            if done:
+                self.enter_turn()
             part = self._slice(statement, done)
-            report = self._run(part, begins)
+            report = self._run(part, begins=True)
             if report.outcome is None:
                 report.changed = report.changed or whole.changed
                 return report
@@ -58,63 +65,69 @@ class Running(Place):
     def _run(self, statement: Statement, begins: bool) -> Report:
         lease = self.lease
         assert lease is not None
+        driver = lease.driver
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
         if not self.began:
-            self._check_file(lease.driver)
-        here = self._is_short(statement, begins)
-        deadline = time.monotonic() + self.settings.queue_timeout
+            self._check_file(driver)
+        only_reads = self.state is State.READING or statement.need is Need.READ
+        here = self._is_short(statement, begins, only_reads)
+        deadline: float | None = None
         while True:
-            here = here and lease.driver.quiet and not (begins and self._has_to_replay())
-            report = self._send(lease, statement, begins, here)
-            if here and _broken_off(report):
+            here = here and driver.quiet and (self.began or not self.log.entries or not begins)
+            report = self._send(lease, statement, begins, here, only_reads)
+            if here and report.error is not None and _broken_off(report.error):
                 here = False  # it was over its budget: once more, in the thread
                 continue
-            if lease.driver.frozen:
-                self._pool.check_file(lease.driver)
+            if driver.frozen:
+                self._pool.check_file(driver)
             if not report.busy:
                 return report
-            if time.monotonic() >= deadline:
+            if deadline is None:
+                deadline = time.monotonic() + self.settings.queue_timeout
+            elif time.monotonic() >= deadline:
                 raise self.lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
 
+    def enter_turn(self) -> None:
+        """Wait for a later turn of the loop if this one is over, before anything is attached."""
+        turn, lease = self.turn, self.lease
+        assert turn is not None
+        if turn.over:
+            await_only(turn.later(Who.HOLDER if self.holds() else Who.OTHER))
+            if lease is not None and lease.ended:
+                raise self.failure or QSessionError(
+                    f"The transaction was ended elsewhere before {self.last_statement!r} could run."
+                )
+        turn.begin()
+
     def _check_file(self, driver: DriverConnection) -> None:
         """Look whether the file is still there, once in a turn of the loop."""
-        assert self.loop is not None
-        current = turns.of(self.loop).current
-        if current is None or driver.checked_in != current:
+        turn = self.turn
+        assert turn is not None
+        now = turn, turn.number, driver.identity
+        if self._pool.looked != now:
             self._pool.check_file(driver)
-            driver.checked_in = current
+            self._pool.looked = now
 
-    def _is_short(self, statement: Statement, begins: bool) -> bool:
+    def _is_short(self, statement: Statement, begins: bool, only_reads: bool) -> bool:
         """Whether a statement is known to be short enough for the loop."""
         if statement.stream is not None or (statement.many and len(statement.parameters) > FEW):
             return False
-        if not begins and not self._only_reads(statement):
+        if not (begins or only_reads):
             return False  # it commits by itself, and a COMMIT waits for the disk
-        return statement.need is Need.SAVEPOINT or self._pool.pace.inline(
-            statement.sql, self._only_reads(statement)
-        )
-
-    def _only_reads(self, statement: Statement) -> bool:
-        return self.state is State.READING or statement.need is Need.READ
+        if statement.need is Need.SAVEPOINT:
+            return True
+        return self._pool.pace.inline(statement.sql, only_reads)
 
     def _has_to_replay(self) -> bool:
         return not self.began and bool(self.log.entries)
 
-    def _send(self, lease: Lease, statement: Statement, begins: bool, here: bool) -> Report:
+    def _send(
+        self, lease: Lease, statement: Statement, begins: bool, here: bool, only_reads: bool
+    ) -> Report:
         """One attempt: on the loop if ``here``, else in the thread."""
-        assert self.loop is not None
-        turn = turns.of(self.loop)
-        if turn.over:
-            await_only(turn.later(self.holds()))
-            if lease.ended:
-                raise self.failure or QSessionError(
-                    f"The transaction was ended elsewhere before {statement.sql!r} could run."
-                )
-            here = here and lease.driver.quiet
-        elif here:
+        if here:
             await_only(READY)
-        turn.begin()
         if isinstance(lease, WriterLease) and self.writer.group is not None:
             joins = begins and here and self._may_join(statement)
             here = here and joins
@@ -123,18 +136,20 @@ class Running(Place):
         if self.pinned and not self.began:
             self.began = lease.driver.raw.in_transaction  # by whoever uses the driver's connection
         if begins and not self.began:
-            begin = JOIN if self.writer.group is not None and self.holds() else lease.begin
+            begin = lease.begin
+            if isinstance(lease, WriterLease) and self.writer.group is not None:
+                begin, lease.joined_at = JOIN, time.monotonic()
         entries = self.log.entries if begin else []
-        if begin is JOIN and isinstance(lease, WriterLease):
-            lease.joined_at = time.monotonic()
         if here:
-            budget = BUDGET if self._only_reads(statement) else None
+            budget = BUDGET if only_reads else None
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
         if not report.refused:  # else it has not shown yet how long it takes
-            rows = len(statement.parameters) if statement.many else 1
-            self._pool.pace.note(statement.sql, report.seconds * min(1.0, FEW / max(rows, 1)))
+            seconds = report.seconds
+            if statement.many and len(statement.parameters) > FEW:
+                seconds *= FEW / len(statement.parameters)
+            self._pool.pace.note(statement.sql, seconds)
         if begin is not None and report.in_transaction and report.diverged is None:
             self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)
@@ -145,7 +160,7 @@ class Running(Place):
     ) -> Report:
         try:
             report = lease.driver.run(run, begin, entries, statement)
-            give_way(self.holds())
+            self.enter_turn()
         except BaseException:
             if statement.stream is not None:
                 lease.driver.post(close_unclaimed, statement)  # before it is rolled back
@@ -182,5 +197,5 @@ class _Ready:
 READY = _Ready()
 
 
-def _broken_off(report: Report) -> bool:
-    return report.error is not None and sqlite_code(report.error) == SQLITE_INTERRUPT
+def _broken_off(error: Exception) -> bool:
+    return sqlite_code(error) == SQLITE_INTERRUPT

@@ -14,26 +14,13 @@ from .need import Need
 from .place import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .connection import RoutedConnection
     from .driver import DriverConnection
-    from .pool import WriteQueuePool
 
 
 class Transaction(Ending):
     """The one transaction of a :class:`RoutedConnection`, over and over."""
 
-    def __init__(
-        self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
-    ) -> None:
-        self.autocommit = False
-        super().__init__(pool, connection)
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._access = None
-        self._by_hand = None
+    __slots__ = ()
 
     def execute(self, statement: Statement, options: Any) -> Outcome:
         """Run one statement where it belongs. In a greenlet.
@@ -86,34 +73,37 @@ class Transaction(Ending):
             nothing = _nothing_sent()
             self.log.append(statement, digest(nothing))  # the first statement will replay it
             return nothing
-        if self._is_alone():
+        if self.autocommit and self._by_hand is None:  # each statement is its own transaction
             return self._execute_alone(statement, options)
         outcome = self._execute(statement, options)
         if self._by_hand and self.autocommit and _releases(statement, self._by_hand):
             self.commit()  # as SQLite does, where the outermost savepoint began the transaction
         return outcome
 
-    def _is_alone(self) -> bool:
-        """AUTOCOMMIT: each statement is its own transaction, but for one that was begun by hand."""
-        return self.autocommit and self._by_hand is None
-
     def _execute(self, statement: Statement, options: Any) -> Outcome:
         if self.first is None:
             self.first = statement.sql
             self._access = self._access or options.get("qsession_access", self.settings.access)
             self.priority = options.get("qsession_priority", 0)
-        begins = self.began or bool(self.log.entries) or not _runs_outside(statement.need)
+        begins = self.began or bool(self.log.entries) or not statement.need.runs_outside
         while True:
             if self._place(statement.need) is State.READING:
+                self.enter_turn()
                 self.attach_reader()
             else:
                 self._refuse_to_write(statement)
-                self.attach_writer(statement)  # or a reader, behind a stalled holder
+                self._attach_writer_in_turn(statement)  # or a reader, behind a stalled holder
             on_reader = self.state is State.READING
             report = self.run(statement, begins)
             if not (on_reader and report.refused):
                 return self._settle(statement, report)
             statement.need = Need.WRITE  # the database said so
+
+    def _attach_writer_in_turn(self, statement: Statement) -> None:
+        """Who has to wait for the ticket need not wait for a turn of the loop as well."""
+        if self.holds() or self.writer.queue.holder is None:
+            self.enter_turn()
+        self.attach_writer(statement)
 
     def _place(self, need: Need) -> State:
         """Whether a statement goes to a reader (READING) or to the writer (HOLDING)."""
@@ -149,6 +139,7 @@ class Transaction(Ending):
         prediction = self.writer.prediction
         reads = statement.need.may_only_read and not self.has_settings
         if (reads and not prediction.is_refused(statement.sql)) or self._access == "read":
+            self.enter_turn()
             self.attach_reader()
             report = self.run(statement, begins=False)
             if not report.refused:
@@ -162,7 +153,7 @@ class Transaction(Ending):
         outcome = self._run_in_group(statement, options)
         if outcome is not None:
             return outcome
-        self.attach_writer(statement)
+        self._attach_writer_in_turn(statement)
         outcome = self._settle(statement, self.run(statement, begins=False))
         if outcome.changed:
             self.writer.committed()
@@ -196,11 +187,6 @@ def _nothing_sent() -> Outcome:
     """
     await_only(asyncio.sleep(0))
     return Outcome()
-
-
-def _runs_outside(need: Need) -> bool:
-    """Whether a statement runs before BEGIN, because it has no effect, or fails, behind it."""
-    return need in (Need.ALONE, Need.PRAGMA, Need.ASK)
 
 
 def _rolls_back_to(statement: Statement) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,10 +13,12 @@ from cancelling import COUNT_ENDLESSLY, When, cancel_at
 from contract_tables import Counter, Database, Note
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import base
 
 from qsession import QueuedAsyncEngine
 from qsession.session import SessionMaker
 
+KEEPS_PLACES = "_checkin_failed" in inspect.getsource(base._finalize_fairy)
 Make = Callable[..., QueuedAsyncEngine]
 Scenario = Callable[[SessionMaker, str], Coroutine[Any, Any, None]]
 
@@ -61,6 +64,8 @@ async def test_cancelled_at_every_suspension(
     Cold, the connection is opened in the middle of it. One connection is all there is, so that
     one that is not given back would be missed.
     """
+    if not database.is_sqlite and not KEEPS_PLACES:
+        pytest.skip("SQLAlchemy before its #13699 loses the place of a task cancelled in ROLLBACK")
     engine = make(max_size=1, queue_timeout=20)
     maker = SessionMaker(bind=engine)
     for n in range(1, 60):
