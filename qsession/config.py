@@ -27,9 +27,10 @@ class Settings:
     durability: Durability = "full"
     """``full``: an acknowledged commit survives a power cut. ``normal``: a crash of the process."""
     queue_timeout: float = 30.0
-    """How long a writer waits for its turn before :class:`QueueTimeout`."""
+    """How long a writer, or who wants a connection to a server, waits for its turn before
+    :class:`QueueTimeout`."""
     max_waiting: int | None = None
-    """How many writers may wait; one more gets :class:`QueueFull`. ``None``: any number."""
+    """How many may wait for that; one more gets :class:`QueueFull`. ``None``: any number."""
     stall_after: float = 0.25
     """How long a holder may idle while others wait before they stop waiting for it."""
     warn_after: float = 5.0

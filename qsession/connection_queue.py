@@ -61,13 +61,13 @@ class ConnectionQueue(QueueCommon[Any]):
         if 0 < self.maxsize <= len(self._idle):
             raise Full
         self._idle.append(item)
-        if self._places:  # who comes only now looks for an idle one after this
+        if self._places:  # who comes only now looks for an idle connection after this
             self._serial.serve(self._match, None)
 
     def put_nowait(self, item: Any) -> None:
         self.put(item)
 
-    def pop(self) -> Any:
+    def take(self) -> Any:
         """An idle connection; None if there is none."""
         try:
             return self._idle.pop() if self.use_lifo else self._idle.popleft()
@@ -75,12 +75,12 @@ class ConnectionQueue(QueueCommon[Any]):
             return None
 
     def get_nowait(self) -> Any:
-        connection = self.pop()
+        connection = self.take()
         if connection is None:
             raise Empty
         return connection
 
-    def take(self, wanted: Callable[[Any], bool]) -> Any:
+    def pick(self, wanted: Callable[[Any], bool]) -> Any:
         """The first idle connection that is wanted, taken out; None if there is none."""
         for each in self:
             if wanted(each):

@@ -32,11 +32,11 @@ class QSessionError(exc.SQLAlchemyError):
 
 
 class QueueTimeout(QSessionError, exc.TimeoutError):
-    """The ticket, or a lock of another process, was not free within ``queue_timeout`` seconds."""
+    """The ticket, a lock of another process, or a connection to a server was not free in time."""
 
 
 class QueueFull(QSessionError, exc.TimeoutError):
-    """``max_waiting`` writers already wait; this one was turned away at once."""
+    """``max_waiting`` already wait, to write or for a connection; this one was turned away."""
 
 
 class NestedWriteError(QSessionError, exc.InvalidRequestError):
@@ -76,6 +76,7 @@ class GroupAborted(_Operational):
 class ConflictError(QSessionError):
     """What the transaction had read was changed by another one before it wrote.
 
+    On a server: it was refused for the sake of another one, or a deadlock was broken at its cost.
     Nothing of it was written. Roll back and run it again: ``qsession.run`` does so by itself.
     """
 

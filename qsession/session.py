@@ -51,7 +51,7 @@ class SessionMaker(async_sessionmaker[QSession]):
     def configure(self, url: str | URL | None = None, **kw: Any) -> None:
         """Set the database and the defaults of the sessions made from now on.
 
-        ``configure(url, ...)`` makes an engine. Keywords of `QSession` (``access``, ``priority``,
+        ``configure(url, ...)`` makes an engine. Keywords of `QSession` (``access``, ``isolation``,
         ``expire_on_commit``, ...) become session defaults, all others go to `create_async_engine`.
         ``configure(bind=engine, ...)`` uses an engine of yours, which may be of any database.
         Without either, only session defaults change.

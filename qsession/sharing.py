@@ -82,9 +82,11 @@ class QSession(AsyncSession):
 
     **Access.** `access` is ``"write"`` (the default: takes its turn among the writers before the
     first statement), ``"read"`` (a snapshot; a write raises `ReadOnlyError`) or ``"auto"``.
-    `priority`: lower goes first among those who wait to write. On an engine that was not made
-    by `qsession.create_async_engine`, and when bound to a connection, both mean nothing; all else
-    works there too.
+    `priority`: lower goes first among those who wait to write; on a server it has no meaning.
+    `isolation`, for servers: ``"SERIALIZABLE"`` (the default), ``"REPEATABLE READ"`` or ``"READ
+    COMMITTED"``; SQLite is always serializable. On an engine that was not made by
+    `qsession.create_async_engine`, and when bound to a connection, the three mean nothing; all
+    else works there too.
 
     **Leaving the block.** ``async with`` closes the session, after what other tasks had already
     asked of it. A clean exit with uncommitted changes emits `UncommittedChangesWarning`. It sees

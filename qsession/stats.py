@@ -88,7 +88,11 @@ class Holder:
 
 @dataclass(frozen=True)
 class Stats:
-    """One engine's write queue at one moment, with its counters since the engine was made."""
+    """One engine's write queue at one moment, with its counters since the engine was made.
+
+    On a server there is no write queue: those who wait, wait for a connection, ``acquired`` and
+    ``waits`` are about that, and ``holds`` is how long connections were kept.
+    """
 
     waiting: int
     holder: Holder | None
@@ -98,7 +102,7 @@ class Stats:
     replays: int
     suspensions: int
     commits: int
-    """Transactions that wrote and were committed."""
+    """Transactions that wrote and were committed; on a server, COMMITs that were sent."""
     groups: int
     """COMMITs that made more than one of them durable."""
     longest_inline: float

@@ -88,6 +88,18 @@ def test_imports_go_down_only(path: Path) -> None:
         assert floor_of(other) <= floor_of(name), f"{name} imports {other}, which lies above it"
 
 
+def test_sqlite_and_servers_know_nothing_of_each_other() -> None:
+    """Neither room imports the other, not even inside a function."""
+    for room, other in (("sqlite", "servers"), ("servers", "sqlite")):
+        for path in (PACKAGE / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    assert other not in (node.module or "").split("."), path
+                    assert other not in {each.name for each in node.names}, path
+                elif isinstance(node, ast.Import):
+                    assert not any(f"qsession.{other}" in each.name for each in node.names), path
+
+
 def test_no_module_imports_itself_in_a_circle() -> None:
     """Inside a floor as well, imports have a direction."""
     TopologicalSorter({name_of(path): imports_of(path) for path in FILES}).prepare()

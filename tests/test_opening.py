@@ -131,8 +131,11 @@ async def test_out_of_time_in_the_pause(server: Server, monkeypatch: pytest.Monk
     assert server.asked == ["first"]
 
 
-async def test_an_attempt_that_takes_too_long(server: Server) -> None:
+async def test_an_attempt_that_takes_too_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that does not answer in time is one that is away."""
+    monkeypatch.setattr(module, "LEAST_PATIENCE", 0.01)
     with pytest.raises(asyncio.TimeoutError, match="did not answer in time"):
         await server.ask("a", seconds=0.01)
     assert server.opening.failures == 1

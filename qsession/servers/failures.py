@@ -52,7 +52,8 @@ def explain(context: ExceptionContext) -> Exception | None:
     if code in READ_ONLY:
         return ReadOnlyError(
             f"{statement} writes, in a transaction that only reads ({code}: "
-            f"{_first_line(error)}). Use qsession(), or qsession_access='write'."
+            f"{_first_line(error)}). Use qsession(), or qsession_access='write'; or "
+            "the server itself takes no writes, as a replica does not."
         )
     if context.connection is None or context.sqlalchemy_exception is None:
         return None  # it was not opened, or this is a cancellation

@@ -20,11 +20,13 @@ def abandon(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
     if hasattr(driver, "pgconn"):  # psycopg: libpq knows no loops
         driver.pgconn.finish()
         return
-    if not loop.is_closed():
+    terminate = getattr(connection, "terminate", None)
+    if terminate is not None and not loop.is_closed():
         with suppress(RuntimeError):  # it has been closed in the meantime
-            loop.call_soon_threadsafe(connection.terminate)
+            loop.call_soon_threadsafe(terminate)
             return
-    transport = getattr(driver, "_transport", None)
+    writer = getattr(driver, "_writer", None)  # aiomysql's; the others have a transport
+    transport = getattr(driver, "_transport", None) if writer is None else writer.transport
     if transport is None:
         return
     socket = transport.get_extra_info("socket")
@@ -39,3 +41,5 @@ def abandon(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
     if lost is not None:
         with suppress(Exception):
             lost(None)
+    if writer is not None:
+        driver.close()

@@ -22,6 +22,9 @@ FIRST_PAUSE = 0.05
 """Seconds: the longest pause after the first failure; it doubles with every further one."""
 LONGEST_PAUSE = 1.0
 """Seconds: where the doubling ends."""
+LEAST_PATIENCE = 10.0
+"""Seconds that an attempt may take even where who asked is in a hurry: a connection that needs
+longer than ``queue_timeout`` to open would never be opened."""
 
 _jitter = random.SystemRandom().uniform
 
@@ -40,7 +43,7 @@ class Opening:
         self.failures = 0
         """Attempts that failed since the last one that did not."""
         self._not_before = 0.0
-        self._last: Exception | None = None
+        self._last = ""
         self._turn = TicketQueue()
 
     @property
@@ -49,7 +52,7 @@ class Opening:
         return self._turn.waiting
 
     def open(self, connect: Callable[[], Any], deadline: float) -> Any:
-        """What ``connect()`` returns, in a greenlet, by ``deadline`` (``time.monotonic()``).
+        """What ``connect()`` returns, in a greenlet; its turn has to come by ``deadline``.
 
         Raises what it raises, or :class:`QueueTimeout` when its turn does not come in time.
         Cancelled, the turn goes to the next; a connection that comes of the attempt is discarded.
@@ -75,24 +78,25 @@ class Opening:
     def _attempt(self, connect: Callable[[], Any], deadline: float) -> Any:
         before = self.failures
         try:
-            connection = await_only(self._by(deadline, greenlet_spawn(connect)))
+            connection = await_only(
+                self._within(max(_left(deadline), LEAST_PATIENCE), greenlet_spawn(connect))
+            )
         except Exception as error:
             # Those that were under way at the same time saw one failure, not many.
             self.failures = max(self.failures, before + 1)
             longest = longest_pause(self.failures)
             self._not_before = time.monotonic() + _jitter(longest / 2, longest)
-            self._last = error
+            self._last = repr(error)  # not itself: it would keep the frames of its caller
             raise
         self.failures = 0
-        self._last = None
         return connection
 
-    async def _by(self, deadline: float, attempt: Coroutine[Any, Any, Any]) -> Any:
+    async def _within(self, seconds: float, attempt: Coroutine[Any, Any, Any]) -> Any:
         # In a task of its own: a driver that is cancelled between the server's answer and its own
         # leaves the connection to the garbage collector.
         task = asyncio.ensure_future(attempt)
         try:
-            await asyncio.wait([task], timeout=_left(deadline))
+            await asyncio.wait([task], timeout=seconds)
         except asyncio.CancelledError:
             task.add_done_callback(self._came_too_late)
             raise
@@ -103,7 +107,7 @@ class Opening:
         raise asyncio.TimeoutError("the server did not answer in time")
 
     def _came_too_late(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled() or task.exception() is not None or task.get_loop().is_closed():
+        if task.cancelled() or task.exception() is not None:
             return
         discarding = asyncio.ensure_future(self._discard(task.result()))
         self._discarding.add(discarding)
@@ -112,7 +116,7 @@ class Opening:
     def _too_late(self) -> QueueTimeout:
         return QueueTimeout(
             f"The server is away: {self.failures} attempts to open a connection have failed, and "
-            f"{self._turn.waiting} more tasks wait to try. The last error was: {self._last!r}"
+            f"{self._turn.waiting} more tasks wait to try. The last error was: {self._last}"
         )
 
 

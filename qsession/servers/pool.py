@@ -118,7 +118,7 @@ class ServerPool(AsyncAdaptedQueuePool):
 
     def _vacant(self) -> Any:
         """A place without a connection; None if there is none."""
-        record = self._pool.take(lambda each: each.dbapi_connection is None)
+        record = self._pool.pick(lambda each: each.dbapi_connection is None)
         if record is None and self._inc_overflow():
             record = self._create_connection()
         return record

@@ -114,7 +114,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         dispatch = self.dispatch
         if self._pre_ping or self.echo or dispatch.checkout or dispatch.checkin or dispatch.reset:
             return self._observed_reader()
-        record: Any = self._pool.pop() or self._do_get()
+        record: Any = self._pool.take() or self._do_get()
         try:
             driver: DriverConnection = record.get_connection()
             if driver.role is None:

@@ -1,7 +1,11 @@
-"""One set of tests, four databases: each test here runs on SQLite, PostgreSQL and MariaDB."""
+"""One set of tests, four databases: each test here runs on SQLite, PostgreSQL and MariaDB.
+
+QSESSION_TEST_DRIVERS names other drivers, as ``mysql+aiomysql``.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,11 @@ from sqlalchemy.engine import URL
 from qsession import QueuedAsyncEngine, create_async_engine
 from qsession.session import SessionMaker
 
-DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"]
-ON_SERVERS = [pytest.param(each, marks=pytest.mark.servers) for each in DRIVERS]
+DRIVERS = "postgresql+asyncpg postgresql+psycopg mysql+asyncmy"
+ON_SERVERS = [
+    pytest.param(each, marks=pytest.mark.servers)
+    for each in os.environ.get("QSESSION_TEST_DRIVERS", DRIVERS).split()
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -48,7 +48,7 @@ async def test_one_more_waiter_is_turned_away(make: Make, database: Database) ->
 
 async def test_who_is_not_served_in_time_gets_queue_timeout(make: Make) -> None:
     """Past queue_timeout a writer gets QueueTimeout, which names the task it waited for."""
-    engine = make(max_size=1, queue_timeout=0.05)
+    engine = make(max_size=1, queue_timeout=0.1)
     maker = SessionMaker(bind=engine)
 
     async def write() -> None:
