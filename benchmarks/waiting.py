@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from qsession import QueuedAsyncEngine
 from qsession import create_async_engine as queued_engine
 
 from .child import command, environment
@@ -94,12 +94,11 @@ def memory(code: str) -> float:
 async def main(kind: str, number: int, file: str, code: str) -> None:
     """Let `number` sessions wait, print how many bytes each takes, and leave at once."""
     url = f"sqlite+aiosqlite:///{file}"
-    stock = kind in (STOCK, OBJECT)
-    engine = (
-        create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=LONG)
-        if stock
-        else queued_engine(url, queue_timeout=LONG, warn_after=LONG)
-    )
+    engine: Any
+    if kind in (STOCK, OBJECT):
+        engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=LONG)
+    else:
+        engine = queued_engine(url, queue_timeout=LONG, warn_after=LONG)
     never = asyncio.Event()
     arrived = 0
 
@@ -127,7 +126,7 @@ async def main(kind: str, number: int, file: str, code: str) -> None:
         ]
         for _ in range(20):
             await asyncio.sleep(0)
-        while isinstance(engine, QueuedAsyncEngine) and engine.stats().waiting < number:
+        while kind == OURS and engine.stats().waiting < number:
             for _ in range(100):
                 await asyncio.sleep(0)  # they come to the queue one by one
         assert arrived == number
