@@ -21,7 +21,6 @@ NAME = "x" * 20
 Way = Literal["orm", "core", "driver"]
 Work = Literal["get", "list", "insert", "change"]
 WORKS: tuple[Work, ...] = ("get", "list", "insert", "change")
-READS: tuple[Work, ...] = ("get", "list")
 WRITES: tuple[Work, ...] = ("insert", "change")
 
 

@@ -99,9 +99,14 @@ class ServerPool(AsyncAdaptedQueuePool):
 
     async def fill(self) -> None:
         """Open connections until ``min_size`` are open; raises the driver's error."""
-        while self._filling is not None:
+        while self._is_filling and self._filling is not None:
             await asyncio.wait([self._filling])
         await greenlet_spawn(self._fill)
+
+    @property
+    def _is_filling(self) -> bool:
+        """Whether a task of this loop is at it; one of another loop may be stuck with its loop."""
+        return self._filling is not None and self._filling.get_loop() is running_loop()
 
     def _fill(self) -> None:
         while self.open_connections < self.settings.min_size:
@@ -142,7 +147,7 @@ class ServerPool(AsyncAdaptedQueuePool):
             raise
         loop = asyncio.get_running_loop()
         self._loops[id(connection)] = loop
-        if self._filling is None and self.open_connections < self.settings.min_size:
+        if not self._is_filling and self.open_connections < self.settings.min_size:
             self._filling = loop.create_task(greenlet_spawn(self._fill))
             self._filling.add_done_callback(self._filled)
         return connection
@@ -151,7 +156,8 @@ class ServerPool(AsyncAdaptedQueuePool):
         await greenlet_spawn(partial(self._close_connection, connection, terminate=True))
 
     def _filled(self, task: asyncio.Task[None]) -> None:
-        self._filling = None
+        if self._filling is task:
+            self._filling = None
         if not task.cancelled() and task.exception() is not None:
             self.logger.warning("min_size connections could not be opened: %s", task.exception())
 
@@ -214,7 +220,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         pool.settings, pool.counters, pool.waits = self.settings, self.counters, self.waits
         pool.opening = self.opening
         self._replaced = True
-        if self._filling is not None and self._filling.get_loop() is running_loop():
+        if self._is_filling and self._filling is not None:
             self._filling.cancel()
         return pool
 

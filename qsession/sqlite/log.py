@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_STATEMENTS = 1_000
 MAX_BYTES = 4 * 1024 * 1024
+_ROWS_MEASURED = 64
 _ROWS_KEPT = 64
 """A result of more rows is kept as a digest."""
 
@@ -266,9 +267,16 @@ def _encode(row: Any) -> bytes:
 
 
 def _size(statement: Statement) -> int:
-    rows = statement.parameters if statement.many else (statement.parameters,)
-    size = len(statement.sql)
-    for row in rows:
-        for value in row.values() if isinstance(row, dict) else row:
-            size += len(value) if isinstance(value, (str, bytes)) else 8
+    """About how many bytes a statement and its parameters take: of many rows, some are measured."""
+    if not statement.many:
+        return len(statement.sql) + _size_of_row(statement.parameters)
+    rows = statement.parameters
+    some = rows[:: 1 + len(rows) // _ROWS_MEASURED]
+    return len(statement.sql) + sum(map(_size_of_row, some)) * len(rows) // max(len(some), 1)
+
+
+def _size_of_row(row: Any) -> int:
+    size = 0
+    for value in row.values() if isinstance(row, dict) else row:
+        size += len(value) if isinstance(value, (str, bytes)) else 8
     return size

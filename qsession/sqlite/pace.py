@@ -19,6 +19,8 @@ SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
 BUDGET = 0.001
 """Seconds a read may take on the loop, and after which a turn of the loop is over."""
+PATIENCE = 4 * BUDGET
+"""Seconds of a turn after which no new connection begins anything in it."""
 STEPS = 2_000
 """Virtual machine instructions between two looks at the clock: 0.04 to 0.3 ms of them."""
 WEIGHT = 0.25
@@ -34,6 +36,7 @@ class Who(IntEnum):
     HOLDER = 0  # has a write ticket, so others wait for it
     MEMBER = 1  # of a group whose COMMIT is done; many at once
     OTHER = 2
+    NEW = 3  # has only asked for a connection
 
 
 class Pace:
@@ -117,6 +120,11 @@ class Turn:
     def over(self) -> bool:
         """Whether the next statement is for a later turn."""
         return self._began is not None and time.perf_counter() - self._began > BUDGET
+
+    @property
+    def crowded(self) -> bool:
+        """Whether even a new connection is for a later turn: many tasks have begun in this one."""
+        return self._began is not None and time.perf_counter() - self._began > PATIENCE
 
     def later(self, who: Who) -> asyncio.Future[None]:
         """To be awaited before the next statement. It may be cancelled."""

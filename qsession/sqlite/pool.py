@@ -31,7 +31,7 @@ from .driver import DriverConnection, file_identity
 from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
-from .pace import Pace, Turn
+from .pace import Pace, Turn, Who, turns
 from .writer import Writer
 
 
@@ -86,6 +86,11 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """
         if not self._initialized:
             self._initialize()
+        if in_greenlet():
+            turn = turns.of(asyncio.get_running_loop())
+            if turn.crowded:
+                await_only(turn.later(Who.NEW))
+            turn.begin()
         return RoutedConnection(self)
 
     def _initialize(self) -> None:
