@@ -190,7 +190,7 @@ class ServerPool(AsyncAdaptedQueuePool):
 
     def _who_has_them(self) -> str:
         text = f"{self.checkedout()} of {self.max_size} connections are in use."
-        for since, task in self._taken.values():
+        for since, task in list(self._taken.values())[:1]:
             held = time.monotonic() - since
             return f"{text} The one in use for the longest time, {held:.2f} s, is of {task}."
         return text
@@ -210,9 +210,11 @@ class ServerPool(AsyncAdaptedQueuePool):
         taken = self._taken.pop(record, None)
         if taken is not None:
             self.counters.holds.observe(time.monotonic() - taken[0])
-        if self._replaced:
-            record.invalidate()  # nobody will dispose of this pool again
-        super()._do_return_conn(record)
+        try:
+            if self._replaced:
+                record.invalidate()  # nobody will dispose of this pool again
+        finally:
+            super()._do_return_conn(record)
 
     def recreate(self) -> ServerPool:
         pool = super().recreate()
