@@ -14,17 +14,20 @@ from .errors import (
     UncommittedChangesWarning,
 )
 from .models import Base
+from .pool_api import AsyncConnectionPool, PoolConnection, create_pool
 from .session import QSession, qsession
 
 upgrade = qsession.upgrade
 
 __all__ = [
+    "AsyncConnectionPool",
     "Base",
     "ConflictError",
     "EngineDraining",
     "GroupAborted",
     "HoldTimeout",
     "NestedWriteError",
+    "PoolConnection",
     "QSession",
     "QSessionError",
     "QueueFull",
@@ -33,6 +36,7 @@ __all__ = [
     "ReadOnlyError",
     "UncommittedChangesWarning",
     "create_async_engine",
+    "create_pool",
     "qsession",
     "upgrade",
 ]

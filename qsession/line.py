@@ -37,14 +37,14 @@ class Line:
         self.owner: _Task | None = None
         self.waiting: deque[tuple[asyncio.Future[None], _Task | None]] = deque()
 
-    async def wait(self, task: _Task | None) -> None:
+    async def wait(self, task: _Task | None, place: asyncio.Future[None] | None = None) -> None:
         """Wait until the session is handed to `task`.
 
-        Cancellation: the place is given up; if the session had just been handed over, it goes on
-        to the next in line.
+        Cancellation, and an error that is set on `place`: the place is given up; if the session had
+        just been handed over, it goes on to the next in line.
         """
         assert self.owner is not None
-        place = asyncio.get_running_loop().create_future()
+        place = place or asyncio.get_running_loop().create_future()
         entry = (place, task)
         self.waiting.append(entry)
         try:

@@ -183,9 +183,9 @@ class QSession(AsyncSession):
         clean = type_ is None and self.access != "read"
         closing: list[SessionTransaction] = []
         try:
-            lost = await self._end(closing)
+            lost = await self._end(closing, clean)
         except asyncio.CancelledError:
-            await to_the_end(self._end(closing))
+            await to_the_end(self._end(closing, clean))
             raise
         if clean and lost:
             warnings.warn(
@@ -196,15 +196,15 @@ class QSession(AsyncSession):
             )
 
     @in_turn
-    async def _end(self, closing: list[SessionTransaction]) -> list[str]:
-        """Close the session and say what is lost by that.
+    async def _end(self, closing: list[SessionTransaction], clean: bool) -> list[str]:
+        """Close the session and say what is lost by that, if the block ended well.
 
         `closing` keeps the transaction: a close cut short forgets it with its connections
         still out, so the second call closes those.
         """
         inner = self.sync_session
         assert isinstance(inner, InnerSession)
-        lost = inner.unsaved()
+        lost = inner.unsaved() if clean else []
         interrupted = list(closing)
         transaction = inner.get_transaction()
         if transaction is not None:

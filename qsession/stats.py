@@ -105,6 +105,8 @@ class Stats:
     """Transactions that wrote and were committed; on a server, COMMITs that were sent."""
     groups: int
     """COMMITs that made more than one of them durable."""
+    longest_inline: float
+    """Seconds of the longest statement that ran on an event loop."""
     predicted: int
     """How many texts the table of the access prediction knows."""
     waits: Histogram
@@ -125,4 +127,5 @@ class Counters:
     suspensions: int = 0
     commits: int = 0
     groups: int = 0
+    longest_inline: float = 0.0
     holds: HistogramRecorder = field(default_factory=HistogramRecorder)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from engines import Make, metadata, notes
 from sqlalchemy import func, insert, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from qsession import QueuedAsyncEngine
@@ -105,3 +108,42 @@ async def test_the_option_ends_with_the_connection(make: Make) -> None:
         await other.execute(text("DELETE FROM notes"))
         await other.rollback()
         assert await other.scalar(COUNT) == 3
+
+
+async def test_a_statement_that_fails_leaves_nothing(make: Make) -> None:
+    """A constraint undoes the statement alone, and the connection goes on at once."""
+    engine, connection = await autocommit(make)
+    with pytest.raises(IntegrityError):
+        await connection.execute(text("INSERT INTO notes (id) VALUES (7), (1)"))
+    assert engine.stats().holder is None
+    assert await run(connection, "INSERT INTO notes (id) VALUES (8)") == 4
+    await connection.close()
+
+
+async def test_a_trigger_that_rolls_back_leaves_nothing(make: Make) -> None:
+    """Where SQLite itself ends the transaction around a statement, the next one can begin."""
+    engine, connection = await autocommit(make)
+    await run(
+        connection,
+        "CREATE TRIGGER never BEFORE UPDATE ON notes BEGIN SELECT RAISE(ROLLBACK, 'never'); END",
+    )
+    with pytest.raises(IntegrityError, match="never"):
+        await connection.execute(text("UPDATE notes SET body = 1"))
+    assert engine.stats().holder is None
+    assert await run(connection, "DELETE FROM notes WHERE id=0") == 2
+    await connection.close()
+
+
+async def test_a_text_that_writes_needs_a_reader_once(make: Make) -> None:
+    """Once a reader has refused it, it goes to the writer, however many readers are busy."""
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=0.01)
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    async with alone.connect() as connection:
+        await connection.execute(text("DELETE FROM notes"))
+        async with engine.connect() as reader:
+            await reader.execute(COUNT.execution_options(qsession_access="read"))
+            await connection.execute(text("DELETE FROM notes"))
+            with pytest.raises(PoolTimeout):
+                await connection.execute(text("DELETE FROM notes WHERE id=1"))

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cancelling import assert_free, eventually, rows
+from server_databases import database_on
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,3 +48,30 @@ async def test_services_lose_nothing_at_sigterm(tmp_path):
     assert rows(path, f"{count} = 'ann'") == [(said[1],)]
     assert rows(path, f"{count} = 'ben'") == [(said[2],)]
     assert_free(path)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
+def url(request, tmp_path):
+    """An empty database, by a URL without a driver."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'app.db'}"
+        return
+    with database_on("postgresql") as url:
+        yield url.render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [("gather_connection", "one ran\ntwo ran\n"), ("gather_pool", "0 left, 20 sold\n")],
+)
+def test_gather_over_a_pool_and_over_one_connection(url, module, said):
+    """Both programs of the tutorial run to their end, on either database."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"examples.pool.{module}", url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, said), done.stderr

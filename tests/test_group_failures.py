@@ -262,3 +262,28 @@ async def test_member_is_cancelled_while_the_group_is_run_again(bench, monkeypat
     assert marks(bench)[:2] == [0, 1]
     await made.first.close()
     await settled(bench.engine)
+
+
+async def test_autocommit_runs_again_by_itself(bench):
+    """What a lone statement found in a group that failed was seen by nobody: it runs once more."""
+    mark = text("UPDATE items SET value = 99 WHERE id = 1")
+    follow = text("UPDATE items SET value = 100 WHERE value = 99")
+    known_short(bench, mark, CHILD, follow)
+    changed = []
+
+    async def orphan():
+        async with bench.engine.begin() as connection:
+            await connection.execute(mark)
+            await connection.execute(CHILD)
+
+    async def alone():
+        async with bench.engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            changed.append((await connection.execute(follow)).rowcount)
+
+    sent = traced(bench)
+    outcomes = await together(bench, orphan(), alone())
+    assert [type(each) for each in outcomes] == [IntegrityError, type(None)]
+    assert sent.index("SAVEPOINT") < sent.index("COMMIT")  # they were in one group
+    assert changed == [0]
+    assert rows(bench.path, "SELECT count(*) FROM items WHERE value >= 99") == [(0,)]

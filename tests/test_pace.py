@@ -228,6 +228,22 @@ async def test_write_proves_itself_in_the_thread(bench):
     assert await bench.write(3) == [HERE]
 
 
+@pytest.mark.usefixtures("steady")
+async def test_statistics_tell_the_longest_on_the_loop(bench):
+    """What ran in the thread does not count; what ran on the loop does, and the longest stays."""
+    await bench.write()
+    before = bench.engine.stats().longest_inline
+    await bench.read(LONG)
+    longest = bench.engine.stats().longest_inline
+    assert longest > before
+    await bench.read()
+    assert bench.engine.stats().longest_inline == longest
+    threaded = Places(bench.path, inline=False)
+    await threaded.read()
+    assert threaded.engine.stats().longest_inline == 0.0
+    await threaded.engine.dispose()
+
+
 async def test_long_write_is_sent_back(bench, monkeypatch):
     """Its run is not broken off, for that would undo the transaction; the next is in the thread."""
     await bench.write()
@@ -281,7 +297,7 @@ async def test_broken_off_read_keeps_its_transaction(bench, monkeypatch):
 
 @pytest.mark.usefixtures("steady")
 async def test_what_is_always_for_the_thread(bench):
-    """Streams, and what commits by itself, at whatever speed; of the rest what is new."""
+    """Streams, and an executemany that commits each row, at whatever speed; else what is new."""
     many = text("INSERT INTO items (value) VALUES (here('many') + :value)")
     await bench.write()
     for size, place in ((20, THREAD), (20, HERE)):
@@ -294,8 +310,10 @@ async def test_what_is_always_for_the_thread(bench):
         assert bench.where("read") == [THREAD]
     async with bench.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(text(WRITE))
-    assert bench.where("write") == [THREAD]
+        await connection.execute(many, [{"value": 1}] * 2)
+        assert bench.where("many") == [THREAD]
+        await connection.execute(text(WRITE))  # its COMMIT is sent by itself, in the thread
+    assert bench.where("write") == [HERE]
 
 
 async def test_inline_false(tmp_path, monkeypatch):

@@ -55,3 +55,15 @@ def test_it_counts_runs_and_nothing_else(history: list[tuple[str, bool]]) -> Non
         runs[each] = 0 if wrote else runs[each] + 1
     for each, run in runs.items():
         assert prediction.writes(each) == (run < READ_ONLY_RUNS)
+
+
+def test_what_a_reader_refused_is_remembered() -> None:
+    """Such a text writes whenever it is run; the one not met for longest is forgotten first."""
+    prediction = Prediction()
+    for number in range(TEXTS):
+        prediction.note_refused(f"DELETE {number}")
+    prediction.note_refused("DELETE 0")
+    prediction.note_refused("DELETE new")
+    assert prediction.is_refused("DELETE 0")
+    assert prediction.is_refused("DELETE new")
+    assert not prediction.is_refused("DELETE 1")

@@ -90,6 +90,7 @@ class ServerPool(AsyncAdaptedQueuePool):
             suspensions=0,
             commits=counters.commits,
             groups=0,
+            longest_inline=0.0,
             predicted=0,
             waits=waits,
             holds=counters.holds.freeze(),

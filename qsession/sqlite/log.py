@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SQLITE_BUSY, sqlite_code
+from ..errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
 from .need import Need
 
 if TYPE_CHECKING:
@@ -138,6 +138,11 @@ class Report:
     """Whether rows were changed before the error."""
     seconds: float = 0.0
     """How long the statement took."""
+
+    @property
+    def refused(self) -> bool:
+        """Whether a reader said that the statement writes."""
+        return self.error is not None and sqlite_code(self.error) == SQLITE_READONLY
 
 
 def digest(outcome: Outcome) -> Any:

@@ -19,6 +19,7 @@ class Prediction:
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, int] = OrderedDict()
+        self._refused: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -36,3 +37,14 @@ class Prediction:
         runs[text] = min(count + 1, READ_ONLY_RUNS)
         if len(runs) > TEXTS:
             runs.popitem(last=False)
+
+    def note_refused(self, text: str) -> None:
+        """Remember a text that a reader refused, because it writes."""
+        self._refused.pop(text, None)  # as in note
+        self._refused[text] = None
+        if len(self._refused) > TEXTS:
+            self._refused.popitem(last=False)
+
+    def is_refused(self, text: str) -> bool:
+        """Whether a reader would only refuse this text once more."""
+        return text in self._refused

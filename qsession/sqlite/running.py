@@ -143,12 +143,16 @@ class Running(Place):
         if here:
             budget = BUDGET if only_reads else None
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
+            counters = self.writer.counters
+            if report.seconds > counters.longest_inline:
+                counters.longest_inline = report.seconds
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
-        seconds = report.seconds
-        if statement.many and len(statement.parameters) > FEW:
-            seconds *= FEW / len(statement.parameters)
-        self._pool.pace.note(statement.sql, seconds)
+        if report.error is None or not report.refused:  # else it has not shown how long it takes
+            seconds = report.seconds
+            if statement.many and len(statement.parameters) > FEW:
+                seconds *= FEW / len(statement.parameters)
+            self._pool.pace.note(statement.sql, seconds)
         if begin is not None and report.in_transaction and report.diverged is None:
             self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)

@@ -9,7 +9,7 @@ from sqlalchemy.util import await_only
 
 from .. import errors
 from .ending import Ending
-from .log import Outcome, Report, Statement, digest
+from .log import Outcome, Statement, digest
 from .need import Need
 from .place import State
 
@@ -95,7 +95,7 @@ class Transaction(Ending):
                 self._attach_writer_in_turn(statement)  # or a reader, behind a stalled holder
             on_reader = self.state is State.READING
             report = self.run(statement, begins)
-            if report.error is None or not (on_reader and _refused(report)):
+            if report.error is None or not (on_reader and report.refused):
                 return self._settle(statement, report)
             statement.need = Need.WRITE  # the database said so
 
@@ -128,30 +128,54 @@ class Transaction(Ending):
         self._access = options.get("qsession_access", self.settings.access)
         self.priority = options.get("qsession_priority", 0)
         try:
-            outcome = self._run_alone(statement)
+            outcome = self._run_alone(statement, options)
         except Exception:
             self._end()
             raise
         self._end()
         return outcome
 
-    def _run_alone(self, statement: Statement) -> Outcome:
+    def _run_alone(self, statement: Statement, options: Any) -> Outcome:
+        prediction = self.writer.prediction
         reads = statement.need.may_only_read and not self.has_settings
-        if reads or self._access == "read":
+        if (reads and not prediction.is_refused(statement.sql)) or self._access == "read":
             self.enter_turn()
             self.attach_reader()
             report = self.run(statement, begins=False)
-            if not _refused(report):
+            if not report.refused:
                 return self._settle(statement, report)
+            prediction.note_refused(statement.sql)
             self.detach_reader()
         self._refuse_to_write(statement)
         if statement.need.may_only_read:
             statement.need = Need.WRITE
         statement.stream = None
+        outcome = self._run_in_group(statement, options)
+        if outcome is not None:
+            return outcome
         self._attach_writer_in_turn(statement)
         outcome = self._settle(statement, self.run(statement, begins=False))
         if outcome.changed:
             self.writer.committed()
+        return outcome
+
+    def _run_in_group(self, statement: Statement, options: Any) -> Outcome | None:
+        """Between a BEGIN and a COMMIT of its own, so that it can share the COMMIT with others.
+
+        None for what may not be in a transaction, or came to nothing there through others: nobody
+        has seen a result yet, so it can run once more, by itself. An executemany commits each row.
+        """
+        if statement.need is not Need.WRITE or statement.many or self.settings.group_size == 1:
+            return None
+        try:
+            outcome = self._execute(statement, options)
+            self.commit()
+        except (errors.ConflictError, errors.GroupAborted):
+            self.rollback()
+            return None
+        except Exception:
+            self.rollback()
+            raise
         return outcome
 
 
@@ -163,12 +187,6 @@ def _nothing_sent() -> Outcome:
     """
     await_only(asyncio.sleep(0))
     return Outcome()
-
-
-def _refused(report: Report) -> bool:
-    """Whether a reader said that the statement writes."""
-    error = report.error
-    return error is not None and errors.sqlite_code(error) == errors.SQLITE_READONLY
 
 
 def _rolls_back_to(statement: Statement) -> bool:

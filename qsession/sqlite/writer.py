@@ -289,6 +289,7 @@ class Writer(Commits):
             suspensions=counters.suspensions,
             commits=counters.commits,
             groups=counters.groups,
+            longest_inline=counters.longest_inline,
             predicted=len(self.prediction),
             waits=self.queue.waits.freeze(),
             holds=counters.holds.freeze(),

@@ -1,0 +1,1 @@
+"""The two programs with which asyncpg's tutorials show how tasks share connections."""
