@@ -100,9 +100,14 @@ class ServerPool(AsyncAdaptedQueuePool):
 
     async def fill(self) -> None:
         """Open connections until ``min_size`` are open; raises the driver's error."""
-        while self._filling is not None:
+        while self._is_filling and self._filling is not None:
             await asyncio.wait([self._filling])
         await greenlet_spawn(self._fill)
+
+    @property
+    def _is_filling(self) -> bool:
+        """Whether a task of this loop is at it; one of another loop may be stuck with its loop."""
+        return self._filling is not None and self._filling.get_loop() is running_loop()
 
     def _fill(self) -> None:
         while self.open_connections < self.settings.min_size:
@@ -143,7 +148,7 @@ class ServerPool(AsyncAdaptedQueuePool):
             raise
         loop = asyncio.get_running_loop()
         self._loops[id(connection)] = loop
-        if self._filling is None and self.open_connections < self.settings.min_size:
+        if not self._is_filling and self.open_connections < self.settings.min_size:
             self._filling = loop.create_task(greenlet_spawn(self._fill))
             self._filling.add_done_callback(self._filled)
         return connection
@@ -152,7 +157,8 @@ class ServerPool(AsyncAdaptedQueuePool):
         await greenlet_spawn(partial(self._close_connection, connection, terminate=True))
 
     def _filled(self, task: asyncio.Task[None]) -> None:
-        self._filling = None
+        if self._filling is task:
+            self._filling = None
         if not task.cancelled() and task.exception() is not None:
             self.logger.warning("min_size connections could not be opened: %s", task.exception())
 
@@ -185,7 +191,7 @@ class ServerPool(AsyncAdaptedQueuePool):
 
     def _who_has_them(self) -> str:
         text = f"{self.checkedout()} of {self.max_size} connections are in use."
-        for since, task in self._taken.values():
+        for since, task in list(self._taken.values())[:1]:
             held = time.monotonic() - since
             return f"{text} The one in use for the longest time, {held:.2f} s, is of {task}."
         return text
@@ -205,9 +211,11 @@ class ServerPool(AsyncAdaptedQueuePool):
         taken = self._taken.pop(record, None)
         if taken is not None:
             self.counters.holds.observe(time.monotonic() - taken[0])
-        if self._replaced:
-            record.invalidate()  # nobody will dispose of this pool again
-        super()._do_return_conn(record)
+        try:
+            if self._replaced:
+                record.invalidate()  # nobody will dispose of this pool again
+        finally:
+            super()._do_return_conn(record)
 
     def recreate(self) -> ServerPool:
         pool = super().recreate()
@@ -215,7 +223,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         pool.settings, pool.counters, pool.waits = self.settings, self.counters, self.waits
         pool.opening = self.opening
         self._replaced = True
-        if self._filling is not None and self._filling.get_loop() is running_loop():
+        if self._is_filling and self._filling is not None:
             self._filling.cancel()
         return pool
 

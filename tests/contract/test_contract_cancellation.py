@@ -53,24 +53,23 @@ async def plain(maker: SessionMaker, mark: str) -> None:
         s.add_all([Note(body=mark), Note(body=mark)])
 
 
-@pytest.mark.parametrize("scenario", [writes, saves, reads, plain])
+@pytest.mark.parametrize(
+    ("scenario", "warm"),
+    [(writes, False), (writes, True), (saves, True), (reads, True), (plain, True)],
+    ids=["cold", "writes", "saves", "reads", "plain"],
+)
 @pytest.mark.parametrize("when", [When.ASKED, When.ANSWERED, When.TWICE])
-@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 async def test_cancelled_at_every_suspension(
     make: Make, database: Database, scenario: Scenario, when: When, warm: bool
 ) -> None:
-    """Wherever it was cancelled, all of a transaction is there or nothing, and nothing is open.
-
-    Cold, the connection is opened in the middle of it. One connection is all there is, so that
-    one that is not given back would be missed.
-    """
+    """Wherever it was cancelled, all of a transaction is there or nothing, and nothing is open."""
     if not database.is_sqlite and not KEEPS_PLACES:
         pytest.skip("SQLAlchemy before its #13699 loses the place of a task cancelled in ROLLBACK")
-    engine = make(max_size=1, queue_timeout=20)
+    engine = make(max_size=1, queue_timeout=20)  # one, which would be missed
     maker = SessionMaker(bind=engine)
     for n in range(1, 60):
         if not warm:
-            await engine.dispose()
+            await engine.dispose()  # so that a connection is opened in the middle of it
         mark = f"{n}"
         if await cancel_at(scenario(maker, mark), n, when):
             break

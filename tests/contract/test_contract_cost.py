@@ -62,7 +62,7 @@ async def messages(wire: Wire, work: Callable[[], Awaitable[None]]) -> int:
 
 
 async def test_messages_of_a_transaction(database: Database) -> None:
-    """On PostgreSQL isolation costs no message. On MySQL it costs one a transaction."""
+    """On PostgreSQL isolation costs no message, on MySQL one a transaction."""
     url = make_url(database.url)
     wire = Wire(url.host or "", url.port or 0)
     async with wire.listening() as port:
