@@ -1,8 +1,10 @@
 """qsession: SQLite for async applications, without "database is locked"."""
 
+from .copying import copy
 from .engine import QueuedAsyncEngine, create_async_engine
 from .errors import (
     ConflictError,
+    CopyError,
     EngineDraining,
     GroupAborted,
     HoldTimeout,
@@ -21,6 +23,7 @@ upgrade = qsession.upgrade
 __all__ = [
     "Base",
     "ConflictError",
+    "CopyError",
     "EngineDraining",
     "GroupAborted",
     "HoldTimeout",
@@ -32,6 +35,7 @@ __all__ = [
     "QueuedAsyncEngine",
     "ReadOnlyError",
     "UncommittedChangesWarning",
+    "copy",
     "create_async_engine",
     "qsession",
     "upgrade",

@@ -11,7 +11,8 @@
         ├── EngineDraining    (also sqlalchemy.exc.InvalidRequestError)
         ├── HoldTimeout       (also sqlalchemy.exc.OperationalError)
         ├── GroupAborted      (also sqlalchemy.exc.OperationalError)
-        └── ConflictError     retryable
+        ├── ConflictError     retryable
+        └── CopyError         carries what was found: ``problems``
 
     UserWarning
     └── UncommittedChangesWarning
@@ -23,6 +24,7 @@ Each inherits what callers of SQLAlchemy already catch. Everything else that SQL
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
 
 from sqlalchemy import exc
 
@@ -78,6 +80,22 @@ class ConflictError(QSessionError):
 
     Nothing of it was written. Roll back and run it again: ``qsession.run`` does so by itself.
     """
+
+
+class CopyError(QSessionError):
+    """A copy to another database was refused, or failed.
+
+    The message says what is left in the target: nothing, unless the copy can be resumed.
+    """
+
+    def __init__(self, message: str, problems: Any = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.problems: Any = problems
+        """What is wrong with rows of the source: ``transfer.Problems``, or empty."""
+
+    def __reduce__(self) -> tuple[type[CopyError], tuple[str, Any]]:
+        return type(self), (self.message, self.problems)
 
 
 class UncommittedChangesWarning(UserWarning):

@@ -26,6 +26,7 @@ FLOORS = [
     {"sharing"},
     {"session"},
     {"migrate", "transfer", "pool_api"},
+    {"copying"},
     {"__init__"},
     {"commands", "ext"},
     {"cli"},

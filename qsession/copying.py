@@ -1,0 +1,58 @@
+"""`copy`: the way into the copying of databases, which is imported when it is first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL
+
+if TYPE_CHECKING:
+    from .transfer import Report
+    from .transfer.events import Listener
+
+
+async def copy(
+    source: str | URL,
+    target: str | URL,
+    *,
+    metadata: Any = None,
+    resume: bool = False,
+    replace: bool = False,
+    verify: bool = False,
+    check: bool = False,
+    zone: str | None = None,
+    progress: Listener | None = None,
+) -> Report:
+    """Copy the tables of one database to another one, which may be of another kind.
+
+    The source is read in one transaction, of what is committed now; it is not changed. Tables that
+    the target lacks are made, after ``metadata`` (a ``MetaData``, a declarative base, or
+    ``"module:name"`` of either), or as they are in the source. Each value is converted to the type
+    of its column there, or reported: nothing is rounded, cut or left out.
+
+    ``resume``: commit each batch, and go on where an earlier run with ``resume`` stopped. Without
+    it the whole copy is one transaction. ``replace``: delete the rows that the tables have.
+    ``verify``: read the target again and compare counts and checksums, before it is committed.
+    ``check``: write nothing, only look whether everything fits. ``zone`` (``"UTC"``) is that of
+    timestamps without one, where source and target differ in that. ``progress`` is told after each
+    batch.
+
+    Raises `CopyError` if the target has rows, if source and target do not go together, for rows
+    that do not fit (all are in ``problems``), and for what goes wrong on the way; and what
+    SQLAlchemy and the driver raise when a database cannot be opened. After an error or a
+    cancellation the target is as it was, but for what ``resume`` goes on with. Only a cancellation
+    in the middle of the last COMMIT may come too late.
+    """
+    from . import transfer
+
+    return await transfer.copy(
+        source,
+        target,
+        metadata=metadata,
+        resume=resume,
+        replace=replace,
+        verify=verify,
+        check=check,
+        zone=zone,
+        progress=progress,
+    )

@@ -1,0 +1,102 @@
+"""Foreign keys: rows that refer to nothing, and keys that are off while rows are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Dialect, ForeignKeyConstraint, and_, func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .plan import TablePlan
+from .problems import SAMPLES, Problems
+from .reading import bare
+from .schema import referred
+
+
+async def find_orphans(
+    source: AsyncConnection,
+    plans: Sequence[TablePlan],
+    keys: Iterable[ForeignKeyConstraint],
+    problems: Problems,
+) -> None:
+    """Note each row of the source that a foreign key of the target would refuse.
+
+    SQLite does not enforce them unless it is told to, so there may be some. Nor does MySQL while
+    it is being loaded, so this is the only time that they are looked at.
+    """
+    by_key = {plan.target.key: plan for plan in plans}
+    seen = set()
+    for constraint in keys:
+        child, parent = by_key.get(constraint.table.key), by_key.get(referred(constraint))
+        if child is None or parent is None:
+            continue
+        local = [each.name for each in constraint.columns]
+        remote = [each.target_fullname.rpartition(".")[2] for each in constraint.elements]
+        check = child.name, tuple(local), parent.name, tuple(remote)
+        known = {*child.source.columns.keys()} >= set(local)
+        if check not in seen and known and {*parent.source.columns.keys()} >= set(remote):
+            seen.add(check)
+            await _find(source, child, local, parent, remote, problems)
+
+
+async def _find(
+    source: AsyncConnection,
+    child: TablePlan,
+    local: list[str],
+    parent: TablePlan,
+    remote: list[str],
+    problems: Problems,
+) -> None:
+    rows, others = bare(child.source).alias("child"), bare(parent.source).alias("parent")
+    pairs = list(zip(local, remote, strict=True))
+    joined = rows.outerjoin(others, and_(*(rows.c[a] == others.c[b] for a, b in pairs)))
+    orphaned = (*(rows.c[name].is_not(None) for name in local), others.c[remote[0]].is_(None))
+    count = await source.scalar(select(func.count()).select_from(joined).where(*orphaned))
+    if not count:
+        return
+    reason = f"refers to a row of {parent.name} that is not there"
+    key = [each.name for each in child.source.primary_key]
+    some = (
+        select(*(rows.c[name] for name in (*local, *key)))
+        .select_from(joined)
+        .where(*orphaned)
+        .limit(SAMPLES)
+    )
+    columns = ", ".join(local)
+    named = (await source.execute(some)).all()
+    for number, row in enumerate(named, 1):
+        value = row[0] if len(local) == 1 else tuple(row[: len(local)])
+        name = dict(zip(key, row[len(local) :], strict=True)) or number
+        problems.add(child.name, columns, name, value, reason)
+    problems.count(child.name, columns, reason, count - len(named))
+
+
+async def take_off(
+    target: AsyncConnection, keys: Iterable[ForeignKeyConstraint]
+) -> list[tuple[str, str]]:
+    """On PostgreSQL: the statements that drop foreign keys, with those that put them back.
+
+    A circle of references has no order that satisfies it, and a reference of a table to itself
+    would have to be satisfied by each batch. What is put back is checked by the database.
+    """
+    if target.dialect.name != "postgresql":
+        return []
+    statements = []
+    prepare = target.dialect.identifier_preparer
+    for each in keys:
+        table, name = prepare.format_table(each.table), prepare.quote(str(each.name))
+        found = await target.scalar(
+            text(
+                "SELECT pg_get_constraintdef(oid) FROM pg_constraint "
+                "WHERE conrelid = to_regclass(:table) AND conname = :name AND contype = 'f'"
+            ),
+            {"table": table, "name": str(each.name)},
+        )
+        put_back = f"ALTER TABLE {table} ADD CONSTRAINT {name} {found}"
+        statements.append((f"ALTER TABLE {table} DROP CONSTRAINT {name}", put_back))
+    return statements
+
+
+def unenforced(source: Dialect, target: Dialect) -> bool:
+    """Whether rows of the source may refer to nothing, as far as its database cares."""
+    return source.name != "postgresql" or target.name != "postgresql"

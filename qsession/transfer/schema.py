@@ -1,0 +1,207 @@
+"""Which tables are copied, in which order, and how those that are missing are made."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    ForeignKeyConstraint,
+    MetaData,
+    Table,
+    exc,
+    inspect,
+    text,
+)
+from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
+
+from ..errors import CopyError
+from .portable import NoEqual, portable
+
+BOOKS = "qsession_copy"
+"""The table in the target that a copy which can be resumed keeps its progress in."""
+REVISIONS = "alembic_version"
+
+
+def load_metadata(named: Any) -> MetaData:
+    """The MetaData that is meant: one, a declarative base, or ``module:name`` of either.
+
+    Raises :class:`sqlalchemy.exc.ArgumentError`.
+    """
+    found = named
+    if isinstance(named, str):
+        module, _, path = named.partition(":")
+        try:
+            found = importlib.import_module(module)
+            for name in path.split("."):
+                found = getattr(found, name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise exc.ArgumentError(
+                f"{named!r} does not name your models: {error}. Say module:name"
+            ) from error
+    found = getattr(found, "metadata", found)
+    if not isinstance(found, MetaData):
+        raise exc.ArgumentError(f"{named!r} is neither a MetaData nor a declarative base")
+    if not found.tables:
+        raise exc.ArgumentError(f"{named!r} knows no tables: import the modules of your models")
+    return found
+
+
+def reflect(connection: Connection, only: Sequence[Table] | None = None) -> MetaData:
+    """The tables of a database as they are; of the default schema, or those that are named.
+
+    What is SQLite's own, virtual tables and what they keep their data in are left out.
+    """
+    metadata = MetaData()
+    if only is None:
+        there = set(inspect(connection).get_table_names()) - _virtual(connection) - {BOOKS}
+        metadata.reflect(connection, only=sorted(there), resolve_fks=False)
+        return metadata
+    inspector = inspect(connection)
+    for schema in {table.schema for table in only}:
+        there = set(inspector.get_table_names(schema=schema))
+        names = sorted({table.name for table in only if table.schema == schema} & there)
+        if names:
+            metadata.reflect(connection, schema=schema, only=names, resolve_fks=False)
+    return metadata
+
+
+def virtual_tables(connection: Connection) -> list[str]:
+    """Full-text indexes and the like, which have no equal elsewhere."""
+    return sorted(_virtual(connection))
+
+
+def _virtual(connection: Connection) -> set[str]:
+    if connection.dialect.name != "sqlite":
+        return set()
+    try:
+        rows = connection.execute(
+            text("SELECT name FROM pragma_table_list WHERE type IN ('virtual', 'shadow')")
+        )
+        return {str(name) for (name,) in rows}
+    except exc.OperationalError:  # SQLite before 3.37
+        rows = connection.execute(
+            text("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%'")
+        )
+        return {str(name) for (name,) in rows}
+
+
+def declare(
+    reflected: MetaData, given: MetaData | None, source: Dialect, target: Dialect
+) -> tuple[MetaData, list[str]]:
+    """The tables as the target is to have them, and notes on what is not carried over.
+
+    Raises :class:`CopyError` where the two cannot agree: a column that would be lost, or a type
+    that the target has nothing like.
+    """
+    if given is None:
+        try:
+            return portable(sort(reflected.tables.values())[0], source, target)
+        except NoEqual as error:
+            raise CopyError(f"nothing was copied: {error}") from None
+    metadata = MetaData()
+    for table in given.tables.values():
+        table.to_metadata(metadata)
+    wrong = []
+    for key, table in metadata.tables.items():
+        theirs = reflected.tables.get(key)
+        if theirs is None:
+            wrong.append(f"the source has no table {key!r}")
+            continue
+        ours = {column.name for column in table.columns if column.computed is None}
+        there = {column.name for column in theirs.columns}
+        wrong += [f"the source has no column {key}.{name}" for name in sorted(ours - there)]
+        lost = there - {column.name for column in table.columns}
+        wrong += [f"the metadata does not know {key}.{name}" for name in sorted(lost)]
+    if wrong:
+        raise CopyError(
+            "nothing was copied: source and metadata differ; migrate the source first. "
+            + "; ".join(wrong)
+        )
+    return metadata, [
+        f"{key}: not copied, as the metadata does not know this table"
+        for key in sorted(set(reflected.tables) - set(metadata.tables))
+        if reflected.tables[key].name != REVISIONS
+    ]
+
+
+def sort(tables: Iterable[Table]) -> tuple[list[Table], list[ForeignKeyConstraint]]:
+    """Parents before children, and the foreign keys that no order can satisfy.
+
+    Those are the references of a table to itself, and those that close a circle.
+    """
+    tables = sorted(tables, key=lambda each: each.key)
+    known = {table.key for table in tables}
+
+    def skip(constraint: ForeignKeyConstraint) -> bool | None:
+        outside = referred(constraint) not in known or referred(constraint) == _key(constraint)
+        return True if outside else None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", exc.SAWarning)  # of circles: that is what is asked for
+        sort_all: Any = sort_tables_and_constraints  # which has no types
+        pairs = sort_all(tables, filter_fn=skip)
+    ordered = [table for table, _ in pairs if table is not None]
+    late = [each for table, constraints in pairs if table is None for each in constraints]
+    late += [
+        each
+        for table in ordered
+        for each in table.foreign_key_constraints
+        if referred(each) == table.key
+    ]
+    late = [each for each in late if referred(each) in known]
+    unique = {id(each): each for each in late}
+    return ordered, sorted(unique.values(), key=lambda each: (_key(each), each.column_keys))
+
+
+def referred(constraint: ForeignKeyConstraint) -> str:
+    """The key of the table that a foreign key leads to, which need not be known."""
+    return constraint.elements[0].target_fullname.rpartition(".")[0]
+
+
+def _key(constraint: ForeignKeyConstraint) -> str:
+    table = constraint.table
+    return table.key
+
+
+def create_missing(
+    connection: Connection, declared: MetaData, late: bool
+) -> tuple[set[str], list[str]]:
+    """Make the tables that are not there; return their keys, and statements that complete them.
+
+    ``late``: foreign keys that no order satisfies are left to those statements.
+    """
+    inspector = inspect(connection)
+    missing = [
+        table
+        for table in declared.tables.values()
+        if not inspector.has_table(table.name, schema=table.schema)
+    ]
+    completing = []
+    if late:
+        keys = {table.key for table in missing}
+        for constraint in sort(declared.tables.values())[1]:
+            if constraint.table.key in keys:
+                completing.append(_add(constraint, connection.dialect))
+                _take_off(constraint)
+    declared.create_all(connection, tables=missing)
+    return {table.key for table in missing}, completing
+
+
+def _add(constraint: ForeignKeyConstraint, dialect: Dialect) -> str:
+    if constraint.name is None:
+        table = constraint.table.name
+        constraint.name = f"fk_{table}_{'_'.join(constraint.column_keys)}"[:60]
+    return str(AddConstraint(constraint).compile(dialect=dialect)).strip()
+
+
+def _take_off(constraint: ForeignKeyConstraint) -> None:
+    table = constraint.table
+    table.constraints.discard(constraint)
+    for each in constraint.elements:
+        table.foreign_keys.discard(each)
+        each.parent.foreign_keys.discard(each)
