@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,8 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..copying import copy as copy_database
 from ..errors import CopyError
-from ..transfer import Report
 from ..transfer import Progress as Step
+from ..transfer import Report
 from ..transfer.loading import reason_of
 from .target import url_of
 
@@ -65,6 +67,8 @@ def copy(
         _Rate(),
         TimeRemainingColumn(),
     )
+    if metadata:
+        sys.path.insert(0, str(Path.cwd()))  # where `python -m` would look for the models
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("opening", total=None)

@@ -90,7 +90,12 @@ _SAYS_MORE = {
 }
 """What a column is, and what the model says that it holds there."""
 
-_BITS: dict[type[Any], int] = {mysql.TINYINT: 8, types.SmallInteger: 16, mysql.MEDIUMINT: 24, types.BigInteger: 64}
+_BITS: dict[type[Any], int] = {
+    mysql.TINYINT: 8,
+    types.SmallInteger: 16,
+    mysql.MEDIUMINT: 24,
+    types.BigInteger: 64,
+}
 _BYTES: dict[type[Any], int] = {
     mysql.TINYTEXT: 2**8 - 1,
     mysql.MEDIUMTEXT: 2**24 - 1,
@@ -108,8 +113,13 @@ def physical(type_: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     type_ = type_.dialect_impl(dialect)
     while isinstance(type_, TypeDecorator) and not isinstance(type_, types.Interval):
         type_ = type_.impl_instance.dialect_impl(dialect)
-    if isinstance(type_, postgresql.DOMAIN):
-        return physical(type_.data_type, dialect)
+    return plain(type_)
+
+
+def plain(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """The type of a reflected column, which is what the database has; of a domain, its own."""
+    while isinstance(type_, postgresql.DOMAIN):
+        type_ = type_.data_type
     return type_
 
 
@@ -125,7 +135,7 @@ def wanted(
     column: Column[Any], declared: TypeEngine[Any], dialect: Dialect, zone: tzinfo | None
 ) -> Wanted:
     """What ``column``, as it is in the target, takes; ``declared`` is what the model says of it."""
-    type_ = physical(column.type, dialect)
+    type_ = plain(column.type)
     kind = kind_of(type_, dialect)
     meant = kind_of(declared, dialect)
     if (kind, meant) in _SAYS_MORE:

@@ -27,7 +27,6 @@ class TablePlan:
         dialects: tuple[Dialect, Dialect],
         zone: tzinfo | None,
     ) -> None:
-        there, here = dialects
         self.source = source
         self.target = target
         self.name = target.fullname
@@ -36,8 +35,8 @@ class TablePlan:
         key = [each.name for each in source.primary_key]
         self._key = [self.names.index(name) for name in key if name in self.names]
         convert = [converter(each) for each in self.takes]
-        self._from_source = _chained(convert, read_as_utc(source, self.names, there))
-        self._from_target = _chained(convert, read_as_utc(target, self.names, here))
+        self._from_source = _chained(convert, read_as_utc(source, self.names))
+        self._from_target = _chained(convert, read_as_utc(target, self.names))
 
     def digest(self, rows: int = 0, total: int = 0) -> Digest:
         return Digest([each.kind for each in self.takes], rows, total)

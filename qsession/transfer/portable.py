@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-from .kinds import Kind, kind_of, physical
+from .kinds import Kind, kind_of, plain
 
 KEY_LENGTH = 255
 """Characters of a text in a key of MySQL, which wants to know a greatest length."""
@@ -134,7 +134,7 @@ def _default_of(
 def _type_for(
     column: Column[Any], source: Dialect, target: Dialect, keyed: bool
 ) -> TypeEngine[Any]:
-    found: Any = physical(column.type, source)
+    found: Any = plain(column.type)
     if isinstance(found, types.NullType):  # SQLite lets a column have none
         kind = Kind.TEXT
     elif isinstance(found, mysql.TINYINT) and found.display_width == 1:

@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..engine import create_async_engine
 from ..sqlite.frozen import path_of
-from .kinds import Kind, kind_of, physical
+from .kinds import Kind, kind_of, plain
 
 BATCH_ROWS = 2_000
 BATCH_BYTES = 1024 * 1024
@@ -142,12 +142,12 @@ def _expression(source: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
     return plain
 
 
-def read_as_utc(source: Table, names: Sequence[str], dialect: Dialect) -> list[int]:
+def read_as_utc(source: Table, names: Sequence[str]) -> list[int]:
     """Positions of columns that are points in time, which MySQL's drivers give without a zone."""
     return [
         at
         for at, name in enumerate(names)
-        if isinstance(physical(source.columns[name].type, dialect), mysql.TIMESTAMP)
+        if isinstance(plain(source.columns[name].type), mysql.TIMESTAMP)
     ]
 
 
@@ -155,7 +155,9 @@ def with_utc(value: Any) -> Any:
     return value.replace(tzinfo=timezone.utc) if isinstance(value, datetime) else value
 
 
-async def batches(connection: AsyncConnection, rows: Select[Any]) -> AsyncGenerator[list[Any], None]:
+async def batches(
+    connection: AsyncConnection, rows: Select[Any]
+) -> AsyncGenerator[list[Any], None]:
     """The rows of a query, as many at a time as fit into ``BATCH_ROWS`` and about ``BATCH_BYTES``.
 
     Close it (``contextlib.aclosing``): the cursor on the server is open until then.

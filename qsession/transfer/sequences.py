@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import exc, text
+from sqlalchemy import BigInteger, Text, cast, exc, func, literal, select, text
+from sqlalchemy import column as column_
+from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .plan import TablePlan
+from .reading import bare
 
 # Of each column: the sequence behind "serial" and "identity", or behind a default of nextval().
 _SEQUENCES = text(
@@ -46,20 +49,18 @@ async def past_the_rows(
         found = (await target.execute(_SEQUENCES, {"table": table})).all()
         key = [each.name for each in plan.source.primary_key]
         for column, sequence, limit in found:
-            highest = await target.exec_driver_sql(
-                f"SELECT max({prepare.quote(column)}) FROM {table}"  # noqa: S608
-            )
-            greatest = highest.scalar()
+            highest = select(func.max(bare(plan.target).c[column]))
+            greatest = await target.scalar(highest)
             if key == [column]:
                 greatest = max(greatest or 0, used.get(plan.source.name, 0)) or None
             if greatest is None or greatest < 1:
                 continue
+            value = literal(min(int(greatest), limit), BigInteger)
+            named = cast(cast(literal(sequence), Text), REGCLASS)
             await target.execute(
-                text(
-                    f"SELECT setval(CAST(CAST(:sequence AS text) AS regclass), :value) FROM {sequence} "  # noqa: S608
-                    "WHERE last_value <= :value"
-                ),
-                {"sequence": sequence, "value": min(int(greatest), limit)},
+                select(func.setval(named, value))
+                .select_from(text(sequence))
+                .where(column_("last_value") <= value)
             )
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import URL, Table, literal, select, text
+from sqlalchemy import URL, Table, delete, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..handoff import to_end
@@ -94,23 +94,19 @@ async def occupied(target: AsyncConnection, tables: Sequence[Table]) -> list[Tab
     """Those that have rows."""
     one = literal(1)
     return [
-        each
-        for each in tables
-        if await target.scalar(select(one).select_from(bare(each)).limit(1))
+        each for each in tables if await target.scalar(select(one).select_from(bare(each)).limit(1))
     ]
 
 
 async def empty(target: AsyncConnection, tables: Sequence[Table]) -> None:
     """Delete the rows of tables that stand in the order parents first, in this transaction."""
     prepare = target.dialect.identifier_preparer
-    names = [prepare.format_table(each) for each in tables]
-    if not names:
+    if target.dialect.name == "postgresql" and tables:
+        names = ", ".join(prepare.format_table(each) for each in tables)
+        await target.exec_driver_sql(f"TRUNCATE {names}")
         return
-    if target.dialect.name == "postgresql":
-        await target.exec_driver_sql(f"TRUNCATE {', '.join(names)}")
-        return
-    for name in reversed(names):
-        await target.exec_driver_sql(f"DELETE FROM {name}")  # noqa: S608
+    for each in reversed(tables):
+        await target.execute(delete(bare(each)))
 
 
 async def complete(target: AsyncConnection, statements: Sequence[str]) -> None:

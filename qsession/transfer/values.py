@@ -188,7 +188,7 @@ def to_json(value: Any, takes: Wanted) -> str:
         except UnicodeEncodeError:
             raise Unfit("JSON with half of a character that takes two") from None
     if not text.isascii():
-        to_text(text, Wanted(Kind.TEXT))
+        to_text(text, _ANY_TEXT)
     if takes.length is not None and len(text.encode()) > takes.length:
         raise Unfit(f"longer than {takes.length} bytes")
     return text
@@ -215,8 +215,11 @@ def to_label(value: Any, takes: Wanted) -> str:
 
 
 def as_it_is(value: Any, takes: Wanted) -> Any:
-    """What the driver gives."""
-    return value
+    """What the driver gives, unless it is a text that no driver takes back."""
+    return to_text(value, _ANY_TEXT) if isinstance(value, str) else value
+
+
+_ANY_TEXT = Wanted(Kind.TEXT)
 
 
 _CONVERT: dict[Kind, Callable[[Any, Wanted], Any]] = {
