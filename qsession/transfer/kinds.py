@@ -125,6 +125,8 @@ def plain(type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def kind_of(type_: TypeEngine[Any], dialect: Dialect) -> Kind:
     """What a column of this type holds there."""
+    if isinstance(type_, types.Interval):
+        return Kind.INTERVAL  # whatever it is kept in
     found = physical(type_, dialect)
     if isinstance(found, types.Time) and found.timezone:
         return Kind.OTHER

@@ -207,7 +207,7 @@ _MAKE: dict[Kind, _Make] = {
 def _for_mysql(type_: TypeEngine[Any], keyed: bool) -> TypeEngine[Any]:
     """MySQL's defaults round: no fraction of a second, no digits after the point, 64 KiB."""
     if isinstance(type_, types.Interval):
-        return types.Interval(second_precision=6)
+        return types.Interval().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
     if isinstance(type_, types.DateTime):
         return mysql.DATETIME(fsp=6)
     if isinstance(type_, types.Time):

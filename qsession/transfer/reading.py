@@ -162,12 +162,19 @@ async def batches(
 
     Close it (``contextlib.aclosing``): the cursor on the server is open until then.
     """
-    async with connection.stream(rows, execution_options={"max_row_buffer": 1}) as result:
+    result = await connection.stream(rows, execution_options={"max_row_buffer": 1})
+    try:
         size = _FIRST_ROWS
         while batch := await result.fetchmany(size):
             yield batch
             each = max(1, _bytes(batch) // len(batch))
             size = max(1, min(BATCH_ROWS, 4 * size, BATCH_BYTES // each))
+    except BaseException:
+        if connection.dialect.name in ("mysql", "mariadb"):
+            await connection.invalidate()  # to close the cursor would be to fetch all the rest
+        raise
+    finally:
+        await result.close()
 
 
 def _bytes(rows: Sequence[Any]) -> int:

@@ -83,7 +83,7 @@ class _Run:
         loading = Loading(self.source, self.target, plans, entries, self.options)
         if unenforced(self.source.dialect, self.target.dialect):
             await find_orphans(self.source, plans, keys, loading.problems)
-        if not self.options.check:
+        if not (self.options.check or loading.problems):
             completing = await self._begin(plans, keys, completing, going_on)
         await loading.run()
         if loading.problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -44,9 +45,13 @@ async def write(
         raw = await connection.get_raw_connection()
         assert raw.driver_connection is not None
         statement = f"COPY {where} ({columns}) FROM STDIN".replace("%%", "%")
-        async with raw.driver_connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                await copy.write_row(row)
+        try:
+            async with raw.driver_connection.cursor() as cursor, cursor.copy(statement) as copy:
+                for row in rows:
+                    await copy.write_row(row)
+        except asyncio.CancelledError:
+            await connection.invalidate()  # psycopg leaves the COPY open, so ROLLBACK would fail
+            raise
         return
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     marks = ", ".join([mark] * len(names))
