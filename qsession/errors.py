@@ -12,7 +12,7 @@
         ├── HoldTimeout       (also sqlalchemy.exc.OperationalError)
         ├── GroupAborted      (also sqlalchemy.exc.OperationalError)
         ├── ConflictError     retryable
-        └── CopyError         carries what was found: ``problems``
+        └── CopyError         names the rows that do not fit
 
     UserWarning
     └── UncommittedChangesWarning
@@ -24,6 +24,7 @@ Each inherits what callers of SQLAlchemy already catch. Everything else that SQL
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import exc
@@ -88,14 +89,21 @@ class CopyError(QSessionError):
     The message says what is left in the target: nothing, unless the copy can be resumed.
     """
 
-    def __init__(self, message: str, problems: Any = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        problems: Sequence[Any] = (),
+        counts: Mapping[tuple[str, str, str], int] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
-        self.problems: Any = problems
-        """What is wrong with rows of the source: ``transfer.Problems``, or empty."""
+        self.problems = tuple(problems)
+        """Rows of the source that do not fit, as ``transfer.Problem``: some of each kind."""
+        self.counts = dict(counts or {})
+        """How many there are in all, by table, column and reason."""
 
-    def __reduce__(self) -> tuple[type[CopyError], tuple[str, Any]]:
-        return type(self), (self.message, self.problems)
+    def __reduce__(self) -> tuple[type[CopyError], tuple[Any, ...]]:
+        return type(self), (self.message, self.problems, self.counts)
 
 
 class UncommittedChangesWarning(UserWarning):

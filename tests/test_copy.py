@@ -29,7 +29,7 @@ from qsession.transfer import Stage, loading, reading
 from qsession.transfer.schema import BOOKS, load_metadata, sort
 
 PEOPLE = """
-CREATE TABLE people (id INTEGER PRIMARY KEY, name VARCHAR(10) NOT NULL, 
+CREATE TABLE people (id INTEGER PRIMARY KEY, name VARCHAR(10) NOT NULL,
                      boss INTEGER REFERENCES people);
 CREATE TABLE tags (person INTEGER REFERENCES people, tag TEXT, PRIMARY KEY (person, tag));
 CREATE TABLE loose (x INTEGER, y TEXT);
@@ -211,10 +211,10 @@ async def test_rows_that_refer_to_nothing(tmp_path, target):
     with pytest.raises(CopyError) as refused:
         await copy(source, target)
     problems = refused.value.problems
-    assert problems.counts == {
+    assert refused.value.counts == {
         ("children", "a, b", "refers to a row of parents that is not there"): 6
     }
-    assert [each.row for each in problems.samples] == [f"id={n}" for n in range(3, 8)]
+    assert [each.row for each in problems] == [f"id={n}" for n in range(3, 8)]
     assert "id=3: (1, 2)" in str(refused.value)
     assert "The target is as it was" in str(refused.value)
     assert left_of(target) == []
@@ -382,7 +382,7 @@ async def test_problems_of_a_copy_that_can_be_resumed(tmp_path, target, small_ba
     source = made(tmp_path / "source.db", script)
     with pytest.raises(CopyError, match="Go on with --resume") as failed:
         await copy(source, target, resume=True)
-    assert [each.row for each in failed.value.problems.samples] == ["id=200", "id=300"]
+    assert [each.row for each in failed.value.problems] == ["id=200", "id=300"]
     assert await ask(target, "SELECT max(id) FROM t") == [(190,)]
     await ask(source, "UPDATE t SET word = 'fine' WHERE id IN (200, 300)")
     report = await copy(source, target, resume=True, verify=True)
@@ -467,6 +467,22 @@ async def test_revisions(tmp_path, target):
     bare = f"sqlite+aiosqlite:///{tmp_path / 'target3.db'}"
     report = await copy(source, bare, metadata=Base)
     assert any("alembic stamp b2" in note for note in report.notes)
+
+
+async def test_revisions_of_a_copy_that_is_resumed(tmp_path, target, small_batches):
+    """Those that an earlier run copied are not taken for the target's own."""
+    source = made(tmp_path / "source.db", versions("b2") + MANY)
+    await interrupted(source, target, 100)
+    assert await ask(target, "SELECT * FROM alembic_version") == [("b2",)]
+    report = await copy(source, target, resume=True, verify=True)
+    assert report.rows == 501
+
+
+async def test_no_tables(tmp_path, target):
+    """An empty source is a mistake, and not a success."""
+    with pytest.raises(CopyError, match="no table to copy"):
+        await copy(made(tmp_path / "source.db", ""), target)
+    assert left_of(target) == []
 
 
 def test_order():

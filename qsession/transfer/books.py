@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import CopyError
-from .schema import BOOKS
+from .schema import BOOKS, Completing
 
 books = Table(
     BOOKS,
@@ -51,13 +51,13 @@ async def are_there(target: AsyncConnection) -> bool:
     return await target.run_sync(lambda sync: inspect(sync).has_table(BOOKS))
 
 
-async def begin(target: AsyncConnection, names: list[str], completing: list[str]) -> None:
+async def begin(target: AsyncConnection, names: list[str], completing: Completing) -> None:
     """Begin them, with the statements that complete the schema when all rows are there."""
     await target.run_sync(books.create)
     rows = [_row(name) for name in names]
     rows += [
-        _row(f"{_STATEMENT}{number:06}", statement)
-        for number, statement in enumerate(completing, 1)
+        _row(f"{_STATEMENT}{number:06} {table}", statement)
+        for number, (table, statement) in enumerate(completing, 1)
     ]
     await target.execute(insert(books), rows)
 
@@ -71,11 +71,15 @@ def _row(name: str, completing: str | None = None) -> dict[str, object]:
     }
 
 
-async def load(target: AsyncConnection) -> tuple[dict[str, Entry], list[str]]:
+async def load(target: AsyncConnection) -> tuple[dict[str, Entry], Completing]:
     """How far each table is, and the statements that complete the schema."""
     rows = (await target.execute(select(books).order_by(books.c.name))).all()
     entries = {row.name: Entry(row.rows_done, row.digest) for row in rows if row.completing is None}
-    return entries, [row.completing for row in rows if row.completing is not None]
+    return entries, [
+        (row.name.removeprefix(_STATEMENT).partition(" ")[2], row.completing)
+        for row in rows
+        if row.completing is not None
+    ]
 
 
 async def note(target: AsyncConnection, name: str, before: Entry, now: Entry) -> None:

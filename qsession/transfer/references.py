@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .plan import TablePlan
 from .problems import SAMPLES, Problems
 from .reading import bare
-from .schema import referred
+from .schema import Completing, referred
 
 
 async def find_orphans(
@@ -71,17 +71,15 @@ async def _find(
     problems.count(child.name, columns, reason, count - len(named))
 
 
-async def take_off(
-    target: AsyncConnection, keys: Iterable[ForeignKeyConstraint]
-) -> list[tuple[str, str]]:
-    """On PostgreSQL: the statements that drop foreign keys, with those that put them back.
+async def take_off(target: AsyncConnection, keys: Iterable[ForeignKeyConstraint]) -> Completing:
+    """Drop foreign keys on PostgreSQL; return the statements that put them back.
 
     A circle of references has no order that satisfies it, and a reference of a table to itself
     would have to be satisfied by each batch. What is put back is checked by the database.
     """
     if target.dialect.name != "postgresql":
         return []
-    statements = []
+    statements: Completing = []
     prepare = target.dialect.identifier_preparer
     for each in keys:
         table, name = prepare.format_table(each.table), prepare.quote(str(each.name))
@@ -92,8 +90,9 @@ async def take_off(
             ),
             {"table": table, "name": str(each.name)},
         )
+        await target.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
         put_back = f"ALTER TABLE {table} ADD CONSTRAINT {name} {found}"
-        statements.append((f"ALTER TABLE {table} DROP CONSTRAINT {name}", put_back))
+        statements.append((each.table.key, put_back))
     return statements
 
 

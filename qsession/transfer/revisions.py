@@ -11,8 +11,12 @@ from .schema import REVISIONS
 _versions = table(REVISIONS, column("version_num"))
 
 
-async def agree(source: AsyncConnection, target: AsyncConnection, declared: MetaData) -> list[str]:
+async def agree(
+    source: AsyncConnection, target: AsyncConnection, declared: MetaData, copied: bool
+) -> list[str]:
     """Compare them; where the target has its own, they are not copied. Returns notes.
+
+    ``copied``: an earlier run has begun to copy them, so those of the target are not its own.
 
     Raises :class:`CopyError` if both have some and they differ.
     """
@@ -22,7 +26,7 @@ async def agree(source: AsyncConnection, target: AsyncConnection, declared: Meta
             f"nothing was copied: the source is at revision {', '.join(sorted(theirs))}, the "
             f"target at {', '.join(sorted(ours))}; migrate both to the same one (alembic upgrade)"
         )
-    if ours and REVISIONS in declared.tables:
+    if ours and not copied and REVISIONS in declared.tables:
         declared.remove(declared.tables[REVISIONS])
     if theirs and not ours and REVISIONS not in declared.tables:
         heads = " ".join(sorted(theirs))

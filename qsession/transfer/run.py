@@ -15,10 +15,22 @@ from .events import Listener, Report
 from .loading import Loading, reason_of
 from .options import Options, refuse_wrong_urls, zone_of
 from .plan import TablePlan
+from .problems import Problems
 from .reading import count_rows, snapshot
 from .references import find_orphans, take_off, unenforced
 from .revisions import agree
-from .schema import BOOKS, create_missing, declare, load_metadata, reflect, sort, virtual_tables
+from .schema import (
+    BOOKS,
+    REVISIONS,
+    Completing,
+    create_missing,
+    declare,
+    load_metadata,
+    reflect,
+    reflect_only,
+    sort,
+    virtual_tables,
+)
 from .sequences import past_the_rows
 from .target import Traces, open_target
 
@@ -50,7 +62,8 @@ async def copy(
                 await writing.commit()
                 traces.keep()
         except CopyError as error:
-            raise CopyError(f"{error}. {run.left}", error.problems) from error.__cause__
+            told = f"{error}. {run.left}"
+            raise CopyError(told, error.problems, error.counts) from error.__cause__
         except Exception as error:
             raise CopyError(f"the copy failed: {reason_of(error)}. {run.left}") from error
     seconds = time.monotonic() - started
@@ -73,21 +86,21 @@ class _Run:
     async def load(self) -> Loading:
         """Everything but the last COMMIT. Raises :class:`CopyError`."""
         await targets.begin(self.target)
-        going_on = await self._find_books()
-        plans, keys, completing = await self._prepare()
-        entries: dict[str, books.Entry] = {}
-        if going_on:
-            entries, completing = await self._go_on(plans)
+        entries, unfinished = await self._open_books()
+        plans, keys, completing = await self._prepare(entries, unfinished)
+        if entries:
+            await self._refuse_strangers(plans, entries)
         else:
             await self._make_room(plans)
         loading = Loading(self.source, self.target, plans, entries, self.options)
         if unenforced(self.source.dialect, self.target.dialect):
             await find_orphans(self.source, plans, keys, loading.problems)
         if not (self.options.check or loading.problems):
-            completing = await self._begin(plans, keys, completing, going_on)
+            completing = await self._begin(plans, completing, bool(entries))
         await loading.run()
         if loading.problems:
-            raise CopyError(_told(loading), loading.problems)
+            found = loading.problems
+            raise CopyError(_told(found), found.samples, found.counts)
         if not self.options.check:
             await targets.begin(self.target)
             await targets.complete(self.target, completing)
@@ -98,34 +111,45 @@ class _Run:
                 await books.end(self.target)
         return loading
 
-    async def _find_books(self) -> bool:
-        """Whether an earlier copy is to be resumed."""
-        there = await books.are_there(self.target)
-        if there and self.options.replace:
+    async def _open_books(self) -> tuple[dict[str, books.Entry], Completing]:
+        """How far an earlier copy came, and what completes the schema that it left.
+
+        That is needed also where all begins anew: foreign keys that it took off must come back.
+        """
+        if not await books.are_there(self.target):
+            return {}, []
+        entries, unfinished = await books.load(self.target)
+        if self.options.replace:
             await books.end(self.target)
-            return False
-        if there and not self.options.resume:
+            return {}, unfinished
+        if not self.options.resume:
             raise CopyError(
                 "nothing was copied: an earlier copy into this database is not complete. Go on "
                 f"with it (--resume), or begin anew (--replace). Its progress is in {BOOKS}"
             )
-        return there
+        return entries, unfinished
 
-    async def _prepare(self) -> tuple[list[TablePlan], list[ForeignKeyConstraint], list[str]]:
+    async def _prepare(
+        self, entries: dict[str, books.Entry], unfinished: Completing
+    ) -> tuple[list[TablePlan], list[ForeignKeyConstraint], Completing]:
         """The tables, made where they are missing: plans in order, foreign keys, what is left."""
         dialects = self.source.dialect, self.target.dialect
-        reflected = await self.source.run_sync(reflect)
+        reflected = await self.source.run_sync(reflect, self.options.metadata)
         declared, self.notes = declare(reflected, self.options.metadata, *dialects)
-        self.notes += await agree(self.source, self.target, declared)
+        copied = REVISIONS in entries
+        self.notes += await agree(self.source, self.target, declared, copied)
         for name in await self.source.run_sync(virtual_tables):
             self.notes.append(f"{name}: not copied, as it is a virtual table or part of one")
         wanted = list(declared.tables.values())
+        if not wanted:
+            raise CopyError("nothing was copied: there is no table to copy")
         keys = [each for table in wanted for each in table.foreign_key_constraints]
         late = self.target.dialect.name == "postgresql"
         made, completing = await self.target.run_sync(create_missing, declared, late)
-        if late is False and self.target.dialect.name != "sqlite":
+        if not (late or self.target.dialect.name == "sqlite"):
             self.traces.tables += [table for table in wanted if table.key in made]
-        there: MetaData = await self.target.run_sync(reflect, wanted)
+        completing += [each for each in unfinished if each[0] not in made]
+        there: MetaData = await self.target.run_sync(reflect_only, wanted)
         ordered, _ = sort(there.tables.values())
         plans = [
             TablePlan(
@@ -140,9 +164,10 @@ class _Run:
         keys += [each for table in ordered for each in table.foreign_key_constraints]
         return plans, keys, completing
 
-    async def _go_on(self, plans: list[TablePlan]) -> tuple[dict[str, books.Entry], list[str]]:
-        """Where the earlier copy stopped. Raises :class:`CopyError` if somebody was here since."""
-        entries, completing = await books.load(self.target)
+    async def _refuse_strangers(
+        self, plans: list[TablePlan], entries: dict[str, books.Entry]
+    ) -> None:
+        """Raise :class:`CopyError` if somebody else was here since the earlier copy stopped."""
         if set(entries) != {plan.name for plan in plans}:
             raise CopyError(
                 "the earlier copy was one of other tables: begin anew with replace (--replace)"
@@ -154,7 +179,6 @@ class _Run:
                     f"{plan.name} has {count} rows in the target, but {entries[plan.name].rows} "
                     "were copied: somebody else changed it. Begin anew with replace (--replace)"
                 )
-        return entries, completing
 
     async def _make_room(self, plans: list[TablePlan]) -> None:
         tables = [plan.target for plan in plans]
@@ -169,18 +193,12 @@ class _Run:
             await targets.empty(self.target, tables)
 
     async def _begin(
-        self,
-        plans: list[TablePlan],
-        keys: list[ForeignKeyConstraint],
-        completing: list[str],
-        going_on: bool,
-    ) -> list[str]:
+        self, plans: list[TablePlan], completing: Completing, going_on: bool
+    ) -> Completing:
         """Take off foreign keys that no order satisfies, and begin the books."""
         if not going_on:
             late = sort(plan.target for plan in plans)[1]
-            for drop, put_back in await take_off(self.target, late):
-                await self.target.exec_driver_sql(drop)
-                completing.append(put_back)
+            completing += await take_off(self.target, late)
         if self.options.resume:
             if not going_on:
                 await books.begin(self.target, [plan.name for plan in plans], completing)
@@ -190,8 +208,7 @@ class _Run:
         return completing
 
 
-def _told(loading: Loading) -> str:
-    found = loading.problems
+def _told(found: Problems) -> str:
     lines = "\n".join(f"  {line}" for line in found.lines())
     return (
         f"{found.total:,} values of {len(found.counts)} kinds do not fit into the target. Correct "

@@ -51,23 +51,33 @@ def load_metadata(named: Any) -> MetaData:
     return found
 
 
-def reflect(connection: Connection, only: Sequence[Table] | None = None) -> MetaData:
-    """The tables of a database as they are; of the default schema, or those that are named.
+def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
+    """The tables of a database as they are: those of the default schema, and what ``given`` names.
 
     What is SQLite's own, virtual tables and what they keep their data in are left out.
     """
     metadata = MetaData()
-    if only is None:
-        there = set(inspect(connection).get_table_names()) - _virtual(connection) - {BOOKS}
-        metadata.reflect(connection, only=sorted(there), resolve_fks=False)
-        return metadata
+    there = set(inspect(connection).get_table_names()) - _virtual(connection) - {BOOKS}
+    metadata.reflect(connection, only=sorted(there), resolve_fks=False)
+    if given is not None:
+        _reflect(connection, metadata, [each for each in given.tables.values() if each.schema])
+    return metadata
+
+
+def reflect_only(connection: Connection, tables: Sequence[Table]) -> MetaData:
+    """These tables as they are."""
+    metadata = MetaData()
+    _reflect(connection, metadata, tables)
+    return metadata
+
+
+def _reflect(connection: Connection, metadata: MetaData, tables: Sequence[Table]) -> None:
     inspector = inspect(connection)
-    for schema in {table.schema for table in only}:
+    for schema in {table.schema for table in tables}:
         there = set(inspector.get_table_names(schema=schema))
-        names = sorted({table.name for table in only if table.schema == schema} & there)
+        names = sorted({table.name for table in tables if table.schema == schema} & there)
         if names:
             metadata.reflect(connection, schema=schema, only=names, resolve_fks=False)
-    return metadata
 
 
 def virtual_tables(connection: Connection) -> list[str]:
@@ -103,7 +113,7 @@ def declare(
             return portable(sort(reflected.tables.values())[0], source, target)
         except NoEqual as error:
             raise CopyError(f"nothing was copied: {error}") from None
-    metadata = MetaData()
+    metadata = MetaData(naming_convention=given.naming_convention)
     for table in given.tables.values():
         table.to_metadata(metadata)
     wrong = []
@@ -168,9 +178,13 @@ def _key(constraint: ForeignKeyConstraint) -> str:
     return table.key
 
 
+Completing = list[tuple[str, str]]
+"""Statements that are sent when all rows are there, each with the key of the table it is of."""
+
+
 def create_missing(
     connection: Connection, declared: MetaData, late: bool
-) -> tuple[set[str], list[str]]:
+) -> tuple[set[str], Completing]:
     """Make the tables that are not there; return their keys, and statements that complete them.
 
     ``late``: foreign keys that no order satisfies are left to those statements.
@@ -181,12 +195,12 @@ def create_missing(
         for table in declared.tables.values()
         if not inspector.has_table(table.name, schema=table.schema)
     ]
-    completing = []
+    completing: Completing = []
     if late:
         keys = {table.key for table in missing}
         for constraint in sort(declared.tables.values())[1]:
             if constraint.table.key in keys:
-                completing.append(_add(constraint, connection.dialect))
+                completing.append((constraint.table.key, _add(constraint, connection.dialect)))
                 _take_off(constraint)
     declared.create_all(connection, tables=missing)
     return {table.key for table in missing}, completing

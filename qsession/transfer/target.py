@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..handoff import to_end
 from .reading import bare, open_engine, settle, sqlite_file
+from .schema import Completing
 
 _BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
 _LOCK_WAIT = 60
@@ -109,9 +110,9 @@ async def empty(target: AsyncConnection, tables: Sequence[Table]) -> None:
         await target.execute(delete(bare(each)))
 
 
-async def complete(target: AsyncConnection, statements: Sequence[str]) -> None:
+async def complete(target: AsyncConnection, statements: Completing) -> None:
     """Put the foreign keys back that were off; the database checks them."""
     if target.dialect.name == "postgresql":
         await target.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
-    for each in statements:
-        await target.exec_driver_sql(each)
+    for _, statement in statements:
+        await target.exec_driver_sql(statement)
