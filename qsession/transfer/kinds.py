@@ -127,6 +127,8 @@ def kind_of(type_: TypeEngine[Any], dialect: Dialect) -> Kind:
     """What a column of this type holds there."""
     if isinstance(type_, types.Interval):
         return Kind.INTERVAL  # whatever it is kept in
+    if isinstance(type_, types.Float):
+        return Kind.FLOAT  # of which psycopg's dialect makes a Numeric in SQLAlchemy 2.0
     found = physical(type_, dialect)
     if isinstance(found, types.Time) and found.timezone:
         return Kind.OTHER
