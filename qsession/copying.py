@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 if TYPE_CHECKING:
-    from .transfer import Report
-    from .transfer.events import Listener
+    from .transfer.events import Listener, Report
 
 
 async def copy(
@@ -25,8 +24,8 @@ async def copy(
 ) -> Report:
     """Copy the tables of one database to another one, which may be of another kind.
 
-    The source is read in one transaction, of what is committed now; it is not changed. Tables that
-    the target lacks are made, after ``metadata`` (a ``MetaData``, a declarative base, or
+    The source is read in one transaction, of what is committed now; its data stays as it is. Tables
+    that the target lacks are made, after ``metadata`` (a ``MetaData``, a declarative base, or
     ``"module:name"`` of either), or as they are in the source. Each value is converted to the type
     of its column there, or reported: nothing is rounded, cut or left out.
 
@@ -43,16 +42,8 @@ async def copy(
     cancellation the target is as it was, but for what ``resume`` goes on with. Only a cancellation
     in the middle of the last COMMIT may come too late.
     """
-    from . import transfer
+    from .transfer.options import Options
+    from .transfer.run import run
 
-    return await transfer.copy(
-        source,
-        target,
-        metadata=metadata,
-        resume=resume,
-        replace=replace,
-        verify=verify,
-        check=check,
-        zone=zone,
-        progress=progress,
-    )
+    options = Options(metadata, resume, replace, verify, check, zone, progress)
+    return await run(make_url(source), make_url(target), options)

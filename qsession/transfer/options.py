@@ -7,31 +7,39 @@ from datetime import timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import URL, MetaData, exc
+from sqlalchemy import URL, exc
 
 from .events import Listener
 from .reading import sqlite_file
+from .schema import load_metadata
 
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `copy`, which says what they mean."""
+    """The arguments of `copy`, which says what they mean.
 
-    metadata: MetaData | None
+    Raises :class:`sqlalchemy.exc.ArgumentError`.
+    """
+
+    metadata: Any
+    """A ``MetaData`` or None; whatever else may name one is replaced by it."""
     resume: bool
     replace: bool
     verify: bool
     check: bool
-    zone: tzinfo | None
+    zone: Any
+    """A ``tzinfo`` or None; a name is replaced by it."""
     progress: Listener | None
 
     def __post_init__(self) -> None:
         if self.check and (self.resume or self.replace or self.verify):
             raise exc.ArgumentError("check writes nothing: give it without resume, replace, verify")
+        if self.metadata is not None:
+            object.__setattr__(self, "metadata", load_metadata(self.metadata))
+        object.__setattr__(self, "zone", _zone_of(self.zone))
 
 
-def zone_of(name: str | None) -> tzinfo | None:
-    """The time zone of this name. Raises :class:`sqlalchemy.exc.ArgumentError`."""
+def _zone_of(name: str | None) -> tzinfo | None:
     if name is None:
         return None
     if name.upper() == "UTC":

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
-    CheckConstraint,
     Column,
     Dialect,
     ForeignKeyConstraint,
@@ -80,9 +79,7 @@ def _rebuild(
         elif isinstance(constraint, UniqueConstraint):
             rebuilt.append_constraint(UniqueConstraint(*names, name=constraint.name))
         elif isinstance(constraint, ForeignKeyConstraint):
-            rebuilt.append_constraint(_foreign_key(constraint))
-        elif isinstance(constraint, CheckConstraint):
-            notes.append(f"{table.name}: left out the check {constraint.sqltext}")
+            rebuilt.append_constraint(_foreign_key(constraint, target))
     for index in sorted(table.indexes, key=lambda each: str(each.name)):
         if any(options.get("where") is not None for options in index.dialect_options.values()):
             notes.append(f"{table.name}: left out the partial index {index.name}")
@@ -93,13 +90,16 @@ def _rebuild(
             Index(index.name, *columns, unique=index.unique)
 
 
-def _foreign_key(constraint: ForeignKeyConstraint) -> ForeignKeyConstraint:
+def _foreign_key(constraint: ForeignKeyConstraint, target: Dialect) -> ForeignKeyConstraint:
+    waits = target.name in ("sqlite", "postgresql")  # MySQL has no constraints that wait
     return ForeignKeyConstraint(
         [column.name for column in constraint.columns],
         [each.target_fullname for each in constraint.elements],
         name=constraint.name,
         ondelete=constraint.ondelete,
         onupdate=constraint.onupdate,
+        deferrable=constraint.deferrable if waits else None,
+        initially=constraint.initially if waits else None,
     )
 
 

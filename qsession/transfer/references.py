@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from sqlalchemy import Dialect, ForeignKeyConstraint, and_, func, select, text
+from sqlalchemy import (
+    Dialect,
+    ForeignKeyConstraint,
+    and_,
+    column,
+    func,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..errors import CopyError
 from .plan import TablePlan
 from .problems import SAMPLES, Problems
 from .reading import bare
@@ -82,18 +93,45 @@ async def take_off(target: AsyncConnection, keys: Iterable[ForeignKeyConstraint]
     statements: Completing = []
     prepare = target.dialect.identifier_preparer
     for each in keys:
-        table, name = prepare.format_table(each.table), prepare.quote(str(each.name))
+        where, name = prepare.format_table(each.table), prepare.quote(str(each.name))
         found = await target.scalar(
             text(
                 "SELECT pg_get_constraintdef(oid) FROM pg_constraint "
                 "WHERE conrelid = to_regclass(:table) AND conname = :name AND contype = 'f'"
             ),
-            {"table": table, "name": str(each.name)},
+            {"table": where, "name": str(each.name)},
         )
-        await target.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
-        put_back = f"ALTER TABLE {table} ADD CONSTRAINT {name} {found}"
+        await target.exec_driver_sql(f"ALTER TABLE {where} DROP CONSTRAINT {name}")
+        put_back = f"ALTER TABLE {where} ADD CONSTRAINT {name} {found}"
         statements.append((each.table.key, put_back))
     return statements
+
+
+async def refuse_orphans(target: AsyncConnection, plans: Sequence[TablePlan]) -> None:
+    """On MySQL: look at references to tables that were not copied, as the load checked nothing.
+
+    Raises :class:`CopyError`.
+    """
+    if target.dialect.name not in ("mysql", "mariadb"):
+        return
+    copied = {plan.target.key for plan in plans}
+    keys = [key for plan in plans for key in plan.target.foreign_key_constraints]
+    for key in [key for key in keys if referred(key) not in copied]:
+        schema, _, name = referred(key).rpartition(".")
+        remote = [each.target_fullname.rpartition(".")[2] for each in key.elements]
+        columns: list[Any] = [column(each) for each in remote]
+        rows = bare(key.table).alias("child")
+        others = table(name, *columns, schema=schema or None).alias("parent")
+        local = [rows.c[each.name] for each in key.columns]
+        pairs = zip(local, (others.c[each] for each in remote), strict=True)
+        joined = rows.outerjoin(others, and_(*(here == there for here, there in pairs)))
+        orphaned = (*(each.is_not(None) for each in local), others.c[remote[0]].is_(None))
+        count = await target.scalar(select(func.count()).select_from(joined).where(*orphaned))
+        if count:
+            raise CopyError(
+                f"{count:,} rows of {key.table.fullname} refer to rows of {referred(key)} that are "
+                "not there; that table was not copied"
+            )
 
 
 def unenforced(source: Dialect, target: Dialect) -> bool:

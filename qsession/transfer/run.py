@@ -1,23 +1,22 @@
-"""`copy`: one copy from its beginning to its end."""
+"""One copy from its beginning to its end."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
-from sqlalchemy import URL, ForeignKeyConstraint, MetaData, make_url
+from sqlalchemy import URL, ForeignKeyConstraint, MetaData
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import CopyError
 from . import books
 from . import target as targets
-from .events import Listener, Report
+from .events import Report
 from .loading import Loading, reason_of
-from .options import Options, refuse_wrong_urls, zone_of
+from .options import Options, refuse_wrong_urls
 from .plan import TablePlan
 from .problems import Problems
 from .reading import count_rows, snapshot
-from .references import find_orphans, take_off, unenforced
+from .references import find_orphans, refuse_orphans, take_off, unenforced
 from .revisions import agree
 from .schema import (
     BOOKS,
@@ -25,49 +24,36 @@ from .schema import (
     Completing,
     create_missing,
     declare,
-    load_metadata,
+    left_out,
     reflect,
     reflect_only,
     sort,
-    virtual_tables,
 )
 from .sequences import past_the_rows
 from .target import Traces, open_target
 
 
-async def copy(
-    source: str | URL,
-    target: str | URL,
-    *,
-    metadata: Any = None,
-    resume: bool = False,
-    replace: bool = False,
-    verify: bool = False,
-    check: bool = False,
-    zone: str | None = None,
-    progress: Listener | None = None,
-) -> Report:
+async def run(source: URL, target: URL, options: Options) -> Report:
     """What :func:`qsession.copy` promises."""
     started = time.monotonic()
-    source, target = make_url(source), make_url(target)
-    given = None if metadata is None else load_metadata(metadata)
-    options = Options(given, resume, replace, verify, check, zone_of(zone), progress)
     refuse_wrong_urls(source, target)
     traces = Traces()
     async with snapshot(source) as reading, open_target(target, traces) as writing:
-        run = _Run(reading, writing, options, traces)
+        one = _Run(reading, writing, options, traces)
         try:
-            loading = await run.load()
-            if not check:
+            loading = await one.load()
+            if not options.check:
                 await writing.commit()
                 traces.keep()
         except CopyError as error:
-            told = f"{error}. {run.left}"
+            told = f"{error}. {one.left}"
             raise CopyError(told, error.problems, error.counts) from error.__cause__
         except Exception as error:
-            raise CopyError(f"the copy failed: {reason_of(error)}. {run.left}") from error
+            raise CopyError(f"the copy failed: {reason_of(error)}. {one.left}") from error
     seconds = time.monotonic() - started
-    return Report(tuple(loading.reports), tuple(run.notes), not check, verify, seconds)
+    return Report(
+        tuple(loading.reports), tuple(one.notes), not options.check, options.verify, seconds
+    )
 
 
 class _Run:
@@ -104,6 +90,7 @@ class _Run:
         if not self.options.check:
             await targets.begin(self.target)
             await targets.complete(self.target, completing)
+            await refuse_orphans(self.target, plans)
             await past_the_rows(self.source, self.target, plans)
             if self.options.verify:
                 await loading.verify()
@@ -138,8 +125,7 @@ class _Run:
         declared, self.notes = declare(reflected, self.options.metadata, *dialects)
         copied = REVISIONS in entries
         self.notes += await agree(self.source, self.target, declared, copied)
-        for name in await self.source.run_sync(virtual_tables):
-            self.notes.append(f"{name}: not copied, as it is a virtual table or part of one")
+        self.notes += await self.source.run_sync(left_out, self.options.metadata is None)
         wanted = list(declared.tables.values())
         if not wanted:
             raise CopyError("nothing was copied: there is no table to copy")

@@ -80,9 +80,25 @@ def _reflect(connection: Connection, metadata: MetaData, tables: Sequence[Table]
             metadata.reflect(connection, schema=schema, only=names, resolve_fks=False)
 
 
-def virtual_tables(connection: Connection) -> list[str]:
-    """Full-text indexes and the like, which have no equal elsewhere."""
-    return sorted(_virtual(connection))
+def left_out(connection: Connection, schema_too: bool) -> list[str]:
+    """Notes on what is no table with rows: virtual tables and, where asked for, the schema's rest.
+
+    Where the models make the schema, or migrations, what they leave out was left out on purpose.
+    """
+    notes = [
+        f"{name}: not copied, as it is a virtual table or part of one"
+        for name in sorted(_virtual(connection))
+    ]
+    if not schema_too:
+        return notes
+    inspector = inspect(connection)
+    notes += [f"{name}: left out, as it is a view" for name in inspector.get_view_names()]
+    if connection.dialect.name == "sqlite":
+        triggers = text("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY 1")
+        notes += [
+            f"{name}: left out, as it is a trigger" for (name,) in connection.execute(triggers)
+        ]
+    return notes
 
 
 def _virtual(connection: Connection) -> set[str]:
