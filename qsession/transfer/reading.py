@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime, timezone
@@ -30,6 +31,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..engine import create_async_engine
+from ..handoff import to_end
 from ..sqlite.frozen import path_of
 from .kinds import Kind, kind_of, plain
 
@@ -174,7 +176,7 @@ async def batches(
             await connection.invalidate()  # to close the cursor would be to fetch all the rest
         raise
     finally:
-        await result.close()
+        await to_end(asyncio.ensure_future(result.close()))
 
 
 def _bytes(rows: Sequence[Any]) -> int:
