@@ -27,7 +27,8 @@ async def copy(
     The source is read in one transaction, of what is committed now; its data stays as it is. Tables
     that the target lacks are made, after ``metadata`` (a ``MetaData``, a declarative base, or
     ``"module:name"`` of either), or as they are in the source. Each value is converted to the type
-    of its column there, or reported: nothing is rounded, cut or left out.
+    of its column there, or reported: nothing is rounded, cut or left out, but for what a float has
+    past its 15th digit in a column of decimals.
 
     ``resume``: commit each batch, and go on where an earlier run with ``resume`` stopped. Without
     it the whole copy is one transaction. ``replace``: delete the rows that the tables have.
@@ -36,11 +37,13 @@ async def copy(
     timestamps without one, where source and target differ in that. ``progress`` is told after each
     batch.
 
+    Returns what was copied, and notes on what was left out of the schema.
+
     Raises `CopyError` if the target has rows, if source and target do not go together, for rows
-    that do not fit (all are in ``problems``), and for what goes wrong on the way; and what
-    SQLAlchemy and the driver raise when a database cannot be opened. After an error or a
-    cancellation the target is as it was, but for what ``resume`` goes on with. Only a cancellation
-    in the middle of the last COMMIT may come too late.
+    that do not fit (``problems`` names some of each kind, ``counts`` counts all), and for what goes
+    wrong on the way; and what SQLAlchemy and the driver raise when a database cannot be opened.
+    After an error or a cancellation the target is as it was, but for what ``resume`` goes on with.
+    Only a cancellation in the middle of the last COMMIT may come too late.
     """
     from .transfer.options import Options
     from .transfer.run import run

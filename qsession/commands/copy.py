@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,10 +25,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..copying import copy as copy_database
 from ..errors import CopyError
-from ..transfer import Progress as Step
-from ..transfer import Report
-from ..transfer.loading import reason_of
 from .target import url_of
+
+if TYPE_CHECKING:  # imported when something is copied, not by each command
+    from ..transfer import Progress as Step
+    from ..transfer import Report
 
 
 def copy(
@@ -89,6 +90,8 @@ def copy(
         typer.secho(error.message, err=True)
         raise typer.Exit(1) from None
     except (SQLAlchemyError, ImportError, OSError) as error:
+        from ..transfer.loading import reason_of
+
         typer.secho(f"Nothing was copied: {reason_of(error)}", err=True)
         raise typer.Exit(2) from None
     _print(report)
