@@ -644,3 +644,20 @@ async def test_types_that_have_no_equal(new):
     assert await ask(same, "SELECT host(net), many[2] FROM t") == [("10.0.0.1", 2)]
     with pytest.raises(CopyError, match=r"t\.net has the type INET"):
         await copy(there, await new("sqlite"))
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_defaults(new, tmp_path, kind):
+    """Those that mean the same everywhere come along; others are named."""
+    script = """
+    CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER DEFAULT 7, b VARCHAR(9) DEFAULT ':b',
+                    c BOOLEAN DEFAULT 1, d DATETIME DEFAULT CURRENT_TIMESTAMP,
+                    e VARCHAR(9) DEFAULT (lower('X')));
+    """
+    here = await new(kind)
+    report = await copy(made(tmp_path / "s.db", script), here)
+    assert report.notes == ("t.e: left out its default lower('X')",)
+    await ask(here, "INSERT INTO t (id) VALUES (1)")
+    ((a, b, c, d, e),) = await ask(here, "SELECT a, b, c, d, e FROM t")
+    assert (a, b, bool(c), e) == (7, ":b", True, None)
+    assert isinstance(d, datetime)

@@ -67,7 +67,7 @@ def _rebuild(
                 column.name,
                 type_,
                 nullable=column.nullable,
-                server_default=None if default is None else text(default),
+                server_default=None if default is None else text(default.replace(":", r"\:")),
                 autoincrement=column.autoincrement,
             )
         )
@@ -123,7 +123,9 @@ def _default_of(
         return ("true" if number == "1" else "false"), ""
     is_text = len(literal) > 1 and literal[0] == literal[-1] == "'" and "'" not in literal[1:-1]
     is_number = literal.lstrip("+-").replace(".", "", 1).isdecimal()
-    takes_none = target.name in ("mysql", "mariadb") and isinstance(type_, types.Text | types.JSON)
+    takes_none = target.name in ("mysql", "mariadb") and isinstance(
+        type_, types.Text | types.JSON | mysql.LONGTEXT
+    )
     if (is_text or is_number or literal.upper() in _CONSTANTS) and not takes_none:
         if literal.upper() == "CURRENT_TIMESTAMP" and isinstance(type_, mysql.DATETIME):
             return "CURRENT_TIMESTAMP(6)", ""
