@@ -33,6 +33,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import Double
@@ -661,3 +662,19 @@ async def test_defaults(new, tmp_path, kind):
     ((a, b, c, d, e),) = await ask(here, "SELECT a, b, c, d, e FROM t")
     assert (a, b, bool(c), e) == (7, ":b", True, None)
     assert isinstance(d, datetime)
+
+
+async def test_indexes_of_the_same_name(new):
+    """MariaDB names indexes per table, the others per database: all of them are made."""
+    there = await new("asyncmy")
+    await ask(
+        there,
+        "CREATE TABLE a (id INTEGER PRIMARY KEY, x INTEGER, INDEX by_x (x))",
+        "CREATE TABLE b (id INTEGER PRIMARY KEY, x INTEGER, UNIQUE INDEX by_x (x))",
+    )
+    for kind in ("sqlite", "psycopg"):
+        here = await new(kind)
+        await copy(there, here)
+        await ask(here, "INSERT INTO b VALUES (1, 1)")
+        with pytest.raises(IntegrityError):
+            await ask(here, "INSERT INTO b VALUES (2, 1)")

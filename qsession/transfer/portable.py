@@ -45,13 +45,14 @@ def portable(tables: list[Table], source: Dialect, target: Dialect) -> tuple[Met
                     column.server_default = None  # a sequence of its own comes with the column
         return metadata, notes
     for table in tables:
-        _rebuild(table, metadata, source, target, notes)
+        rebuilt = _rebuild(table, metadata, source, target, notes)
+        _add_indexes(table, rebuilt, notes)
     return metadata, notes
 
 
 def _rebuild(
     table: Table, metadata: MetaData, source: Dialect, target: Dialect, notes: list[str]
-) -> None:
+) -> Table:
     keyed = {column.name for column in table.primary_key}
     for constraint in (*table.constraints, *table.indexes):
         if isinstance(constraint, UniqueConstraint | Index | ForeignKeyConstraint):
@@ -80,6 +81,11 @@ def _rebuild(
             rebuilt.append_constraint(UniqueConstraint(*names, name=constraint.name))
         elif isinstance(constraint, ForeignKeyConstraint):
             rebuilt.append_constraint(_foreign_key(constraint, target))
+    return rebuilt
+
+
+def _add_indexes(table: Table, rebuilt: Table, notes: list[str]) -> None:
+    taken = {index.name for each in rebuilt.metadata.tables.values() for index in each.indexes}
     for index in sorted(table.indexes, key=lambda each: str(each.name)):
         if any(options.get("where") is not None for options in index.dialect_options.values()):
             notes.append(f"{table.name}: left out the partial index {index.name}")
@@ -87,7 +93,9 @@ def _rebuild(
             notes.append(f"{table.name}: left out the index {index.name}, of an expression")
         else:
             columns = [rebuilt.columns[column.name] for column in index.columns]
-            Index(index.name, *columns, unique=index.unique)
+            again = index.name in taken  # MySQL names them per table, others per database
+            name = f"{table.name}_{index.name}" if again else index.name
+            Index(name, *columns, unique=index.unique)
 
 
 def _foreign_key(constraint: ForeignKeyConstraint, target: Dialect) -> ForeignKeyConstraint:
