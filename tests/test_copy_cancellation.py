@@ -23,6 +23,12 @@ INSERT INTO children VALUES (1, 1), (2, 1), (3, 4);
 """
 COUNT = "SELECT (SELECT count(*) FROM parents) + (SELECT count(*) FROM children)"
 
+# Cancelled while it opens a connection or a cursor, SQLAlchemy 2.0 drops it without closing it.
+left_by_sqlalchemy = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning",
+    "ignore:.*was deleted while still open:ResourceWarning",
+)
+
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
@@ -77,6 +83,7 @@ async def test_into_a_file(new, tmp_path, when):
     assert await sweep(source, await new("sqlite"), when, 3) > 30
 
 
+@left_by_sqlalchemy
 @pytest.mark.servers
 @pytest.mark.parametrize("when", [When.ASKED, When.ANSWERED])
 @pytest.mark.parametrize("kind", ["asyncpg", "psycopg", "asyncmy"])
@@ -86,6 +93,7 @@ async def test_into_a_server(new, tmp_path, kind, when):
     assert await sweep(source, await new(kind), when, 11) > 30
 
 
+@left_by_sqlalchemy
 @pytest.mark.servers
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg", "psycopg", "asyncmy"])
 async def test_resumed_wherever_it_was_cancelled(new, tmp_path, kind):

@@ -68,6 +68,21 @@ def sqlite_file(url: URL) -> Path | None:
 
 
 @contextlib.asynccontextmanager
+async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection. Cancelled, that to a server is dropped, and so rolled back there.
+
+    Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail.
+    """
+    async with engine.connect() as connection:
+        try:
+            yield connection
+        except asyncio.CancelledError:
+            if connection.dialect.name != "sqlite" and not connection.invalidated:
+                await connection.invalidate()
+            raise
+
+
+@contextlib.asynccontextmanager
 async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
     """A connection in a read-only transaction that sees one state of the whole database.
 
@@ -75,7 +90,7 @@ async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
     """
     engine = open_engine(url)
     try:
-        async with engine.connect() as connection:
+        async with connected(engine) as connection:
             dialect = connection.dialect.name
             if dialect == "sqlite":
                 await connection.execution_options(qsession_access="read")
@@ -172,7 +187,7 @@ async def batches(
             each = max(1, _bytes(batch) // len(batch))
             size = max(1, min(BATCH_ROWS, 4 * size, BATCH_BYTES // each))
     except BaseException:
-        if connection.dialect.name in ("mysql", "mariadb"):
+        if connection.dialect.name in ("mysql", "mariadb") and not connection.invalidated:
             await connection.invalidate()  # to close the cursor would be to fetch all the rest
         raise
     finally:

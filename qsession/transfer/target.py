@@ -12,7 +12,7 @@ from sqlalchemy import URL, Table, delete, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..handoff import to_end
-from .reading import bare, open_engine, settle, sqlite_file
+from .reading import bare, connected, open_engine, settle, sqlite_file
 from .schema import Completing
 
 _BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
@@ -47,7 +47,7 @@ async def open_target(url: URL, traces: Traces) -> AsyncIterator[AsyncConnection
         traces.file = file
     engine = open_engine(url)
     try:
-        async with engine.connect() as connection:
+        async with connected(engine) as connection:
             if connection.dialect.name == "sqlite":
                 await connection.execution_options(qsession_access="write")
             yield connection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -45,13 +44,9 @@ async def write(
         raw = await connection.get_raw_connection()
         assert raw.driver_connection is not None
         statement = f"COPY {where} ({columns}) FROM STDIN".replace("%%", "%")
-        try:
-            async with raw.driver_connection.cursor() as cursor, cursor.copy(statement) as copy:
-                for row in rows:
-                    await copy.write_row(row)
-        except asyncio.CancelledError:
-            await connection.invalidate()  # psycopg leaves the COPY open, so ROLLBACK would fail
-            raise
+        async with raw.driver_connection.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                await copy.write_row(row)
         return
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     marks = ", ".join([mark] * len(names))
