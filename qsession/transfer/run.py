@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from sqlalchemy import URL, ForeignKeyConstraint, MetaData
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import CopyError
+from ..handoff import to_end
 from . import books
 from . import target as targets
 from .events import Report
@@ -22,9 +24,10 @@ from .schema import (
     BOOKS,
     REVISIONS,
     Completing,
-    create_missing,
+    create,
     declare,
     left_out,
+    missing_tables,
     reflect,
     reflect_only,
     sort,
@@ -130,10 +133,7 @@ class _Run:
         if not wanted:
             raise CopyError("nothing was copied: there is no table to copy")
         keys = [each for table in wanted for each in table.foreign_key_constraints]
-        late = self.target.dialect.name == "postgresql"
-        made, completing = await self.target.run_sync(create_missing, declared, late)
-        if not (late or self.target.dialect.name == "sqlite"):
-            self.traces.tables += [table for table in wanted if table.key in made]
+        made, completing = await self._create(declared)
         completing += [each for each in unfinished if each[0] not in made]
         there: MetaData = await self.target.run_sync(reflect_only, wanted)
         ordered, _ = sort(there.tables.values())
@@ -149,6 +149,22 @@ class _Run:
         ]
         keys += [each for table in ordered for each in table.foreign_key_constraints]
         return plans, keys, completing
+
+    async def _create(self, declared: MetaData) -> tuple[set[str], Completing]:
+        """Make the missing tables: their keys, and what completes them.
+
+        On MySQL each is there for good at once. So it goes on to the end through a cancellation,
+        and what is to be removed is known before any is made.
+        """
+        missing = await self.target.run_sync(missing_tables, declared)
+        dialect = self.target.dialect.name
+        making = self.target.run_sync(create, declared, missing, dialect == "postgresql")
+        if dialect in ("mysql", "mariadb"):
+            self.traces.tables += missing
+            completing = await to_end(asyncio.ensure_future(making))
+        else:
+            completing = await making
+        return {table.key for table in missing}, completing
 
     async def _refuse_strangers(
         self, plans: list[TablePlan], entries: dict[str, books.Entry]

@@ -198,19 +198,23 @@ Completing = list[tuple[str, str]]
 """Statements that are sent when all rows are there, each with the key of the table it is of."""
 
 
-def create_missing(
-    connection: Connection, declared: MetaData, late: bool
-) -> tuple[set[str], Completing]:
-    """Make the tables that are not there; return their keys, and statements that complete them.
-
-    ``late``: foreign keys that no order satisfies are left to those statements.
-    """
+def missing_tables(connection: Connection, declared: MetaData) -> list[Table]:
+    """Those that are not there."""
     inspector = inspect(connection)
-    missing = [
+    return [
         table
         for table in declared.tables.values()
         if not inspector.has_table(table.name, schema=table.schema)
     ]
+
+
+def create(
+    connection: Connection, declared: MetaData, missing: list[Table], late: bool
+) -> Completing:
+    """Make the tables that are missing; return statements that complete them.
+
+    ``late``: foreign keys that no order satisfies are left to those statements.
+    """
     completing: Completing = []
     if late:
         keys = {table.key for table in missing}
@@ -219,7 +223,7 @@ def create_missing(
                 completing.append((constraint.table.key, _add(constraint, connection.dialect)))
                 _take_off(constraint)
     declared.create_all(connection, tables=missing)
-    return {table.key for table in missing}, completing
+    return completing
 
 
 def _add(constraint: ForeignKeyConstraint, dialect: Dialect) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..handoff import to_end
 from .reading import bare, connected, open_engine, settle, sqlite_file
-from .schema import Completing
+from .schema import Completing, reflect_only
 
 _BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
 _LOCK_WAIT = 60
@@ -73,12 +73,16 @@ async def _drop(engine: AsyncEngine, tables: Sequence[Table]) -> None:
     if not tables:
         return
     prepare = engine.dialect.identifier_preparer
-    names = ", ".join(prepare.format_table(each) for each in tables)
     async with engine.connect() as connection:
         await connection.exec_driver_sql(
             f"SET SESSION foreign_key_checks = 0, lock_wait_timeout = {_LOCK_WAIT}"
         )
-        await connection.exec_driver_sql(f"DROP TABLE IF EXISTS {names}")
+        there = (await connection.run_sync(reflect_only, tables)).tables
+        made = [each for each in tables if each.key in there]
+        if await occupied(connection, made):
+            return  # the COMMIT came through after all, or somebody else was quicker
+        for each in made:
+            await connection.exec_driver_sql(f"DROP TABLE {prepare.format_table(each)}")
 
 
 async def begin(target: AsyncConnection) -> None:
