@@ -1,8 +1,10 @@
 """qsession: SQLite for async applications, without "database is locked"."""
 
+from .copying import copy
 from .engine import QueuedAsyncEngine, create_async_engine
 from .errors import (
     ConflictError,
+    CopyError,
     EngineDraining,
     GroupAborted,
     HoldTimeout,
@@ -23,6 +25,7 @@ __all__ = [
     "AsyncConnectionPool",
     "Base",
     "ConflictError",
+    "CopyError",
     "EngineDraining",
     "GroupAborted",
     "HoldTimeout",
@@ -35,6 +38,7 @@ __all__ = [
     "QueuedAsyncEngine",
     "ReadOnlyError",
     "UncommittedChangesWarning",
+    "copy",
     "create_async_engine",
     "create_pool",
     "qsession",

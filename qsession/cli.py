@@ -15,13 +15,14 @@ except ModuleNotFoundError as missing:
 
 from .commands.backup import backup
 from .commands.bench import bench
+from .commands.copy import copy
 from .commands.doctor import doctor
 from .commands.top import top
 from .commands.who import who
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-for command in (who, top, doctor, backup, bench):
+for command in (who, top, doctor, backup, copy, bench):
     app.command()(command)
 
 

@@ -11,7 +11,8 @@
         ├── EngineDraining    (also sqlalchemy.exc.InvalidRequestError)
         ├── HoldTimeout       (also sqlalchemy.exc.OperationalError)
         ├── GroupAborted      (also sqlalchemy.exc.OperationalError)
-        └── ConflictError     retryable
+        ├── ConflictError     retryable
+        └── CopyError         names the rows that do not fit
 
     UserWarning
     └── UncommittedChangesWarning
@@ -23,6 +24,8 @@ Each inherits what callers of SQLAlchemy already catch. Everything else that SQL
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import exc
 
@@ -79,6 +82,29 @@ class ConflictError(QSessionError):
     On a server: it was refused for the sake of another one, or a deadlock was broken at its cost.
     Nothing of it was written. Roll back and run it again: ``qsession.run`` does so by itself.
     """
+
+
+class CopyError(QSessionError):
+    """A copy to another database was refused, or failed.
+
+    The message says what is left in the target: nothing, unless the copy can be resumed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        problems: Sequence[Any] = (),
+        counts: Mapping[tuple[str, str, str], int] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.problems = tuple(problems)
+        """Rows of the source that do not fit, as ``transfer.Problem``: some of each kind."""
+        self.counts = dict(counts or {})
+        """How many there are in all, by table, column and reason."""
+
+    def __reduce__(self) -> tuple[type[CopyError], tuple[Any, ...]]:
+        return type(self), (self.message, self.problems, self.counts)
 
 
 class UncommittedChangesWarning(UserWarning):

@@ -25,6 +25,7 @@ FLOORS = [
     {"line", "inner", "retry"},
     {"sharing"},
     {"session"},
+    {"copying"},
     {"migrate", "transfer", "pool_api"},
     {"__init__"},
     {"commands", "ext"},
@@ -135,6 +136,7 @@ def test_public_names_have_docstrings(name: str) -> None:
 def test_importing_the_package_imports_no_framework() -> None:
     """``import qsession`` is light: no optional package, no Alembic, no test framework."""
     heavy = ["alembic", "typer", "rich", "psutil", "unittest", "asyncpg", "sqlalchemy.testing"]
+    heavy += ["qsession.transfer"]
     code = f"import sys, qsession; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PACKAGE.parent

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import qsession
 from qsession import (
     ConflictError,
+    CopyError,
     GroupAborted,
     HoldTimeout,
     NestedWriteError,
@@ -44,6 +45,7 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     HoldTimeout: (QSessionError, exc.OperationalError),
     GroupAborted: (QSessionError, exc.OperationalError),
     ConflictError: (QSessionError,),
+    CopyError: (QSessionError,),
     UncommittedChangesWarning: (UserWarning,),
 }
 

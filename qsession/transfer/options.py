@@ -1,0 +1,69 @@
+"""What the user asked for, checked before anything is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timezone, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from sqlalchemy import URL, exc
+
+from .events import Listener
+from .reading import sqlite_file
+from .schema import load_metadata
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `copy`, which says what they mean.
+
+    Raises :class:`sqlalchemy.exc.ArgumentError`.
+    """
+
+    metadata: Any
+    """A ``MetaData`` or None; whatever else may name one is replaced by it."""
+    resume: bool
+    replace: bool
+    verify: bool
+    check: bool
+    zone: Any
+    """A ``tzinfo`` or None; a name is replaced by it."""
+    progress: Listener | None
+
+    def __post_init__(self) -> None:
+        if self.check and (self.resume or self.replace or self.verify):
+            raise exc.ArgumentError("check writes nothing: give it without resume, replace, verify")
+        if self.metadata is not None:
+            object.__setattr__(self, "metadata", load_metadata(self.metadata))
+        object.__setattr__(self, "zone", _zone_of(self.zone))
+
+
+def _zone_of(name: str | None) -> tzinfo | None:
+    if name is None:
+        return None
+    if name.upper() == "UTC":
+        return timezone.utc
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise exc.ArgumentError(f"no time zone {name!r}: say UTC, or Europe/Berlin") from None
+
+
+def refuse_wrong_urls(source: URL, target: URL) -> None:
+    """Raise :class:`sqlalchemy.exc.ArgumentError` if there can be nothing to copy."""
+    for url in (source, target):
+        if url.get_backend_name() == "sqlite" and sqlite_file(url) is None:
+            raise exc.ArgumentError("a database in memory cannot be copied by its URL")
+    file = sqlite_file(source)
+    if file is not None and not file.is_file():
+        raise exc.ArgumentError(f"there is no database {str(file)!r} to copy")
+    if _place(source) == _place(target):
+        raise exc.ArgumentError("source and target are the same database")
+
+
+def _place(url: URL) -> tuple[Any, ...]:
+    file = sqlite_file(url)
+    if file is not None:
+        return "sqlite", file.resolve()
+    return url.get_backend_name(), url.host, url.port, url.database

@@ -1,0 +1,84 @@
+"""What was found wrong with rows: each kind of problem counted, and some rows of each named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SAMPLES = 5
+"""Rows that are named of each kind of problem; all of them are counted."""
+_SHOWN = 60
+"""Characters of a value that are shown."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row that the target cannot take as it is."""
+
+    table: str
+    column: str
+    row: str
+    """The primary key, as ``id=7``, or the number of the row where there is none."""
+    value: str
+    """As Python writes it, cut short."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.column}, {self.row}: {self.value}: {self.reason}"
+
+
+class Problems:
+    """Counts of everything, and the first rows of each kind: its size does not grow with rows."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, str, str], int] = {}
+        """Rows by table, column and reason."""
+        self.samples: list[Problem] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def add(
+        self, table: str, column: str, key: Mapping[str, Any] | int, value: Any, reason: str
+    ) -> None:
+        """Take note of one row. ``reason`` must not contain the value, or nothing adds up."""
+        kind = table, column, reason
+        self.counts[kind] = count = self.counts.get(kind, 0) + 1
+        if count <= SAMPLES:
+            self.samples.append(Problem(table, column, _name(key), shorten(value), reason))
+
+    def count(self, table: str, column: str, reason: str, more: int) -> None:
+        """Take note of ``more`` rows that are not looked at one by one."""
+        kind = table, column, reason
+        self.counts[kind] = self.counts.get(kind, 0) + more
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def lines(self) -> list[str]:
+        """For people: each kind of problem, then rows that show it."""
+        told = []
+        for (table, column, reason), count in self.counts.items():
+            told.append(f"{table}.{column}: {reason} ({count:,} rows)")
+            told += [
+                f"    {each.row}: {each.value}"
+                for each in self.samples
+                if (each.table, each.column, each.reason) == (table, column, reason)
+            ]
+        return told
+
+
+def shorten(value: Any) -> str:
+    """A value as Python writes it, and not much more than a line of it."""
+    if isinstance(value, str | bytes) and len(value) > _SHOWN:
+        return f"{value[:_SHOWN]!r}... ({len(value):,} long)"
+    shown = repr(value)
+    return shown if len(shown) <= 2 * _SHOWN else f"{shown[: 2 * _SHOWN]}..."
+
+
+def _name(key: Mapping[str, Any] | int) -> str:
+    if isinstance(key, int):
+        return f"row {key:,}"
+    return ", ".join(f"{name}={shorten(value)}" for name, value in key.items())

@@ -1,0 +1,204 @@
+"""How rows are read: out of one snapshot, as the driver gives them, a batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from datetime import datetime, timezone
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    URL,
+    Column,
+    ColumnElement,
+    Dialect,
+    Select,
+    Table,
+    cast,
+    column,
+    event,
+    func,
+    literal_column,
+    select,
+    table,
+    text,
+    types,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from ..engine import create_async_engine
+from ..handoff import to_end
+from ..sqlite.frozen import path_of
+from .kinds import Kind, kind_of, plain
+
+BATCH_ROWS = 2_000
+BATCH_BYTES = 1024 * 1024
+"""Of texts and blobs. Rows with large ones come in smaller batches."""
+_FIRST_ROWS = 64
+_PATIENCE = 3600
+"""Seconds that MySQL waits for the copy to take the next row, or to send something."""
+
+
+def open_engine(url: URL) -> AsyncEngine:
+    """An engine for a copy: what SQLite does runs in a thread, whatever its length.
+
+    A text in SQLite need not be valid UTF-8. Then it comes with surrogates, so that the row can be
+    named, instead of an error that names none.
+    """
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(url)
+    engine = create_async_engine(url, inline=False)
+
+    def keep_any_text(connection: Any, record: Any) -> None:
+        connection.raw.text_factory = methodcaller("decode", "utf-8", "surrogateescape")
+
+    event.listen(engine.sync_engine, "connect", keep_any_text)
+    return engine
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """The file of a database; None for a server, or for one in memory."""
+    if url.get_backend_name() != "sqlite" or not url.database or ":memory:" in url.database:
+        return None
+    return Path(path_of(url.database))
+
+
+@contextlib.asynccontextmanager
+async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection. Cancelled, that to a server is dropped, and so rolled back there.
+
+    Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail.
+    """
+    async with engine.connect() as connection:
+        try:
+            yield connection
+        except asyncio.CancelledError:
+            if connection.dialect.name != "sqlite" and not connection.invalidated:
+                await connection.invalidate()
+            raise
+
+
+@contextlib.asynccontextmanager
+async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
+    """A connection in a read-only transaction that sees one state of the whole database.
+
+    On SQLite it waits for no writer, and none waits for it. Cancelled: it is rolled back.
+    """
+    engine = open_engine(url)
+    try:
+        async with connected(engine) as connection:
+            dialect = connection.dialect.name
+            if dialect == "sqlite":
+                await connection.execution_options(qsession_access="read")
+                await connection.execute(text("SELECT count(*) FROM sqlite_master"))
+            elif dialect == "postgresql":
+                await connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
+                await settle(connection)
+            else:
+                await connection.execution_options(isolation_level="REPEATABLE READ")
+                await settle(connection)
+                await connection.exec_driver_sql(
+                    "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"
+                )
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+async def settle(connection: AsyncConnection) -> None:
+    """Settings of a server's session that decide how values are written, and how long it waits."""
+    if connection.dialect.name == "postgresql":
+        for setting in ("intervalstyle = 'iso_8601'", "statement_timeout = 0"):
+            await connection.exec_driver_sql(f"SET LOCAL {setting}")
+        await connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+    elif connection.dialect.name in ("mysql", "mariadb"):
+        await connection.exec_driver_sql(
+            f"SET SESSION time_zone = '+00:00', net_write_timeout = {_PATIENCE}, "
+            f"net_read_timeout = {_PATIENCE}, wait_timeout = {_PATIENCE}"
+        )
+
+
+def order_of(table: Table, dialect: Dialect) -> list[ColumnElement[Any]]:
+    """What puts the rows of a table in the same order each time; empty where nothing does."""
+    if table.primary_key:
+        return [column(each.name) for each in table.primary_key]
+    return [literal_column("rowid")] if dialect.name == "sqlite" else []
+
+
+def select_rows(
+    source: Table, names: Sequence[str], dialect: Dialect, order: Sequence[ColumnElement[Any]] = ()
+) -> Select[Any]:
+    """The columns of a table without their types, so that nothing is converted on the way."""
+    expressions = [_expression(source.columns[name], dialect) for name in names]
+    return select(*expressions).select_from(bare(source)).order_by(*order)
+
+
+def bare(source: Table) -> Any:
+    """A table by its name, with columns that have no types."""
+    columns: list[Any] = [column(each.name) for each in source.columns]
+    return table(source.name, *columns, schema=source.schema)
+
+
+def _expression(source: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
+    """What drivers make something else of: PostgreSQL's JSON, and its intervals with months.
+
+    MySQL shows six digits of a FLOAT, unless it is part of a calculation.
+    """
+    plain: ColumnElement[Any] = column(source.name)
+    kind = kind_of(source.type, dialect)
+    if dialect.name == "postgresql" and kind in (Kind.JSON, Kind.INTERVAL):
+        return cast(plain, types.Text)
+    if dialect.name in ("mysql", "mariadb") and kind is Kind.FLOAT:
+        return (plain * literal_column("1e0")).label(source.name)
+    return plain
+
+
+def read_as_utc(source: Table, names: Sequence[str]) -> list[int]:
+    """Positions of columns that are points in time, which MySQL's drivers give without a zone."""
+    return [
+        at
+        for at, name in enumerate(names)
+        if isinstance(plain(source.columns[name].type), mysql.TIMESTAMP)
+    ]
+
+
+def with_utc(value: Any) -> Any:
+    return value.replace(tzinfo=timezone.utc) if isinstance(value, datetime) else value
+
+
+async def batches(
+    connection: AsyncConnection, rows: Select[Any]
+) -> AsyncGenerator[list[Any], None]:
+    """The rows of a query, as many at a time as fit into ``BATCH_ROWS`` and about ``BATCH_BYTES``.
+
+    Close it (``contextlib.aclosing``): the cursor on the server is open until then.
+    """
+    result = await connection.stream(rows, execution_options={"max_row_buffer": 1})
+    try:
+        size = _FIRST_ROWS
+        while batch := await result.fetchmany(size):
+            yield batch
+            each = max(1, _bytes(batch) // len(batch))
+            size = max(1, min(BATCH_ROWS, 4 * size, BATCH_BYTES // each))
+    except BaseException:
+        if connection.dialect.name in ("mysql", "mariadb") and not connection.invalidated:
+            await connection.invalidate()  # to close the cursor would be to fetch all the rest
+        raise
+    finally:
+        await to_end(asyncio.ensure_future(result.close()))
+
+
+def _bytes(rows: Sequence[Any]) -> int:
+    return sum(len(value) for row in rows for value in row if isinstance(value, str | bytes))
+
+
+async def count_rows(connection: AsyncConnection, source: Table) -> int:
+    """How many rows a table has."""
+    found = await connection.scalar(select(func.count()).select_from(bare(source)))
+    return int(found or 0)

@@ -1,0 +1,139 @@
+"""Foreign keys: rows that refer to nothing, and keys that are off while rows are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Dialect,
+    ForeignKeyConstraint,
+    and_,
+    column,
+    func,
+    select,
+    table,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..errors import CopyError
+from .plan import TablePlan
+from .problems import SAMPLES, Problems
+from .reading import bare
+from .schema import Completing, referred
+
+
+async def find_orphans(
+    source: AsyncConnection,
+    plans: Sequence[TablePlan],
+    keys: Iterable[ForeignKeyConstraint],
+    problems: Problems,
+) -> None:
+    """Note each row of the source that a foreign key of the target would refuse.
+
+    SQLite does not enforce them unless it is told to, so there may be some. Nor does MySQL while
+    it is being loaded, so this is the only time that they are looked at.
+    """
+    by_key = {plan.target.key: plan for plan in plans}
+    seen = set()
+    for constraint in keys:
+        child, parent = by_key.get(constraint.table.key), by_key.get(referred(constraint))
+        if child is None or parent is None:
+            continue
+        local = [each.name for each in constraint.columns]
+        remote = [each.target_fullname.rpartition(".")[2] for each in constraint.elements]
+        check = child.name, tuple(local), parent.name, tuple(remote)
+        known = {*child.source.columns.keys()} >= set(local)
+        if check not in seen and known and {*parent.source.columns.keys()} >= set(remote):
+            seen.add(check)
+            await _find(source, child, local, parent, remote, problems)
+
+
+async def _find(
+    source: AsyncConnection,
+    child: TablePlan,
+    local: list[str],
+    parent: TablePlan,
+    remote: list[str],
+    problems: Problems,
+) -> None:
+    rows, others = bare(child.source).alias("child"), bare(parent.source).alias("parent")
+    pairs = list(zip(local, remote, strict=True))
+    joined = rows.outerjoin(others, and_(*(rows.c[a] == others.c[b] for a, b in pairs)))
+    orphaned = (*(rows.c[name].is_not(None) for name in local), others.c[remote[0]].is_(None))
+    count = await source.scalar(select(func.count()).select_from(joined).where(*orphaned))
+    if not count:
+        return
+    reason = f"refers to a row of {parent.name} that is not there"
+    key = [each.name for each in child.source.primary_key]
+    some = (
+        select(*(rows.c[name] for name in (*local, *key)))
+        .select_from(joined)
+        .where(*orphaned)
+        .limit(SAMPLES)
+    )
+    columns = ", ".join(local)
+    named = (await source.execute(some)).all()
+    for number, row in enumerate(named, 1):
+        value = row[0] if len(local) == 1 else tuple(row[: len(local)])
+        name = dict(zip(key, row[len(local) :], strict=True)) or number
+        problems.add(child.name, columns, name, value, reason)
+    problems.count(child.name, columns, reason, count - len(named))
+
+
+async def take_off(target: AsyncConnection, keys: Iterable[ForeignKeyConstraint]) -> Completing:
+    """Drop foreign keys on PostgreSQL; return the statements that put them back.
+
+    A circle of references has no order that satisfies it, and a reference of a table to itself
+    would have to be satisfied by each batch. What is put back is checked by the database.
+    """
+    if target.dialect.name != "postgresql":
+        return []
+    statements: Completing = []
+    prepare = target.dialect.identifier_preparer
+    for each in keys:
+        where, name = prepare.format_table(each.table), prepare.quote(str(each.name))
+        found = await target.scalar(
+            text(
+                "SELECT pg_get_constraintdef(oid) FROM pg_constraint "
+                "WHERE conrelid = to_regclass(:table) AND conname = :name AND contype = 'f'"
+            ),
+            {"table": where, "name": str(each.name)},
+        )
+        await target.exec_driver_sql(f"ALTER TABLE {where} DROP CONSTRAINT {name}")
+        put_back = f"ALTER TABLE {where} ADD CONSTRAINT {name} {found}"
+        statements.append((each.table.key, put_back))
+    return statements
+
+
+async def refuse_orphans(target: AsyncConnection, plans: Sequence[TablePlan]) -> None:
+    """On MySQL: look at references to tables that were not copied, as the load checked nothing.
+
+    Raises :class:`CopyError`.
+    """
+    if target.dialect.name not in ("mysql", "mariadb"):
+        return
+    copied = {plan.target.key for plan in plans}
+    keys = [key for plan in plans for key in plan.target.foreign_key_constraints]
+    for key in [key for key in keys if referred(key) not in copied]:
+        schema, _, name = referred(key).rpartition(".")
+        remote = [each.target_fullname.rpartition(".")[2] for each in key.elements]
+        columns: list[Any] = [column(each) for each in remote]
+        rows = bare(key.table).alias("child")
+        others = table(name, *columns, schema=schema or None).alias("parent")
+        local = [rows.c[each.name] for each in key.columns]
+        pairs = zip(local, (others.c[each] for each in remote), strict=True)
+        joined = rows.outerjoin(others, and_(*(here == there for here, there in pairs)))
+        orphaned = (*(each.is_not(None) for each in local), others.c[remote[0]].is_(None))
+        count = await target.scalar(select(func.count()).select_from(joined).where(*orphaned))
+        if count:
+            raise CopyError(
+                f"{count:,} rows of {key.table.fullname} refer to rows of {referred(key)} that are "
+                "not there; that table was not copied"
+            )
+
+
+def unenforced(source: Dialect, target: Dialect) -> bool:
+    """Whether rows of the source may refer to nothing, as far as its database cares."""
+    return source.name != "postgresql" or target.name != "postgresql"

@@ -1,0 +1,241 @@
+"""Which tables are copied, in which order, and how those that are missing are made."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    ForeignKeyConstraint,
+    MetaData,
+    Table,
+    exc,
+    inspect,
+    text,
+)
+from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
+
+from ..errors import CopyError
+from .portable import NoEqual, portable
+
+BOOKS = "qsession_copy"
+"""The table in the target that a copy which can be resumed keeps its progress in."""
+REVISIONS = "alembic_version"
+
+
+def load_metadata(named: Any) -> MetaData:
+    """The MetaData that is meant: one, a declarative base, or ``module:name`` of either.
+
+    Raises :class:`sqlalchemy.exc.ArgumentError`.
+    """
+    found = named
+    if isinstance(named, str):
+        module, _, path = named.partition(":")
+        try:
+            found = importlib.import_module(module)
+            for name in path.split("."):
+                found = getattr(found, name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise exc.ArgumentError(
+                f"{named!r} does not name your models: {error}. Say module:name"
+            ) from error
+    found = getattr(found, "metadata", found)
+    if not isinstance(found, MetaData):
+        raise exc.ArgumentError(f"{named!r} is neither a MetaData nor a declarative base")
+    if not found.tables:
+        raise exc.ArgumentError(f"{named!r} knows no tables: import the modules of your models")
+    return found
+
+
+def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
+    """The tables of a database as they are: those of the default schema, and what ``given`` names.
+
+    What is SQLite's own, virtual tables and what they keep their data in are left out.
+    """
+    metadata = MetaData()
+    there = set(inspect(connection).get_table_names()) - _virtual(connection) - {BOOKS}
+    metadata.reflect(connection, only=sorted(there), resolve_fks=False)
+    if given is not None:
+        _reflect(connection, metadata, [each for each in given.tables.values() if each.schema])
+    return metadata
+
+
+def reflect_only(connection: Connection, tables: Sequence[Table]) -> MetaData:
+    """These tables as they are."""
+    metadata = MetaData()
+    _reflect(connection, metadata, tables)
+    return metadata
+
+
+def _reflect(connection: Connection, metadata: MetaData, tables: Sequence[Table]) -> None:
+    inspector = inspect(connection)
+    for schema in {table.schema for table in tables}:
+        there = set(inspector.get_table_names(schema=schema))
+        names = sorted({table.name for table in tables if table.schema == schema} & there)
+        if names:
+            metadata.reflect(connection, schema=schema, only=names, resolve_fks=False)
+
+
+def left_out(connection: Connection, schema_too: bool) -> list[str]:
+    """Notes on what is no table with rows: virtual tables and, where asked for, the schema's rest.
+
+    Where the models make the schema, or migrations, what they leave out was left out on purpose.
+    """
+    notes = [
+        f"{name}: not copied, as it is a virtual table or part of one"
+        for name in sorted(_virtual(connection))
+    ]
+    if not schema_too:
+        return notes
+    inspector = inspect(connection)
+    notes += [f"{name}: left out, as it is a view" for name in inspector.get_view_names()]
+    if connection.dialect.name == "sqlite":
+        triggers = text("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY 1")
+        notes += [
+            f"{name}: left out, as it is a trigger" for (name,) in connection.execute(triggers)
+        ]
+    return notes
+
+
+def _virtual(connection: Connection) -> set[str]:
+    if connection.dialect.name != "sqlite":
+        return set()
+    try:
+        rows = connection.execute(
+            text("SELECT name FROM pragma_table_list WHERE type IN ('virtual', 'shadow')")
+        )
+        return {str(name) for (name,) in rows}
+    except exc.OperationalError:  # SQLite before 3.37
+        rows = connection.execute(
+            text("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%'")
+        )
+        return {str(name) for (name,) in rows}
+
+
+def declare(
+    reflected: MetaData, given: MetaData | None, source: Dialect, target: Dialect
+) -> tuple[MetaData, list[str]]:
+    """The tables as the target is to have them, and notes on what is not carried over.
+
+    Raises :class:`CopyError` where the two cannot agree: a column that would be lost, or a type
+    that the target has nothing like.
+    """
+    if given is None:
+        try:
+            return portable(sort(reflected.tables.values())[0], source, target)
+        except NoEqual as error:
+            raise CopyError(f"nothing was copied: {error}") from None
+    metadata = MetaData(naming_convention=given.naming_convention)
+    for table in given.tables.values():
+        table.to_metadata(metadata)
+    wrong = []
+    for key, table in metadata.tables.items():
+        theirs = reflected.tables.get(key)
+        if theirs is None:
+            wrong.append(f"the source has no table {key!r}")
+            continue
+        ours = {column.name for column in table.columns if column.computed is None}
+        there = {column.name for column in theirs.columns}
+        wrong += [f"the source has no column {key}.{name}" for name in sorted(ours - there)]
+        lost = there - {column.name for column in table.columns}
+        wrong += [f"the metadata does not know {key}.{name}" for name in sorted(lost)]
+    if wrong:
+        raise CopyError(
+            "nothing was copied: source and metadata differ; migrate the source first. "
+            + "; ".join(wrong)
+        )
+    return metadata, [
+        f"{key}: not copied, as the metadata does not know this table"
+        for key in sorted(set(reflected.tables) - set(metadata.tables))
+        if reflected.tables[key].name != REVISIONS
+    ]
+
+
+def sort(tables: Iterable[Table]) -> tuple[list[Table], list[ForeignKeyConstraint]]:
+    """Parents before children, and the foreign keys that no order can satisfy.
+
+    Those are the references of a table to itself, and those that close a circle.
+    """
+    tables = sorted(tables, key=lambda each: each.key)
+    known = {table.key for table in tables}
+
+    def skip(constraint: ForeignKeyConstraint) -> bool | None:
+        outside = referred(constraint) not in known or referred(constraint) == _key(constraint)
+        return True if outside else None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", exc.SAWarning)  # of circles: that is what is asked for
+        sort_all: Any = sort_tables_and_constraints  # which has no types
+        pairs = sort_all(tables, filter_fn=skip)
+    ordered = [table for table, _ in pairs if table is not None]
+    late = [each for table, constraints in pairs if table is None for each in constraints]
+    late += [
+        each
+        for table in ordered
+        for each in table.foreign_key_constraints
+        if referred(each) == table.key
+    ]
+    late = [each for each in late if referred(each) in known]
+    unique = {id(each): each for each in late}
+    return ordered, sorted(unique.values(), key=lambda each: (_key(each), each.column_keys))
+
+
+def referred(constraint: ForeignKeyConstraint) -> str:
+    """The key of the table that a foreign key leads to, which need not be known."""
+    return constraint.elements[0].target_fullname.rpartition(".")[0]
+
+
+def _key(constraint: ForeignKeyConstraint) -> str:
+    table = constraint.table
+    return table.key
+
+
+Completing = list[tuple[str, str]]
+"""Statements that are sent when all rows are there, each with the key of the table it is of."""
+
+
+def missing_tables(connection: Connection, declared: MetaData) -> list[Table]:
+    """Those that are not there."""
+    inspector = inspect(connection)
+    return [
+        table
+        for table in declared.tables.values()
+        if not inspector.has_table(table.name, schema=table.schema)
+    ]
+
+
+def create(
+    connection: Connection, declared: MetaData, missing: list[Table], late: bool
+) -> Completing:
+    """Make the tables that are missing; return statements that complete them.
+
+    ``late``: foreign keys that no order satisfies are left to those statements.
+    """
+    completing: Completing = []
+    if late:
+        keys = {table.key for table in missing}
+        for constraint in sort(declared.tables.values())[1]:
+            if constraint.table.key in keys:
+                completing.append((constraint.table.key, _add(constraint, connection.dialect)))
+                _take_off(constraint)
+    declared.create_all(connection, tables=missing)
+    return completing
+
+
+def _add(constraint: ForeignKeyConstraint, dialect: Dialect) -> str:
+    if constraint.name is None:
+        table = constraint.table.name
+        constraint.name = f"fk_{table}_{'_'.join(constraint.column_keys)}"[:60]
+    return str(AddConstraint(constraint).compile(dialect=dialect)).strip()
+
+
+def _take_off(constraint: ForeignKeyConstraint) -> None:
+    table = constraint.table
+    table.constraints.discard(constraint)
+    for each in constraint.elements:
+        table.foreign_keys.discard(each)
+        each.parent.foreign_keys.discard(each)
