@@ -1,8 +1,8 @@
 """The power goes at any moment: what was acknowledged is in the file, and nothing is by half.
 
 POWER_CUTS=10000, as in `make storm`, makes more of them than a run in CI. POWER_SEED repeats a
-run's choices. The cuts are made of a log of all writes and syncs, so they show what SQLite and qsession make of a disk
-that keeps its promises, and nothing about a disk that does not.
+run's choices. The cuts are made of a log of all writes and syncs, so they show what SQLite and
+qsession make of a disk that keeps its promises, and nothing about a disk that does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import random
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
