@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -19,6 +18,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import QueueTimeout, create_async_engine
+from qsession.sqlite import lockfiles, locking
 from qsession.sqlite.lockfiles import LockFiles, last_holder, names
 from qsession.sqlite.turn import FileTurn
 
@@ -26,8 +26,10 @@ ADD = update(Item).where(Item.id == 1).values(value=Item.value + 1)
 WORKER = Path(__file__).parent / "storm" / "process_worker.py"
 
 HOLDER = """
-import sys, time
+import sys
+from qsession.sqlite import lockfiles, locking
 from qsession.sqlite.lockfiles import LockFiles
+lockfiles.system = getattr(locking, sys.argv[2])()
 locks = LockFiles(sys.argv[1])
 assert locks.try_lock()
 print("held", flush=True)
@@ -43,11 +45,17 @@ sys.stdin.readline()
 """
 
 
+@pytest.fixture(params=["Flock", "Portable"], autouse=True)
+def locks(request, monkeypatch):
+    """By what the processes lock the files: flock(2), or what stands in for it on Windows."""
+    monkeypatch.setattr(lockfiles, "system", getattr(locking, request.param)())
+
+
 @contextlib.contextmanager
 def holder(path, code=HOLDER):
     """Another process that has the turn, or a lock, until it is told to let go."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
+        [sys.executable, "-c", code, str(path), type(lockfiles.system).__name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -91,6 +99,24 @@ async def test_free_when_nobody_writes(bench):
     await eventually(lambda: not turn_of(bench).held)
     assert last_holder(str(bench.path))[0] == os.getpid()
     assert LockFiles(str(bench.path)).try_lock()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's table of locks")
+@pytest.mark.parametrize("locks", ["Flock"], indirect=True)
+async def test_waits_in_the_kernel(bench):
+    """Who waits for flock(2) is in the kernel's list of those it will wake, and asks nobody."""
+    def wakes():
+        table = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        inode = str(Path(names(str(bench.path))[1]).stat().st_ino)
+        return [line for line in table if "->" in line and f":{inode} " in line]
+
+    with holder(bench.path) as other:
+        assert not wakes()
+        writing = asyncio.create_task(add(bench))
+        await eventually(wakes)
+        assert f" {os.getpid()} " in wakes()[0]
+        let_go(other)
+        await asyncio.wait_for(writing, PATIENCE)
 
 
 @pytest.mark.parametrize("end", ["release", "kill"])
@@ -205,6 +231,31 @@ async def test_idle_reader_gives_the_turn_to_another_engine(tmp_path):
         await each.engine.dispose()
 
 
+def test_one_that_stands_at_hold_stays_there(tmp_path, monkeypatch):
+    """Who has ``next`` does not lock it again: on Windows that would wait for itself."""
+    path = str(tmp_path / "app.db")
+    Path(path).touch()
+    one, other, third = (LockFiles(path) for _ in range(3))
+    assert one.try_lock()
+    assert not other.try_lock()  # it has "next" now
+    asked = []
+    lock = lockfiles.system.lock
+
+    def note(file):
+        asked.append(file)
+        lock(file)
+
+    monkeypatch.setattr(lockfiles.system, "lock", note)
+    assert one.wanted()
+    one.unlock()
+    assert not third.try_lock()  # there is one before it
+    other.wait()
+    assert asked == [other._hold]
+    assert not third.try_lock()
+    other.unlock()
+    third.wait()
+
+
 def test_lock_files_have_the_mode_of_the_database(tmp_path):
     """Whoever may write to the file may wait for it, whatever the umask says."""
     path = tmp_path / "app.db"
@@ -220,13 +271,13 @@ def test_lock_files_have_the_mode_of_the_database(tmp_path):
 
 
 async def test_without_locks_writes_still_work(tmp_path, monkeypatch):
-    """Where the file system has no flock, SQLite's own lock is left."""
+    """Where the file system has no locks, SQLite's own is left."""
     bench = await Bench.ready(tmp_path / "app.db")
 
     def no_locks(*_):
         raise OSError("no locks here")
 
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(type(lockfiles.system), "try_lock", no_locks)
     await asyncio.gather(*(add(bench) for _ in range(5)))
     monkeypatch.undo()
     assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(5,)]
@@ -266,7 +317,9 @@ def test_storm_of_processes(tmp_path):
         await engine.dispose()
 
     asyncio.run(make())
-    command = [str(tasks), str(times), "qsession:create_async_engine"]
+    makers = {"Flock": "qsession", "Portable": "portable"}
+    maker = makers[type(lockfiles.system).__name__]
+    command = [str(tasks), str(times), f"{maker}:create_async_engine"]
     running = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(path), str(each), *command],
