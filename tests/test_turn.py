@@ -105,6 +105,7 @@ async def test_free_when_nobody_writes(bench):
 @pytest.mark.parametrize("locks", ["Flock"], indirect=True)
 async def test_waits_in_the_kernel(bench):
     """Who waits for flock(2) is in the kernel's list of those it will wake, and asks nobody."""
+
     def wakes():
         table = Path("/proc/locks").read_text(encoding="ascii").splitlines()
         inode = str(Path(names(str(bench.path))[1]).stat().st_ino)
