@@ -27,10 +27,11 @@ from .cursor import RoutedCursor
 from .driver import DriverConnection
 from .explain import explain
 from .filesystem import refuse_network
-from .frozen import frozen_uri
+from .frozen import frozen_uri, path_of
 from .memory import MemoryDatabase, memory_database
 from .place import BUSY_RETRY
 from .pool import WriteQueuePool
+from .processes import lock_owner
 
 
 class DriverModule(AsyncAdapt_aiosqlite_dbapi):
@@ -161,7 +162,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
                 if time.monotonic() >= deadline:
                     raise QueueTimeout(
                         f"{self.database!r} could not be switched to WAL mode: another process "
-                        f"held a lock on it for longer than {self.settings.queue_timeout:g} s."
+                        f"held a lock on it for longer than {self.settings.queue_timeout:g} s. "
+                        f"The lock is held by {lock_owner(path_of(self.database))}."
                     )
                 await_only(asyncio.sleep(BUSY_RETRY))
 
