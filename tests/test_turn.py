@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,18 +202,41 @@ async def test_foreign_writer_is_named(tmp_path):
     await bench.engine.dispose()
 
 
-async def test_two_engines_on_one_file(tmp_path):
-    """By the file itself and by a symbolic link to it: no error, and nothing lost."""
-    bench = await Bench.ready(tmp_path / "app.db")
+async def test_engines_on_one_file(tmp_path, monkeypatch):
+    """By its path, a relative one, and a symbolic link: one turn, no error, and nothing lost."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "link.db").symlink_to(tmp_path / "app.db")
-    other = Bench(tmp_path / "link.db")
-    counted = await asyncio.gather(*(add(each) for each in [bench, other] * 50))
-    assert len(counted) == 100
-    assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(100,)]
-    assert not list(tmp_path.glob("link.db-qsession*"))
-    for each in (bench, other):
+    benches = [await Bench.ready(tmp_path / "app.db"), Bench("app.db"), Bench("./link.db")]
+    counted = await asyncio.gather(*(add(each) for each in benches * 30))
+    assert len(counted) == 90
+    assert rows("app.db", "SELECT value FROM items WHERE id = 1") == [(90,)]
+    assert {each.name for each in tmp_path.glob("*-qsession*")} == {
+        Path(each).name for each in names("app.db")
+    }
+    for each in benches:
         await each.check()
         await each.engine.dispose()
+
+
+def test_event_loops_take_turns(tmp_path):
+    """Three threads, each with a loop and an engine of its own: nothing is lost."""
+    path = tmp_path / "app.db"
+
+    async def make():
+        bench = await Bench.ready(path)
+        await bench.engine.dispose()
+
+    async def work():
+        bench = Bench(path)
+        await asyncio.gather(*(add(bench) for _ in range(20)))
+        await bench.check()
+        await bench.engine.dispose()
+
+    asyncio.run(make())
+    with ThreadPoolExecutor(3) as threads:
+        for each in [threads.submit(asyncio.run, work()) for _ in range(3)]:
+            each.result()
+    assert rows(path, "SELECT value FROM items WHERE id = 1") == [(60,)]
 
 
 async def test_idle_reader_gives_the_turn_to_another_engine(tmp_path):

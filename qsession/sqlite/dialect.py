@@ -26,7 +26,7 @@ from .connection import RoutedConnection
 from .cursor import RoutedCursor
 from .driver import DriverConnection
 from .explain import explain
-from .filesystem import refuse_network
+from .filesystem import refuse_network, warn_of_links
 from .frozen import frozen_uri, path_of
 from .memory import MemoryDatabase, memory_database
 from .place import BUSY_RETRY
@@ -224,7 +224,9 @@ def _prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
 
     Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
     """
-    refuse_network(raw.execute("PRAGMA database_list").fetchone()[2])
+    path = raw.execute("PRAGMA database_list").fetchone()[2]
+    refuse_network(path)
+    warn_of_links(path)
     try:
         raw.execute(f"PRAGMA synchronous={synchronous}")
         (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
