@@ -16,6 +16,8 @@ from typing import TypeAlias
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from . import shutdown
+
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
 BUDGET = 0.001
@@ -152,6 +154,7 @@ class Turns(threading.local):
     def of(self, loop: asyncio.AbstractEventLoop) -> Turn:
         if self._latest is None or self._latest.loop is not loop:
             self._latest = Turn(loop)
+            shutdown.note(loop)
         return self._latest
 
 
