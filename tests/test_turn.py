@@ -22,6 +22,7 @@ from qsession import QueueTimeout, create_async_engine
 from qsession.sqlite import lockfiles, locking
 from qsession.sqlite.lockfiles import LockFiles, last_holder, names
 from qsession.sqlite.turn import FileTurn
+from qsession.sqlite.watch import TICKS, StallWatch
 
 ADD = update(Item).where(Item.id == 1).values(value=Item.value + 1)
 WORKER = Path(__file__).parent / "storm" / "process_worker.py"
@@ -187,6 +188,54 @@ async def test_a_read_does_not_wait_for_another_process(tmp_path):
         async with AsyncSession(bench.engine) as session:
             found = await asyncio.wait_for(session.scalars(select(Item.id)), PATIENCE)
             assert len(found.all()) == 5
+    await bench.check()
+    await bench.engine.dispose()
+
+
+BUSY = """
+import select, sqlite3, sys
+from qsession.sqlite import lockfiles, locking
+lockfiles.system = getattr(locking, sys.argv[2])()
+locks = lockfiles.LockFiles(sys.argv[1])
+assert locks.try_lock()
+raw = sqlite3.connect(sys.argv[1], isolation_level=None)
+raw.execute("PRAGMA synchronous=OFF")
+print("held", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    raw.execute("UPDATE items SET value = value + 1 WHERE id = 1")
+locks.unlock()
+sys.stdin.read()
+"""
+
+
+async def test_a_turn_that_moves_is_waited_for(tmp_path, monkeypatch):
+    """While another process writes, a first SELECT goes to no snapshot: its update would be lost.
+
+    It is looked at three times as often as it takes to find an idle holder.
+    """
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.5)
+    looks = []
+    judge = StallWatch._judge
+    monkeypatch.setattr(StallWatch, "_judge", lambda watch: (looks.append(1), judge(watch)))
+
+    async def change():
+        async with AsyncSession(bench.engine) as session:
+            item = await session.get_one(Item, 1)
+            assert turn_of(bench).held
+            seen, item.value = item.value, -1
+            await session.commit()
+            return seen
+
+    with holder(bench.path, BUSY) as other:
+        changing = asyncio.create_task(change())
+        await eventually(lambda: turn_of(bench).waits)
+        looks.clear()
+        await eventually(lambda: len(looks) >= 3 * TICKS)
+        assert not changing.done()
+        let_go(other)
+        assert await asyncio.wait_for(changing, PATIENCE) > 0
+    assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(-1,)]
+    assert bench.engine.stats().conflicts == 0
     await bench.check()
     await bench.engine.dispose()
 

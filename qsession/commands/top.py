@@ -16,14 +16,14 @@ from rich.text import Text
 from ..sqlite.processes import command_line
 from ..sqlite.status import engines_on
 from ..stats import Histogram
-from .target import file_of
+from .target import Database, file_of
 from .who import in_words
 
 _Seen = dict[tuple[int, int], dict[str, Any]]
 
 
 def top(
-    target: Annotated[str, typer.Argument(help="The database: a file or its URL.")],
+    target: Database,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
     count: Annotated[
         int | None, typer.Option(min=1, help="Leave after so many looks; else with Ctrl-C.")

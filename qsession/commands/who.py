@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..sqlite.processes import command_line, lock_holders, users
 from ..sqlite.status import engines_on
-from .target import file_of
+from .target import Database, file_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Process:
 
 
 def who(
-    target: Annotated[str, typer.Argument(help="The database: a file or its URL.")],
+    target: Database,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show who writes to a database, who waits to do so, and who else has it open.
