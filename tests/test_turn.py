@@ -18,7 +18,7 @@ from cancelling import PATIENCE, Bench, Item, assert_free, eventually, rows
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from qsession import QueueTimeout, create_async_engine
+from qsession import QSession, QueueTimeout, create_async_engine
 from qsession.sqlite import lockfiles, locking
 from qsession.sqlite.lockfiles import LockFiles, last_holder, names
 from qsession.sqlite.turn import FileTurn
@@ -188,6 +188,32 @@ async def test_a_read_does_not_wait_for_another_process(tmp_path):
         async with AsyncSession(bench.engine) as session:
             found = await asyncio.wait_for(session.scalars(select(Item.id)), PATIENCE)
             assert len(found.all()) == 5
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_access_write_waits_for_another_process(tmp_path):
+    """Its first SELECT goes to no snapshot, however long the other one idles: no conflict."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.02)
+
+    async def change():
+        async with QSession(bench.engine) as session:
+            item = await session.get_one(Item, 1)
+            item.value += 1
+            await session.commit()
+
+    with holder(bench.path) as other:
+        first, second = (asyncio.create_task(change()) for _ in range(2))
+        await eventually(lambda: turn_of(bench).waits)
+        await eventually(bench.engine.pool.writer.watch.stalled)
+        third = asyncio.create_task(change())
+        await eventually(lambda: bench.engine.stats().waiting == 2)
+        with contextlib.closing(sqlite3.connect(bench.path)) as raw, raw:
+            raw.execute("UPDATE items SET value = 10 WHERE id = 1")
+        let_go(other)
+        await asyncio.wait_for(asyncio.gather(first, second, third), PATIENCE)
+    assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(13,)]
+    assert bench.engine.stats().conflicts == 0
     await bench.check()
     await bench.engine.dispose()
 

@@ -11,7 +11,6 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from .. import errors
-from ..config import Access
 from . import lease as work
 from .attachment import Attachment
 from .driver import DriverConnection
@@ -33,7 +32,6 @@ _SUSPECT = {
 class Ending(Attachment):
     """A transaction that takes note of what its statements did, and ends."""
 
-    _access: Access | None = None
     _by_hand: str | None = None
     """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
     has_settings = False

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from ..config import Access
 from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
 from ..ticket import Ticket
 from .group import Read
@@ -50,6 +51,8 @@ class Place:
     that the lease is a reader's. In every other state there is no lease.
     """
 
+    _access: Access | None = None
+
     def __init__(
         self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
     ) -> None:
@@ -64,6 +67,7 @@ class Place:
         self.activity = 0
         self.last_statement = ""
         self.may_read_instead = False
+        """Whether a snapshot would do for the statement that waits."""
         self.reading_since = 0.0
         """When its snapshot was taken, by :func:`time.monotonic`."""
         self._asked: Ticket | None = None
@@ -146,6 +150,14 @@ class Place:
         self._pool.admission.leave(self)
         if failure is not None:
             self.failure, self.state = failure, State.FAILED
+
+    def may_stop_waiting(self, elsewhere: bool) -> bool:
+        """Whether it may go on with a snapshot behind a holder that idles.
+
+        ``elsewhere``: the holder is another process, which may as well be slow. Access ``write``
+        promises that no conflict comes of that.
+        """
+        return self.may_read_instead and not (elsewhere and self._access == "write")
 
     # Giving up the ticket.
 

@@ -128,10 +128,11 @@ class StallWatch:
                 home.call_soon_threadsafe(transaction.suspend_if_idle, activity)
             return
         waiting = self._queue.waiting
+        elsewhere = self._turn.waits
         for ticket in self._queue.waiters():
-            if ticket.owner.may_read_instead:
+            if ticket.owner.may_stop_waiting(elsewhere):
                 self._queue.dismiss(ticket)
-        if transaction.may_read_instead:
+        if elsewhere and transaction.may_stop_waiting(elsewhere):
             self._turn.stop_waiting()
         holder = self._queue.holder
         idle = self._idle_ticks * self._interval

@@ -63,7 +63,8 @@ class Writer(Commits):
             return False
         if inherits is None:
             self.queue.take(ticket, settings.max_waiting)
-            if nowait or (transaction.may_read_instead and self.watch.stalled()):
+            gives_up = transaction.may_stop_waiting(elsewhere=self.turn.waits)
+            if nowait or (gives_up and self.watch.stalled()):
                 self.queue.dismiss(ticket)  # no effect on one that is held
         state = ticket.state
         if state is not TicketState.HELD:  # or not yet: another thread may be about to decide
@@ -140,7 +141,7 @@ class Writer(Commits):
         turn = self.turn
         if turn.take_now(ticket) if nowait else turn.take(ticket, max(left, 0.0)):
             return True
-        if transaction.may_read_instead and not nowait:
+        if transaction.may_stop_waiting(elsewhere=True) and not nowait:
             return False
         self.counters.timeouts += 1
         waited = (
