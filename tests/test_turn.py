@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -401,6 +402,39 @@ def test_forked_child_leaves_the_turn_alone(tmp_path):
     assert LockFiles(path).try_lock()
 
 
+TURNS = """
+import os, sys
+from qsession.sqlite import lockfiles, locking
+lockfiles.system = getattr(locking, sys.argv[2])()
+locks = lockfiles.LockFiles(sys.argv[1])
+log = os.open(sys.argv[1] + ".log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+print("held", flush=True)
+sys.stdin.readline()
+for _ in range(200):
+    if not locks.try_lock():
+        locks.wait()
+    os.write(log, f"{os.getpid()} {locks.wanted()}\\n".encode())
+    locks.unlock()
+"""
+
+
+@pytest.mark.storm
+def test_nobody_has_two_turns_while_others_wait(tmp_path):
+    """Three processes take turn after turn: who saw that it was wanted is not the next one."""
+    path = tmp_path / "app.db"
+    path.touch()
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(holder(path, TURNS)) for _ in range(3)]
+        for each in running:
+            let_go(each)
+        assert [each.wait(PATIENCE) for each in running] == [0] * 3
+    turns = [line.split() for line in Path(f"{path}.log").read_text().splitlines()]
+    assert len(turns) == 600
+    wanted = [(one, other) for (one, seen), (other, _) in pairwise(turns) if seen == "True"]
+    assert wanted
+    assert all(one != other for one, other in wanted)
+
+
 @pytest.mark.storm
 def test_storm_of_processes(tmp_path):
     """Read-modify-writes of one row and inserts by 4 processes: no error, and nothing lost."""
@@ -436,6 +470,8 @@ def test_storm_of_processes(tmp_path):
         each.stdin.flush()
     outcomes = [json.loads(each.communicate(timeout=120)[0]) for each in running]
     assert [each["error"] for each in outcomes] == [[]] * processes
+    assert [each["disorder"] for each in outcomes] == [0] * processes
+    assert all(each["served"] >= tasks * times for each in outcomes)
     total = processes * tasks * times
     assert rows(path, "SELECT value FROM counters") == [(total,)]
     assert rows(path, "SELECT count(DISTINCT name) FROM events") == [(total,)]
