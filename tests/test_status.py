@@ -81,6 +81,7 @@ raw = sqlite3.connect(sys.argv[1], isolation_level=None)
 raw.execute("BEGIN IMMEDIATE")
 print("ready", flush=True)
 sys.stdin.readline()
+raw.close()
 """
 
 
