@@ -1,6 +1,7 @@
 # make demo      see it work: 200 tasks moving money, on the stock engine and on qsession
 # make test      the test suite;  PYTEST_ARGS="-x -k name" narrows it
 # make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1
+# make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
 # make bench     measure against other libraries, about ten minutes;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy
 # make clean     remove what make made
@@ -22,7 +23,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test test-all bench check clean
+.PHONY: help demo test test-all storm bench check clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -65,6 +66,11 @@ test: .venv/dev
 
 test-all:
 	.ci/matrix $(PYTEST_ARGS)
+
+# CRASH_SEED and POWER_SEED, which the tests print, repeat the choices of a run.
+storm: .venv/dev
+	CRASH_ROUNDS=100 POWER_CUTS=10000 $(BIN)/python -m pytest -s \
+		tests/storm/test_crashes.py tests/test_power_loss.py $(PYTEST_ARGS)
 
 # On the disk of this folder. It renews benchmarks/results and the tables of docs/performance.md.
 bench: .venv/bench

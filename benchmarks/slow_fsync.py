@@ -28,15 +28,23 @@ SECONDS = 0.5
 DELAY_MS = 2.0
 
 
-def measure(setup: Setup) -> Iterator[Row]:
-    """The rounds of `throughput` in a child process that has the slow fsync."""
+def build(directory: Path) -> Path | None:
+    """The library for LD_PRELOAD; None where it cannot be built."""
     compiler = shutil.which("cc")
     if compiler is None or not sys.platform.startswith("linux"):
-        setup.say("left out: a slower fsync needs Linux and a C compiler called cc")
-        return
-    shim = setup.directory / "slow_fsync.so"
+        return None
+    shim = directory / "slow_fsync.so"
     source = Path(__file__).with_name("slow_fsync.c")
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+    return shim
+
+
+def measure(setup: Setup) -> Iterator[Row]:
+    """The rounds of `throughput` in a child process that has the slow fsync."""
+    shim = build(setup.directory)
+    if shim is None:
+        setup.say("left out: a slower fsync needs Linux and a C compiler called cc")
+        return
     text = json.dumps({**asdict(setup), "directory": str(setup.directory)})
     env = environment(LD_PRELOAD=str(shim), QSESSION_FSYNC_US=str(round(DELAY_MS * 1000)))
     with subprocess.Popen(

@@ -20,24 +20,39 @@ from .commands.doctor import doctor
 from .commands.top import top
 from .commands.who import who
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+RUNNING = "While applications run"
+FILES = "Look after a file"
+PROJECT = "Begin, and measure"
 
-for command in (who, top, doctor, backup, copy, bench):
-    app.command()(command)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # else the line breaks of the docstrings are kept
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command, panel in (
+    (who, RUNNING), (top, RUNNING), (doctor, FILES), (backup, FILES), (copy, FILES),
+):  # fmt: skip
+    app.command(rich_help_panel=panel)(command)
 
 
-@app.callback()
+@app.callback(epilog="For example:  qsession who app.db  |  qsession doctor app.db --json")
 def about() -> None:
-    """SQLite behind a fair write queue."""
+    """SQLite behind a fair write queue: see who holds it up, look after the file.
+
+    A database is named by its file or by its URL.
+    """
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def version() -> None:
     """Print the version."""
     typer.echo(importlib.metadata.version("qsession"))
 
 
-@app.command()
+@app.command(rich_help_panel=PROJECT)
 def init(
     directory: Annotated[Path, typer.Argument(help="The top folder of the project.")] = Path(),
     url: Annotated[
@@ -72,6 +87,9 @@ def init(
         (directory / each).write_text(text, encoding="utf-8")
         typer.echo(f"wrote {directory / each}")
     typer.echo('\nNext:  alembic revision --autogenerate -m "first"  &&  alembic upgrade head')
+
+
+app.command(rich_help_panel=PROJECT)(bench)
 
 
 def _template(name: str) -> Template:

@@ -21,6 +21,7 @@ from benchmarks.measure import run
 from benchmarks.peers.all import OURS, installed
 from benchmarks.peers.drivers import Sqlite3
 from benchmarks.peers.peer import WORKS, Peer, Work
+from benchmarks.processes import jain
 from benchmarks.setup import Setup
 from benchmarks.summary import Report, at_least, at_most, quantile, ratio
 from qsession.cli import app
@@ -137,6 +138,13 @@ def test_ratios_are_paired() -> None:
     assert at_least("x", 2, 2.0).reached
     assert not at_most("x", 2, 2.1).reached
     assert not at_least("x", 2, float("nan")).reached
+
+
+def test_fairness() -> None:
+    """Jain's index is 1 where all have the same, and 1/n where one has everything."""
+    assert jain([7, 7, 7]) == 1
+    assert jain([8, 0, 0, 0]) == 0.25
+    assert jain([0, 0]) == 0
 
 
 def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:

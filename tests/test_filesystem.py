@@ -68,3 +68,24 @@ def test_unreadable_list_of_mounts(tmp_path, monkeypatch):
     filesystem.refuse_network(str(tmp_path))
     filesystem.refuse_network("")
     filesystem._of_device.cache_clear()
+
+
+async def test_hard_links_are_logged(tmp_path, caplog):
+    """A second name by a hard link is warned of, once; a symbolic link is not one."""
+    path = tmp_path / "app.db"
+    path.touch()
+    (tmp_path / "symbolic.db").symlink_to(path)
+
+    async def use(name):
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / name}")
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    await use("symbolic.db")
+    assert not caplog.records
+    os.link(path, tmp_path / "hard.db")
+    for _ in range(2):
+        await use("app.db")
+    (record,) = caplog.records
+    assert "app.db' has another name by a hard link" in record.getMessage()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,10 +12,10 @@ from pathlib import Path
 import pytest
 from cancelling import assert_free, rows
 from group_child import TASKS
+from shims import build, needs_shim
 
 HERE = Path(__file__).parent
 SLOW_MACHINE = 60.0
-COMPILER = shutil.which("cc")
 
 
 def child(path, log, durability="full", times=20, limit=0, **env):
@@ -35,15 +34,10 @@ def words(log):
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
     """A library that tells when the write-ahead log is written and synced."""
-    if COMPILER is None or sys.platform != "linux":
-        pytest.skip("needs a C compiler, and Linux for LD_PRELOAD and /proc")
-    made = tmp_path_factory.mktemp("shim") / "sync_log.so"
-    source = HERE / "shim" / "sync_log.c"
-    flags = ["-O1", "-Wall", "-Werror", "-fPIC", "-shared"]
-    subprocess.run([COMPILER, *flags, source, "-o", made, "-ldl"], check=True)
-    return str(made)
+    return build("sync_log", tmp_path_factory.mktemp("shim"))
 
 
+@needs_shim
 @pytest.mark.parametrize("durability", ["full", "normal"])
 def test_synced_before_it_is_acknowledged(tmp_path, shim, durability):
     """Between executing and acknowledging, its log was written and fsync() returned, elsewhere.

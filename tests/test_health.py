@@ -243,3 +243,12 @@ def test_server_that_does_not_answer():
     assert done.exit_code == 2
     assert "secret" not in done.output
     assert "Is it running" in done.output
+
+
+def test_hard_links(tmp_path):
+    """A file with two names is told of: commits are lost where both are in use."""
+    path = made(tmp_path / "app.db")
+    os.link(path, tmp_path / "other.db")
+    finding = found(path)["hard links"]
+    assert finding.level is Level.WARNING
+    assert "one name" in finding.advice

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +280,57 @@ async def test_a_forked_child_does_not_delete_its_parents_database(end: str) -> 
     path, count = await run(CHILD + FORK.format(exit=end))
     assert count == "0"
     assert not await asyncio.to_thread(os.path.exists, os.path.dirname(path))
+
+
+KILLED = """
+import asyncio, sys
+from sqlalchemy import text
+from qsession import create_async_engine
+
+async def main():
+    engine = create_async_engine("sqlite+aiosqlite://")
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (x)"))
+    print(engine.dialect._memory.path, flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    async with engine.connect() as connection:
+        print((await connection.execute(text("SELECT count(*) FROM t"))).scalar(), flush=True)
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a folder cannot be locked")
+def test_what_a_killed_process_leaves_is_deleted_by_the_next_one() -> None:
+    """And nothing else is: neither the database of a process that lives, nor another's folder."""
+
+    def start() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", KILLED],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    victim, left = start()
+    living, kept = start()
+    parent = left.parent.parent
+    fresh = Path(tempfile.mkdtemp(prefix="qsession-", dir=parent))  # it has no files yet
+    victim.kill()
+    victim.communicate()
+    assert left.exists()
+    following, path = start()
+    try:
+        assert not left.parent.exists()
+        assert kept.exists()
+        assert fresh.exists()
+        for each in (living, following):
+            assert each.communicate("\n", timeout=60)[0] == "0\n"
+        assert not kept.parent.exists()
+        assert not path.parent.exists()
+    finally:
+        fresh.rmdir()

@@ -55,12 +55,33 @@ async def main(path):
 
 asyncio.run(main(sys.argv[1]))
 """
+WAIT = """
+import asyncio, sys
+from sqlalchemy import text
+from qsession import create_async_engine
+
+async def main(path):
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    async with engine.connect() as connection:
+        writing = asyncio.create_task(connection.execute(text("INSERT INTO t VALUES (1)")))
+        while not engine.pool.writer.turn.held:
+            await asyncio.sleep(0)
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        writing.cancel()
+        await asyncio.wait([writing])
+    await engine.dispose()
+    print("done", flush=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
 HOLD = """
 import sqlite3, sys
 raw = sqlite3.connect(sys.argv[1], isolation_level=None)
 raw.execute("BEGIN IMMEDIATE")
 print("ready", flush=True)
 sys.stdin.readline()
+raw.close()
 """
 
 
@@ -115,6 +136,22 @@ def test_two_processes(tmp_path):
         (found,) = processes(str(path))
         assert (found.pid, found.locks, found.engines) == (foreign.pid, True, [])
         assert "holds SQLite's write lock" in who(path).output
+
+
+def test_waiting_for_a_program_without_qsession(tmp_path):
+    """`who` and `top` say who is in the way of the process that has the turn."""
+    path = tmp_path / "app.db"
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("PRAGMA journal_mode=WAL")
+        raw.execute("CREATE TABLE t (x)")
+    with running(HOLD, path) as foreign, running(WAIT, path):
+        words = f"waits for SQLite's lock, held by pid {foreign.pid}"
+        shown = who(path).output
+        assert words in " ".join(shown.split())
+        top = ["top", str(path), "--count", "1", "--interval", "0.05"]
+        shown = CliRunner().invoke(app, top, env={"COLUMNS": "200"}).output
+        assert words in shown
+        assert f"{foreign.pid}: holds SQLite's write lock" in shown
 
 
 def test_turned_off(tmp_path):

@@ -12,15 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..sqlite.backup import back_up
-from .target import file_of
+from .target import Database, file_of
 
 
 def backup(
-    source: Annotated[str, typer.Argument(help="The database: a file or its URL.")],
+    source: Database,
     target: Annotated[
-        Path, typer.Argument(help="The copy; for a folder, a file in it named by date and time.")
+        Path,
+        typer.Argument(
+            help="The copy; for a folder, a file in it named by date and time.", metavar="COPY"
+        ),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace TARGET if it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace COPY if it exists.")] = False,
 ) -> None:
     """Copy a database while it is in use, and check the copy.
 

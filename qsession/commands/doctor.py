@@ -13,13 +13,13 @@ from rich.table import Table
 
 from ..sqlite.health import Finding, Level, examine
 from .server_health import examine_server
-from .target import file_of, url_of
+from .target import Database, file_of, url_of
 
 _COLOURS = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 
 
 def doctor(
-    target: Annotated[str, typer.Argument(help="A database: a file or a URL.")],
+    target: Database,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Leave out what reads the whole file.")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from ..sqlite.frozen import path_of
+
+Database = Annotated[
+    str, typer.Argument(help="The database: a file or its URL.", metavar="DATABASE")
+]
 
 
 def url_of(target: str) -> URL | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from typing import Annotated, Any
 
@@ -13,17 +14,17 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..sqlite.processes import command_line
+from ..sqlite.processes import command_line, lock_holders
 from ..sqlite.status import engines_on
 from ..stats import Histogram
-from .target import file_of
+from .target import Database, file_of
 from .who import in_words
 
 _Seen = dict[tuple[int, int], dict[str, Any]]
 
 
 def top(
-    target: Annotated[str, typer.Argument(help="The database: a file or its URL.")],
+    target: Database,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
     count: Annotated[
         int | None, typer.Option(min=1, help="Leave after so many looks; else with Ctrl-C.")
@@ -62,10 +63,12 @@ def look(path: str) -> _Seen:
 
 def view(path: str, before: _Seen, now: _Seen, seconds: float) -> Group:
     """A table of the time between two looks."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("pid", "waiting", "commits/s", "in groups", "conflicts", "p99 wait"):
-        table.add_column(name, justify="right")
-    table.add_column("does", overflow="fold")
+    table = Table(box=None, pad_edge=False, expand=True)
+    pids = dict.fromkeys(pid for pid, _ in now)
+    foreign = [pid for pid in lock_holders(path) if pid not in pids and pid != os.getpid()]
+    for name in ("pid", "waiting", "commits/s", "groups/s", "conflicts", "p99 wait"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("does", no_wrap=True, overflow="ellipsis", ratio=1)
     total = 0.0
     for key, engine in now.items():
         old = before.get(key, {})
@@ -77,16 +80,18 @@ def view(path: str, before: _Seen, now: _Seen, seconds: float) -> Group:
             str(key[0]),
             f"{engine['waiting']:,}",
             f"{rate:,.0f}",
-            f"{_grown(old, engine, 'groups') / seconds:,.0f}/s",
+            f"{_grown(old, engine, 'groups') / seconds:,.0f}",
             f"{_grown(old, engine, 'conflicts'):,}",
             f"{waits.quantile(0.99) * 1000:,.1f} ms" if waits.count else "",
-            escape(in_words(engine)),
+            escape(in_words(engine, foreign)),
         )
-    commands = [f"{pid}: {command_line(pid)}" for pid in dict.fromkeys(pid for pid, _ in now)]
+    commands = [f"{pid}: {command_line(pid)}" for pid in pids]
+    commands += [f"{pid}: holds SQLite's write lock: {command_line(pid)}" for pid in foreign]
     head = f"{path}   {total:,.0f} commits/s   {time.strftime('%H:%M:%S')}"
     if not now:
         head += "\nNo qsession process of this user has it open."
-    return Group(Text(head), table, *(Text(each, style="dim") for each in commands))
+    lines = (Text(each, style="dim", no_wrap=True, overflow="ellipsis") for each in commands)
+    return Group(Text(head), table, *lines)
 
 
 def _histogram(engine: dict[str, Any]) -> Histogram:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ..sqlite.processes import command_line, lock_holders, users
 from ..sqlite.status import engines_on
-from .target import file_of
+from .target import Database, file_of
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,21 @@ class Process:
     command: str
     locks: bool
     """Whether it holds SQLite's write lock."""
+    foreign: list[int]
+    """The processes without qsession that hold it."""
     engines: list[dict[str, Any]]
     """What its engines say; none for a program without qsession."""
 
     def does(self) -> str:
         """In words: each of its engines, or that it holds the lock."""
-        said = [in_words(each) for each in self.engines]
+        said = [in_words(each, self.foreign) for each in self.engines]
         if not self.engines:
             said = ["holds SQLite's write lock" if self.locks else "has the file open"]
         return "\n".join(said)
 
 
 def who(
-    target: Annotated[str, typer.Argument(help="The database: a file or its URL.")],
+    target: Database,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show who writes to a database, who waits to do so, and who else has it open.
@@ -66,16 +68,25 @@ def processes(path: str) -> list[Process]:
     locks = lock_holders(path)
     pids = dict.fromkeys([*locks, *told, *users(path)])
     pids.pop(os.getpid(), None)
-    return [Process(pid, command_line(pid), pid in locks, told.get(pid, [])) for pid in pids]
+    foreign = [pid for pid in locks if pid not in told]
+    return [
+        Process(pid, command_line(pid), pid in locks, foreign, told.get(pid, [])) for pid in pids
+    ]
 
 
-def in_words(engine: dict[str, Any]) -> str:
-    """What one engine does now."""
+def in_words(engine: dict[str, Any], foreign: list[int]) -> str:
+    """What one engine does now; ``foreign`` hold SQLite's write lock without being asked."""
     holder = engine["holder"]
     if holder is None:
         does = "idle"
     elif engine["turn"] == "waits":
         does = f"waits for another process: {holder['task']}, {holder['statement']!r}"
+    elif foreign and engine["turn"] == "holds":
+        others = ", ".join(map(str, foreign))
+        does = (
+            f"waits for SQLite's lock, held by pid {others}: {holder['task']}, "
+            f"for {holder['held']:.1f} s, {holder['statement']!r}"
+        )
     else:
         did = "writing" if holder["wrote"] else "holding the ticket, has only read"
         does = (

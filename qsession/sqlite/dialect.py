@@ -27,11 +27,12 @@ from .connection import RoutedConnection
 from .cursor import RoutedCursor
 from .driver import DriverConnection
 from .explain import explain
-from .filesystem import refuse_network
-from .frozen import frozen_uri
+from .filesystem import refuse_network, warn_of_links
+from .frozen import frozen_uri, path_of
 from .memory import MemoryDatabase, memory_database
 from .place import BUSY_RETRY
 from .pool import WriteQueuePool
+from .processes import lock_owner
 
 
 class DriverModule(AsyncAdapt_aiosqlite_dbapi):
@@ -168,7 +169,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
                 if time.monotonic() >= deadline:
                     raise QueueTimeout(
                         f"{self.database!r} could not be switched to WAL mode: another process "
-                        f"held a lock on it for longer than {self.settings.queue_timeout:g} s."
+                        f"held a lock on it for longer than {self.settings.queue_timeout:g} s. "
+                        f"The lock is held by {lock_owner(path_of(self.database))}."
                     )
                 await_only(asyncio.sleep(BUSY_RETRY))
 
@@ -229,7 +231,9 @@ def _prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
 
     Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
     """
-    refuse_network(raw.execute("PRAGMA database_list").fetchone()[2])
+    path = raw.execute("PRAGMA database_list").fetchone()[2]
+    refuse_network(path)
+    warn_of_links(path)
     try:
         raw.execute(f"PRAGMA synchronous={synchronous}")
         (mode,) = raw.execute("PRAGMA journal_mode").fetchone()

@@ -1,7 +1,11 @@
-"""On which kind of file system a database lies; WAL needs memory that all its users share."""
+"""Where a database lies: on which kind of file system, and under how many names.
+
+WAL mode needs memory that all users of the file share, and one name for all of them.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from functools import lru_cache
@@ -16,6 +20,9 @@ NETWORK = frozenset(
 )
 """The names by which Linux mounts file systems that several machines may use at once."""
 _MOUNTS = Path("/proc/self/mountinfo")
+_warned: set[str] = set()
+
+logger = logging.getLogger("qsession")
 
 
 def file_system(path: str) -> str | None:
@@ -38,6 +45,30 @@ def refuse_network(path: str) -> None:
             f"{path!r} lies on a network file system ({kind}), where SQLite's WAL mode can damage "
             "it. Put the file on a local disk, or use a server: the same code runs on PostgreSQL "
             "with another URL"
+        )
+
+
+def hard_links(path: str) -> int:
+    """How many names beside this one the file has by hard links."""
+    try:
+        return os.stat(path).st_nlink - 1
+    except OSError:
+        return 0
+
+
+def warn_of_links(path: str) -> None:
+    """Log, once for a file, that it has other names.
+
+    Symbolic links are followed to the one name. A hard link is a second one, and SQLite keeps the
+    WAL and the locks of WAL mode by name (https://sqlite.org/howtocorrupt.html, 2.5). It is no
+    error, as a backup that was made by linking harms nobody.
+    """
+    if path and path not in _warned and hard_links(path) > 0:
+        _warned.add(path)
+        logger.warning(
+            "%r has another name by a hard link. Never open it by both: each name has a WAL of its "
+            "own, and commits are lost. Use symbolic links, or copies.",
+            path,
         )
 
 

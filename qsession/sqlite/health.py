@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from .filesystem import NETWORK, file_system
+from .filesystem import NETWORK, file_system, hard_links
 from .frozen import is_wal
 from .lockfiles import names
 
@@ -52,7 +52,8 @@ def examine(path: str, quick: bool = False) -> list[Finding]:
 
     It is opened read-only, in one snapshot, so an application that uses it goes on. Blocks.
     """
-    findings = [_of_file(path), _of_file_system(path), _of_library(), *_of_lock_files(path)]
+    findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_library()]
+    findings += _of_lock_files(path)
     findings += [_of_mode(path), *_of_journal(path), _of_wal(path)]
     unused = is_wal(path) and not os.path.exists(f"{path}-wal")
     content = _of_database(path, quick, unused)
@@ -106,6 +107,15 @@ def _of_file(path: str) -> Finding:
             advice = f"This user may not write to the {what} {name!r}: reads work, writes do not."
             return Finding("file", Level.WARNING, f"{found}, read-only here", advice)
     return Finding("file", Level.OK, found)
+
+
+def _of_links(path: str) -> Iterator[Finding]:
+    if others := hard_links(path):
+        advice = (
+            "Open it by one name only: each has a WAL of its own, and commits are lost where two "
+            "are in use. Make symbolic links of the others, or copies."
+        )
+        yield Finding("hard links", Level.WARNING, f"it has {others:,} other names", advice)
 
 
 def _of_file_system(path: str) -> Finding:

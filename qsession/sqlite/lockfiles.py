@@ -2,7 +2,7 @@
 
 Whoever wants to write locks ``next``, then ``hold``, and gives ``next`` back. So one process at a
 time waits for ``hold``, and gets it; the one that had it before has to queue up at ``next`` again,
-behind those that wait there. The kernel frees the locks of a process that dies (flock(2)).
+behind those that wait there. The system frees the locks of a process that dies.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 import time
 import weakref
 from contextlib import suppress
-from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows: SQLite's own lock, with retries and without an order
-    fcntl = None  # type: ignore[assignment]
+from . import locking
+
+system: locking.Locking = locking.of_system()
+NOTE = 32
+"""Bytes of the note that says who has the turn."""
 
 
 class LockFiles:
@@ -26,8 +26,7 @@ class LockFiles:
         self._open: list[int] = []
         self._close = weakref.finalize(self, _close, self._open)
         self._close.atexit = False
-        if fcntl is None:
-            raise OSError("no flock on this system")
+        self._system = system
         mode = os.stat(path).st_mode & 0o666
         try:
             for name in names(path):
@@ -36,6 +35,7 @@ class LockFiles:
             self.close()
             raise
         self._next, self._hold = self._open
+        self._has_next = False
 
     def close(self) -> None:
         """Close both; what this process had locked is free, unless a fork shares it."""
@@ -43,37 +43,37 @@ class LockFiles:
 
     def try_lock(self) -> bool:
         """Get the turn if nobody has it or waits. If not, this may be the one at ``hold`` now."""
-        try:
-            fcntl.flock(self._next, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(self._hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._has_next = self._has_next or self._system.try_lock(self._next)
+        if not (self._has_next and self._system.try_lock(self._hold)):
             return False
         self._got_it()
         return True
 
     def wait(self) -> None:
         """Wait for the turn; blocks the thread."""
-        fcntl.flock(self._next, fcntl.LOCK_EX)
-        fcntl.flock(self._hold, fcntl.LOCK_EX)
+        if not self._has_next:  # Windows would let it wait for itself
+            self._system.lock(self._next)
+            self._has_next = True
+        self._system.lock(self._hold)
         self._got_it()
 
     def _got_it(self) -> None:
-        fcntl.flock(self._next, fcntl.LOCK_UN)
+        self._system.unlock(self._next)
+        self._has_next = False
+        note = f"{os.getpid():<10} {time.time():<20.6f}\n".encode()
         with suppress(OSError):  # a full disk: then the next process cannot say who had it
-            note = f"{os.getpid():<10} {time.time():<20.6f}\n"
-            os.pwrite(self._hold, note.encode(), 0)
+            os.lseek(self._hold, self._system.note_at, os.SEEK_SET)
+            os.write(self._hold, note)
 
     def unlock(self) -> None:
         """Give the turn back."""
-        fcntl.flock(self._hold, fcntl.LOCK_UN)
+        self._system.unlock(self._hold)
 
     def wanted(self) -> bool:
         """Whether another process waits behind this one."""
-        try:
-            fcntl.flock(self._next, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._system.try_lock(self._next):
             return True
-        fcntl.flock(self._next, fcntl.LOCK_UN)
+        self._system.unlock(self._next)
         return False
 
 
@@ -85,7 +85,9 @@ def names(path: str) -> tuple[str, str]:
 def last_holder(path: str) -> tuple[int, float] | None:
     """The process that took the turn on a file last, and when; None if that cannot be told."""
     try:
-        pid, since = Path(names(path)[1]).read_text(encoding="ascii").split()
+        with open(names(path)[1], "rb") as file:
+            file.seek(system.note_at)
+            pid, since = file.read(NOTE).split()
         return int(pid), float(since)
     except (OSError, ValueError):
         return None
@@ -93,8 +95,8 @@ def last_holder(path: str) -> tuple[int, float] | None:
 
 def _open(name: str, mode: int) -> int:
     """Whoever may write to the database may lock: as SQLite does with its -wal and -shm."""
-    found = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-    if os.fstat(found).st_uid == os.geteuid():
+    found = os.open(name, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), mode)
+    if hasattr(os, "geteuid") and os.fstat(found).st_uid == os.geteuid():
         os.fchmod(found, mode)
     return found
 

@@ -3,20 +3,28 @@
 SQLite's own ``:memory:`` belongs to one connection, and its shared cache lets a reader wait for a
 writer or see what was never committed. A file in WAL mode has the semantics that sessions need. It
 lies where the system keeps files in memory (``/dev/shm`` on Linux), else among the temporary
-files, readable by this user only, and is deleted with its engine.
+files, readable by this user only, and is deleted with its engine. Its process keeps a lock on the
+folder, so the next one can tell what a killed one has left, and deletes that.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import weakref
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
 
 from sqlalchemy.engine import URL
 
+from . import locking
 from .lockfiles import names
 
+_PREFIX = "qsession-"
+_FILE = "memory.db"
 _IN_MEMORY = os.path.join(os.sep, "dev", "shm")
 _named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDictionary()
 
@@ -25,12 +33,14 @@ class MemoryDatabase:
     """The folder of one memory database; it is deleted when nobody refers to it any more."""
 
     def __init__(self) -> None:
-        parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else None
-        self._folder = tempfile.mkdtemp(prefix="qsession-", dir=parent)
-        self.path = os.path.join(self._folder, "memory.db")
+        parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
+        sweep(parent)
+        self._folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        lock = _lock(self._folder)
+        self.path = os.path.join(self._folder, _FILE)
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._pid = os.getpid()
-        weakref.finalize(self, _delete, self._folder, self._pid)
+        weakref.finalize(self, _delete, self._folder, self._pid, lock)
 
     def enter(self, user: object) -> None:
         """``user`` has connections to it from now on."""
@@ -49,9 +59,42 @@ class MemoryDatabase:
                 continue
 
 
-def _delete(folder: str, pid: int) -> None:
+def _delete(folder: str, pid: int, lock: int | None) -> None:
     if os.getpid() == pid:  # a forked child must not delete its parent's database
         shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
+
+
+def _lock(folder: str) -> int | None:
+    """Lock a folder that has no files yet, for as long as the file descriptor is open."""
+    if sys.platform == "win32":
+        return None  # a folder cannot be opened there
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with suppress(OSError):  # a file system without locks: nobody can lock it to sweep it either
+        locking.of_system().lock(opened)
+    return opened
+
+
+@lru_cache(maxsize=4)
+def sweep(parent: str) -> None:
+    """Delete the folders of processes that are gone, once for each process.
+
+    A process that lives has its folder locked before it puts anything into it; so one that can be
+    locked, and is not empty, belongs to nobody any more. A number of a process would not tell: it
+    may be alive in another container.
+    """
+    if sys.platform == "win32":
+        return
+    for folder in Path(parent).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # of another user, or somebody else was faster
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                abandoned = locking.of_system().try_lock(opened)
+                if abandoned and (folder / _FILE).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(opened)
 
 
 def memory_database(url: URL) -> MemoryDatabase | None:

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TypeAlias
 
+from . import shutdown
+
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
 BUDGET = 0.001
@@ -173,6 +175,7 @@ class Turns(threading.local):
     def of(self, loop: asyncio.AbstractEventLoop) -> Turn:
         if self._latest is None or self._latest.loop is not loop:
             self._latest = Turn(loop)
+            shutdown.note(loop)
         return self._latest
 
 

@@ -78,6 +78,7 @@ class Place:
         self.activity = 0
         self.last_statement = ""
         self.may_read_instead = False
+        """Whether a snapshot would do for the statement that waits."""
         self.reading_since = 0.0
         """When its snapshot was taken, by :func:`time.monotonic`."""
         self._asked: Ticket | None = None
@@ -164,6 +165,14 @@ class Place:
         self._pool.admission.leave(self)
         if failure is not None:
             self.failure, self.state = failure, State.FAILED
+
+    def may_stop_waiting(self, elsewhere: bool) -> bool:
+        """Whether it may go on with a snapshot behind a holder that idles.
+
+        ``elsewhere``: the holder is another process, which may as well be slow. Access ``write``
+        promises that no conflict comes of that.
+        """
+        return self.may_read_instead and not (elsewhere and self._access == "write")
 
     # Giving up the ticket.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from .holder import shorten
@@ -73,9 +74,19 @@ def users(path: str) -> list[int]:
 
 
 def lock_owner(path: str) -> str:
-    """Who is in the way of a writer, for a message."""
-    holders = map(describe_process, lock_holders(path))
-    return " and ".join(holders) or "a process that the system does not name"
+    """Who is in the way of a writer, for a message.
+
+    Where the system keeps no table of locks, all who have the file open are named: looking for
+    them may take a second, after a wait that was in vain anyway.
+    """
+    holders = [describe_process(each) for each in lock_holders(path)]
+    if holders:
+        return " and ".join(holders)
+    if not _LOCKS.exists():
+        with suppress(ImportError, OSError):
+            if others := [each for each in users(path) if each != os.getpid()]:
+                return f"one of those that have it open: {', '.join(map(describe_process, others))}"
+    return "a process that the system does not name"
 
 
 def _inode(path: str) -> str | None:

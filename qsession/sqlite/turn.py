@@ -57,6 +57,7 @@ class FileTurn:
         self._request: _Request | None = None
         self._coming = False
         self._since = 0.0
+        self._seen: Any = None
         self._serial = Serial()
         self._serve = self._serial.serve
         _turns.add(self)
@@ -115,6 +116,14 @@ class FileTurn:
     def stop_waiting(self) -> None:
         """Let the one who waits for the turn go on without it."""
         self._serve(self._expire, self._request)
+
+    def moved(self) -> bool:
+        """Whether the file was written to, or the turn taken, since this was asked last."""
+        before, self._seen = self._seen, None
+        if self._file is not None:
+            path = self._file[0]
+            self._seen = last_holder(path), _changed_at(f"{path}-wal")
+        return bool(self._seen != before)
 
     def wanted(self) -> bool:
         """Whether another process, or engine, waits for the turn that is held here."""
@@ -204,6 +213,13 @@ class FileTurn:
     def holder(self) -> tuple[int, float] | None:
         """Who took the turn last: the process and when, by :func:`time.time`."""
         return None if self._file is None else last_holder(self._file[0])
+
+
+def _changed_at(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
 
 
 def _after_fork() -> None:

@@ -102,8 +102,14 @@ class StallWatch:
                 self._stall(*now)
 
     def _is_excused(self, transaction: Place) -> bool:
-        """Whether nobody waits for it, or it is at work: waiting for the turn is not work."""
+        """Whether nobody waits for it, or it is at work, or those who have its turn are.
+
+        Waiting for the turn is not work. But while other processes write one after the other,
+        nobody is stalled: a read that went to a snapshot now could not be followed by a write.
+        """
         if not (self._queue.waiting or self._turn.waits or self._turn.wanted()):
+            return True
+        if self._turn.waits and self._turn.moved():
             return True
         return bool(transaction.busy) and not (transaction.forsaken or self._turn.waits)
 
@@ -122,10 +128,11 @@ class StallWatch:
                 home.call_soon_threadsafe(transaction.suspend_if_idle, activity)
             return
         waiting = self._queue.waiting
+        elsewhere = self._turn.waits
         for ticket in self._queue.waiters():
-            if ticket.owner.may_read_instead:
+            if ticket.owner.may_stop_waiting(elsewhere):
                 self._queue.dismiss(ticket)
-        if transaction.may_read_instead:
+        if elsewhere and transaction.may_stop_waiting(elsewhere):
             self._turn.stop_waiting()
         holder = self._queue.holder
         idle = self._idle_ticks * self._interval

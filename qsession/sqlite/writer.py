@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import threading
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
 
-from ..errors import NestedWriteError, QueueFull, QueueTimeout
+from ..errors import QueueFull, QueueTimeout
 from ..stats import Counters, Holder, Stats
 from ..ticket import Ticket, TicketQueue, TicketState
-from . import fork
+from . import fork, nesting
 from .commits import Commits
 from .driver import DriverConnection
 from .holder import describe, shorten
@@ -59,12 +58,13 @@ class Writer(Commits):
         the place is given up; at the moment of hand-off, the ticket moves on.
         """
         settings = transaction.settings
-        inherits = self._nested(transaction, ticket)
+        inherits = nesting.settle(self.queue.holder, transaction, ticket)
         if inherits is False:
             return False
         if inherits is None:
             self.queue.take(ticket, settings.max_waiting)
-            if nowait or (transaction.may_read_instead and self.watch.stalled()):
+            gives_up = transaction.may_stop_waiting(elsewhere=self.turn.waits)
+            if nowait or (gives_up and self.watch.stalled()):
                 self.queue.dismiss(ticket)  # no effect on one that is held
         state = ticket.state
         if state is not TicketState.HELD:  # or not yet: another thread may be about to decide
@@ -85,31 +85,6 @@ class Writer(Commits):
         raise QueueTimeout(
             f"The write ticket was not free {waited}; {statement!r} was not run. "
             f"{self.holder_text()}"
-        )
-
-    def _nested(self, transaction: Place, ticket: Ticket) -> bool | None:
-        """Settle the case that the asking task waits for itself.
-
-        True: ``ticket`` inherits the outer transaction's. False: read instead. None: it does not.
-        """
-        holder = self.queue.holder
-        outer: Place | None = holder.owner if holder is not None else None
-        if outer is None or outer is transaction or not outer.is_of_this_context():
-            return None
-        if outer.lease is None:
-            return None  # it was abandoned, and is being rolled back: that needs no help
-        if outer.suspendable():
-            outer.suspend(heir=ticket)
-            return True
-        if outer.task is not asyncio.current_task():
-            return None
-        if transaction.may_read_instead:
-            return False
-        raise NestedWriteError(
-            f"This task would wait for itself: it holds the write ticket with uncommitted writes "
-            f"(the last statement there: {shorten(outer.last_statement)!r}) and now writes in a "
-            f"second transaction ({shorten(transaction.last_statement)!r}). Commit the first one "
-            "before, or use one session for both."
         )
 
     def open_first(self) -> None:
@@ -141,7 +116,7 @@ class Writer(Commits):
 
         None if other processes keep the turn, and the transaction may go on with a snapshot
         instead. ``proxied`` is what listeners of "checkout" see as the pooled connection. Raises
-        :class:`QueueTimeout`.
+        :class:`QueueTimeout` and :class:`NestedWriteError`.
         """
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
         group = self.group  # its connection is not recycled before the COMMIT
@@ -158,13 +133,15 @@ class Writer(Commits):
 
     def _take_turn(self, ticket: Ticket, driver: DriverConnection, nowait: bool) -> bool:
         transaction: Place = ticket.owner
+        if not nesting.settle_between_engines(transaction, driver):
+            return False
         self.watch.start()
         self.turn.on(driver.path, driver.identity)
         left = ticket.asked_at + transaction.settings.queue_timeout - time.monotonic()
         turn = self.turn
         if turn.take_now(ticket) if nowait else turn.take(ticket, max(left, 0.0)):
             return True
-        if transaction.may_read_instead and not nowait:
+        if transaction.may_stop_waiting(elsewhere=True) and not nowait:
             return False
         self.counters.timeouts += 1
         waited = (

@@ -11,6 +11,7 @@ import asyncio
 import os
 import random
 import sys
+import warnings
 from contextlib import suppress
 from itertools import count
 
@@ -18,7 +19,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from qsession import ConflictError, QSession, create_async_engine
+from qsession import ConflictError, QSession, UncommittedChangesWarning, create_async_engine
 
 ACCOUNTS = 5
 START = 1000
@@ -89,4 +90,5 @@ async def main(path: str, tasks: int, seed: str) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", UncommittedChangesWarning)  # some leave on purpose
     asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

@@ -1,7 +1,8 @@
 """One process of a storm: its tasks count one row up and insert, and it prints what it did.
 
 Arguments: the file, how many tasks, how many times each, and the module and name of the
-create_async_engine to use. It says "ready", waits for a line, works, and prints JSON.
+create_async_engine to use. It says "ready", waits for a line, works, and prints JSON: "disorder"
+counts tickets that were given to somebody who was not the first in the queue.
 """
 
 from __future__ import annotations
@@ -16,6 +17,35 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from tables import Counter, Event
+
+from qsession.ticket import TicketState
+
+
+class Order:
+    """Watches the queue of an engine: who asks first, and whether that one is served first."""
+
+    def __init__(self, queue: Any) -> None:
+        self.disorder = self.served = 0
+        self._line: list[Any] = []
+        self._take, self._grant, self._drop = queue._take, queue._grant, queue._drop
+        queue._take, queue._grant, queue._drop = self.take, self.grant, self.drop
+
+    def take(self, request: Any) -> None:
+        self._line.append(request[0])
+        self._take(request)
+
+    def grant(self, ticket: Any) -> bool:
+        granted = self._grant(ticket)
+        if granted and ticket in self._line:
+            self.served += 1
+            self.disorder += self._line[0] is not ticket
+            self._line.remove(ticket)
+        return granted
+
+    def drop(self, ticket: Any, state: Any) -> None:
+        self._drop(ticket, state)
+        if state is not TicketState.LEFT:  # it goes without; else it may be about to be served
+            self._line.remove(ticket)
 
 
 async def work(engine: Any, worker: str, task: int, times: int, waits: list[float]) -> None:
@@ -40,6 +70,7 @@ async def main() -> None:
     engine = create(f"sqlite+aiosqlite:///{path}")
     async with engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
+    order = Order(engine.pool.writer.queue)
     print("ready", flush=True)
     sys.stdin.readline()
     waits: list[float] = []
@@ -63,6 +94,8 @@ async def main() -> None:
                 "ended": ended,
                 "waits": sorted(waits),
                 "ends": ends,
+                "served": order.served,
+                "disorder": order.disorder,
             }
         ),
         flush=True,

@@ -1,6 +1,7 @@
 """Processes that are killed at any moment, while others work on the same file.
 
-Ten rounds; CRASH_ROUNDS=100 makes it a hundred, and CRASH_SEED repeats a run's choices.
+Ten rounds; CRASH_ROUNDS=100, as in `make storm`, makes it a hundred. CRASH_SEED repeats a run's
+choices.
 """
 
 from __future__ import annotations

@@ -1,0 +1,74 @@
+"""Nesting: a task that has a transaction open and would wait for itself in a second one.
+
+What it has only read is suspended in favour of the second one. What it has written is in the way
+for good: then a read goes to a snapshot, and a write is an error at once. The two may belong to two
+engines on one file, where the second one would wait for the turn of the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ..errors import NestedWriteError
+from .holder import shorten
+from .lease import WriterLease
+from .place import held_here
+
+if TYPE_CHECKING:
+    from ..ticket import Ticket
+    from .driver import DriverConnection
+    from .place import Place
+
+
+def settle(holder: Ticket | None, transaction: Place, ticket: Ticket) -> bool | None:
+    """Settle the case that the asking task waits for itself, within one engine.
+
+    True: ``ticket`` inherits that of ``holder``. False: read instead. None: it does not. Raises
+    :class:`NestedWriteError`.
+    """
+    outer: Place | None = holder.owner if holder is not None else None
+    if outer is None or outer is transaction or not outer.is_of_this_context():
+        return None
+    if outer.lease is None:
+        return None  # it was abandoned, and is being rolled back: that needs no help
+    if outer.suspendable():
+        outer.suspend(heir=ticket)
+        return True
+    if outer.task is not asyncio.current_task():
+        return None
+    if transaction.may_read_instead:
+        return False
+    raise _error(outer, transaction)
+
+
+def settle_between_engines(transaction: Place, driver: DriverConnection) -> bool:
+    """The same where the other transaction belongs to another engine on the file of ``driver``.
+
+    False: read instead. True: ask for the turn. Raises :class:`NestedWriteError`.
+    """
+    found = held_here.get()
+    outer = None if found is None else found()
+    if outer is None or outer.writer.queue is transaction.writer.queue:
+        return True
+    if outer.loop is not asyncio.get_running_loop() or not isinstance(outer.lease, WriterLease):
+        return True
+    if driver.identity is None or outer.lease.driver.identity != driver.identity:
+        return True
+    if outer.suspendable():
+        outer.suspend()
+        return True
+    if outer.task is not asyncio.current_task():
+        return True
+    if transaction.may_read_instead:
+        return False
+    raise _error(outer, transaction)
+
+
+def _error(outer: Place, inner: Place) -> NestedWriteError:
+    return NestedWriteError(
+        f"This task would wait for itself: it holds the write ticket with uncommitted writes "
+        f"(the last statement there: {shorten(outer.last_statement)!r}) and now writes in a "
+        f"second transaction ({shorten(inner.last_statement)!r}). Commit the first one "
+        "before, or use one session for both."
+    )

@@ -1,0 +1,10 @@
+"""An engine that takes its turns as on Windows, for `process_worker.py`."""
+
+from __future__ import annotations
+
+from qsession import create_async_engine
+from qsession.sqlite import lockfiles, locking
+
+__all__ = ["create_async_engine"]
+
+lockfiles.system = locking.Portable()
