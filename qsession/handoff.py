@@ -6,7 +6,9 @@ Shared by the ticket queue and the queue of readers; it knows what neither of th
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -42,7 +44,7 @@ class Serial:
 class Waiter:
     """Something a task can wait for, and anybody can wake it up from."""
 
-    __slots__ = ("_deadline", "_expire", "_future", "_loop", "_serial")
+    __slots__ = ("__weakref__", "_deadline", "_expire", "_future", "_loop", "_serial")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,9 +109,10 @@ class Waiter:
 
 
 class Deadlines:
-    """Until when the waiters of one loop wait. Those who wait equally long share one timer.
+    """Until when the waiters of one loop wait. Those who wait about equally long share one timer.
 
-    A timer for each would cost more than the rest of a hand-off, and nearly all are cancelled.
+    A timer for each would cost more than the rest of a hand-off, and nearly all are cancelled. It
+    keeps nobody alive: a waiter belongs to the task that waits.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -117,7 +120,8 @@ class Deadlines:
         self._lines: dict[float, _Line] = {}
 
     def add(self, waiter: Waiter, timeout: float) -> None:
-        """Expire ``waiter`` after ``timeout`` seconds, unless it is over by then."""
+        """Expire ``waiter`` after ``timeout`` seconds, and a little, unless it is over by then."""
+        timeout = _rounded_up(timeout)
         waiter._deadline = self.loop.time() + timeout
         line = self._lines.get(timeout)
         if line is None:
@@ -126,13 +130,25 @@ class Deadlines:
         line.add(waiter)
 
     def _expire(self, timeout: float) -> None:
-        waiters = self._lines[timeout].waiters
-        while waiters and (waiters[0].is_over or waiters[0]._deadline <= self.loop.time()):
-            waiters.popleft().expire()
-        if waiters:
-            self.loop.call_at(waiters[0]._deadline, self._expire, timeout)
-        else:
-            del self._lines[timeout]
+        line = self._lines[timeout]
+        try:
+            while (waiter := line.first()) is not None and waiter._deadline <= self.loop.time():
+                line.waiters.popleft()
+                waiter.expire()
+        finally:  # those behind it have to be told, whatever became of this one
+            waiter = line.first()
+            if waiter is None:
+                del self._lines[timeout]
+            else:
+                self.loop.call_at(waiter._deadline, self._expire, timeout)
+
+
+def _rounded_up(timeout: float) -> float:
+    """By a hundredth at the most, so that there are few different ones."""
+    if timeout <= 0.0:
+        return 0.0
+    step: float = 10.0 ** (math.floor(math.log10(timeout)) - 2)
+    return math.ceil(timeout / step) * step
 
 
 class _Line:
@@ -142,18 +158,24 @@ class _Line:
     ROOM = 64
 
     def __init__(self) -> None:
-        self.waiters: deque[Waiter] = deque()
+        self.waiters: deque[weakref.ref[Waiter]] = deque()
         self._room = self.ROOM
 
+    def first(self) -> Waiter | None:
+        """The first that still waits."""
+        while self.waiters:
+            waiter = self.waiters[0]()
+            if waiter is not None and not waiter.is_over:
+                return waiter
+            self.waiters.popleft()
+        return None
+
     def add(self, waiter: Waiter) -> None:
-        waiters = self.waiters
-        while waiters and waiters[0].is_over:
-            waiters.popleft()
-        waiters.append(waiter)
-        if len(waiters) > self._room:
-            kept = [each for each in waiters if not each.is_over]
-            waiters.clear()
-            waiters.extend(kept)
+        self.first()
+        self.waiters.append(weakref.ref(waiter))
+        if len(self.waiters) > self._room:
+            kept = [each for each in self.waiters if (it := each()) is not None and not it.is_over]
+            self.waiters = deque(kept)
             self._room = max(self.ROOM, 2 * len(kept))
 
 

@@ -45,6 +45,19 @@ async def test_each_statement_is_committed(make: Make) -> None:
     await connection.close()
 
 
+async def test_streams_of_what_writes(make: Make) -> None:
+    """A lone statement that writes is not streamed; its rows come all the same."""
+    _, connection = await autocommit(make)
+    returning = insert(notes).returning(notes.c.id)
+    for statement, ids in (
+        (returning.values([{"id": 7}, {"id": 8}, {"id": 9}]), [7, 8, 9]),
+        (select(notes.c.id).where(notes.c.id > 7).with_for_update(), [8, 9]),
+    ):
+        async with connection.stream(statement) as found:
+            assert sorted([row.id async for row in found]) == ids
+    await connection.close()
+
+
 async def test_vacuum_and_pragma(make: Make) -> None:
     """What may not run inside a transaction runs here, and a setting stays for this connection."""
     _, connection = await autocommit(make)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -104,6 +105,29 @@ async def test_native_datetime(make: Make) -> None:
         await connection.run_sync(days.create)
         await connection.execute(days.insert(), {"day": date(2024, 2, 29)})
         assert (await connection.execute(select(days))).scalar_one() == date(2024, 2, 29)
+
+
+async def test_async_creator_is_cancelled(make: Make, tmp_path: Path) -> None:
+    """The cancellation is raised, and the connection that came all the same is closed."""
+    made: list[Any] = []
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def creator() -> aiosqlite.Connection:
+        asked.set()
+        await go.wait()
+        made.append(await aiosqlite.connect(tmp_path / "a.db"))
+        connection: aiosqlite.Connection = made[0]
+        return connection
+
+    task = asyncio.create_task(works(make(async_creator=creator)))
+    await asked.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(made[0]._thread.join, 60)
+    assert not made[0]._thread.is_alive()
 
 
 async def test_async_creator(make: Make, tmp_path: Path) -> None:

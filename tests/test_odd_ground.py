@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -185,6 +186,30 @@ async def test_file_is_replaced_while_a_transaction_reads(
     with pytest.raises(OperationalError, match="replaced by another file"):
         await count(engine)
     assert await count(engine) == 7
+
+
+async def test_file_is_replaced_while_a_lone_statement_waits(tmp_path: Path) -> None:
+    """What commits by itself looks after it has waited for the ticket, not only before."""
+    path = tmp_path / "a.db"
+    make(path)
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    lone = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def write() -> None:
+        async with lone.connect() as connection:
+            await connection.exec_driver_sql("INSERT INTO t (b) VALUES (?)", [("x",), ("y",)])
+
+    async with engine.connect() as holder:
+        await holder.execute(text("INSERT INTO t (b) VALUES ('held')"))
+        job = asyncio.create_task(write())
+        while not engine.stats().waiting:
+            await asyncio.sleep(0)
+        replace_file(path, rows=7)
+        await holder.rollback()
+    with pytest.raises(OperationalError, match="replaced by another file"):
+        await job
+    await engine.dispose()
+    assert rows_of(path) == 7
 
 
 async def test_schema_changed_by_another_process(engine: QueuedAsyncEngine, tmp_path: Path) -> None:

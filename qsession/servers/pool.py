@@ -18,7 +18,7 @@ from ..connection_queue import ConnectionQueue
 from ..errors import QueueFull, QueueTimeout
 from ..handoff import running_loop
 from ..stats import Counters, HistogramRecorder, Stats
-from .loops import abandon
+from .loops import Abandoned
 from .opening import Opening
 
 
@@ -60,6 +60,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         self.opening = Opening(self._discard)
         self._connect = self._invoke_creator
         self._invoke_creator = self._open
+        self.abandoned = Abandoned()
         self._loops: dict[int, asyncio.AbstractEventLoop] = {}
         """The loop of each open connection, by its id()."""
         self._taken: dict[Any, tuple[float, str]] = {}
@@ -203,7 +204,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         foreign = self._is_foreign(connection)
         loop = self._loops.pop(id(connection), None)
         if foreign and loop is not None:
-            abandon(connection, loop)
+            self.abandoned.add(connection, loop)
         else:
             super()._close_connection(connection, terminate=terminate)
 
@@ -221,7 +222,8 @@ class ServerPool(AsyncAdaptedQueuePool):
         pool = super().recreate()
         assert isinstance(pool, ServerPool)
         pool.settings, pool.counters, pool.waits = self.settings, self.counters, self.waits
-        pool.opening = self.opening
+        pool.opening, pool.abandoned = self.opening, self.abandoned
+        self.abandoned.sweep()
         self._replaced = True
         if self._is_filling and self._filling is not None:
             self._filling.cancel()

@@ -101,6 +101,10 @@ class StreamCursor(RoutedCursor):
         self._seen = StreamDigest()
         self._cut_off = False
 
+    def _take(self, outcome: Outcome) -> None:
+        super()._take(outcome)
+        self._fetched.extend(outcome.rows)  # of a statement that was not streamed after all
+
     def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: StreamDigest) -> None:
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
         self._lease, self._cursor, self._seen = lease, cursor, seen

@@ -50,14 +50,19 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
             connection = await_only(to_end(future))
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                DriverConnection(self, future.result()).terminate()
+                self._opened(future.result()).terminate()
             raise
-        driver = DriverConnection(self, connection)
-        driver.raw = connection._conn
+        driver = self._opened(connection)
         try:
             driver.raw.cursor().close()
         except sqlite3.ProgrammingError:
             driver.thread_only = True  # check_same_thread=True
+        return driver
+
+    def _opened(self, connection: Any) -> DriverConnection:
+        """What the application has opened by itself."""
+        driver = DriverConnection(self, connection)
+        driver.raw = connection._conn
         return driver
 
 

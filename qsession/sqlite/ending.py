@@ -117,6 +117,7 @@ class Ending(Attachment):
     def replay_now(self) -> None:
         """Replay what it had to give up for others' sake, without a statement that follows."""
         nothing = Statement("SELECT 1", need=Need.READ)
+        self.used_here()
         self.busy += 1
         try:
             self.attach_writer(nothing)

@@ -101,7 +101,7 @@ class Group:
     def settle(self) -> None:
         """Tell all members. In the connection's thread."""
         self._settled = True
-        for loop, waiting in list(self._waiting.items()):
+        for loop, waiting in self._waiting.copy().items():  # in one step: other threads add
             try:
                 loop.call_soon_threadsafe(_tell, loop, waiting)
             except RuntimeError:  # the loop is closed: nobody of it waits any more

@@ -105,8 +105,8 @@ class Turn:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.number = 0
-        """Counts the turns that did work."""
+        self.mark: object | None = None
+        """Something of this turn alone, once it has begun; None before."""
         self._began: float | None = None
         self._scheduled = False
         self._lines: tuple[_Line, ...] = tuple(deque() for _ in Who)
@@ -115,7 +115,7 @@ class Turn:
         """A statement begins on the loop."""
         if self._began is None:
             self._began = time.perf_counter()
-            self.number += 1
+            self.mark = object()
             self._schedule()
 
     @property
@@ -148,7 +148,7 @@ class Turn:
             self.loop.call_soon(self._turned)
 
     def _turned(self) -> None:
-        self._began = None
+        self._began = self.mark = None
         self._scheduled = False
         for line in self._lines:
             _next(line)

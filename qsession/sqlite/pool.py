@@ -15,7 +15,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, PoolProx
 from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord
 from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
-from sqlalchemy.util.queue import Empty, Full
+from sqlalchemy.util.queue import Empty
 
 from ..config import Settings
 from ..connection_queue import ConnectionQueue
@@ -31,7 +31,7 @@ from .driver import DriverConnection, file_identity
 from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
-from .pace import Pace, Turn, Who, turns
+from .pace import Pace, Who, turns
 from .writer import Writer
 
 
@@ -54,7 +54,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self.admission = Admission()
         self.isolation_level: str | None = self._dialect._on_connect_isolation_level
         """What ``create_async_engine(isolation_level=...)`` asked for."""
-        self.looked: tuple[Turn, int, object] | None = None
+        self.looked: tuple[object, object] | None = None
         """The turn of a loop in which the file was last looked at, and what was found."""
         self._initialized = False
         self._initializing = TicketQueue()
@@ -241,10 +241,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             return  # the parent's, in a forked child
         if self._replaced:
             record.close()  # nobody will dispose of this pool again
-        try:
-            self._pool.put_nowait(record)
-        except Full:
-            super()._do_return_conn(record)  # one more than the pool keeps
+        super()._do_return_conn(record)
 
     def dispose(self) -> None:
         """Close what is not in use, to the end; a cancellation is raised afterwards.

@@ -73,7 +73,7 @@ class Running(Place):
         here = self._is_short(statement, begins, only_reads)
         deadline: float | None = None
         while True:
-            here = here and driver.quiet and (self.began or not self.log.entries or not begins)
+            here = here and driver.quiet and not (begins and self._has_to_replay())
             report = self._send(lease, statement, begins, here, only_reads)
             if here and report.error is not None and _broken_off(report.error):
                 here = False  # it was over its budget: once more, in the thread
@@ -101,11 +101,13 @@ class Running(Place):
         turn.begin()
 
     def _check_file(self, driver: DriverConnection) -> None:
-        """Look whether the file is still there, once in a turn of the loop."""
-        turn = self.turn
-        assert turn is not None
-        now = turn, turn.number, driver.identity
-        if self._pool.looked != now:
+        """Look whether the file is still there, once in a turn of the loop.
+
+        Who waited, for the ticket or a reader, comes in a turn that may not have begun: it looks.
+        """
+        assert self.turn is not None
+        now = self.turn.mark, driver.identity
+        if now[0] is None or self._pool.looked != now:
             self._pool.check_file(driver)
             self._pool.looked = now
 

@@ -125,8 +125,7 @@ class Transaction(Ending):
             )
 
     def _execute_alone(self, statement: Statement, options: Any) -> Outcome:
-        self._access = options.get("qsession_access", self.settings.access)
-        self.priority = options.get("qsession_priority", 0)
+        self._take_options(options)
         try:
             outcome = self._run_alone(statement, options)
         except Exception:
@@ -134,6 +133,10 @@ class Transaction(Ending):
             raise
         self._end()
         return outcome
+
+    def _take_options(self, options: Any) -> None:
+        self._access = options.get("qsession_access", self.settings.access)
+        self.priority = options.get("qsession_priority", 0)
 
     def _run_alone(self, statement: Statement, options: Any) -> Outcome:
         prediction = self.writer.prediction
@@ -172,6 +175,7 @@ class Transaction(Ending):
             self.commit()
         except (errors.ConflictError, errors.GroupAborted):
             self.rollback()
+            self._take_options(options)
             return None
         except Exception:
             self.rollback()

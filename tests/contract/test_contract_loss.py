@@ -103,7 +103,7 @@ async def test_lost_while_commit_runs(maker: SessionMaker, database: Database) -
     while not await database.others(in_transaction=True):
         await asyncio.sleep(0)
     running = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE query = 'COMMIT' AND state='active'"
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COMMIT%' AND state = 'active'"
     )
     async with database.outside.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
