@@ -41,8 +41,8 @@ class RoutedConnection(PoolProxiedConnection):
     """A connection that decides at each statement which physical one serves it."""
 
     __slots__ = (  # with a __dict__ that is made when somebody sets something of his own
-        "__dict__", "__weakref__", "_detached", "_isolation_level", "_open", "_pool", "_record", "streams",
-        "transaction",
+        "__dict__", "__weakref__", "_detached", "_isolation_level", "_open", "_pool", "_record",
+        "streams", "transaction",
     )  # fmt: skip
 
     def __init__(self, pool: WriteQueuePool) -> None:
