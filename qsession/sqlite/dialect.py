@@ -23,9 +23,10 @@ from ..errors import (
     sqlite_code,
 )
 from ..handoff import to_end
+from . import fork
 from .connection import RoutedConnection
 from .cursor import RoutedCursor
-from .driver import DriverConnection
+from .driver import DriverConnection, file_identity
 from .explain import explain
 from .filesystem import refuse_network, warn_of_links
 from .frozen import frozen_uri, path_of
@@ -147,6 +148,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             self.settings = self.settings.with_options({"queue_timeout": timeout})
         cparams.pop("autocommit", None)  # as isolation_level: BEGIN is ours to send
         cparams.update(timeout=0, isolation_level=None, check_same_thread=False)
+        # Before anything is opened, and listeners see it.
+        fork.refuse_carried(self.database, file_identity(path_of(cargs[0])))
         frozen = frozen_uri(cargs[0], cparams.get("uri", False))
         if frozen is not None:
             cargs, cparams["uri"] = (frozen, *cargs[1:]), True
