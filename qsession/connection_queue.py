@@ -58,7 +58,7 @@ class ConnectionQueue(QueueCommon[Any]):
         return 0 < self.maxsize <= len(self._idle)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if 0 < self.maxsize <= len(self._idle):
+        if self.full():
             raise Full
         self._idle.append(item)
         if self._places:  # who comes only now looks for an idle connection after this

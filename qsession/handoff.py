@@ -145,8 +145,8 @@ class Deadlines:
 
 def _rounded_up(timeout: float) -> float:
     """By a hundredth at the most, so that there are few different ones."""
-    if timeout <= 0.0:
-        return 0.0
+    if timeout <= 0.0 or math.isinf(timeout):
+        return timeout
     step: float = 10.0 ** (math.floor(math.log10(timeout)) - 2)
     return math.ceil(timeout / step) * step
 

@@ -134,6 +134,14 @@ async def test_a_failure_stops_nobody_else(clock: Clock, deadlines: Deadlines) -
     assert later.expired
 
 
+async def test_for_ever(clock: Clock, deadlines: Deadlines) -> None:
+    """An infinite timeout is one that never comes."""
+    waiter = Patient()
+    deadlines.add(waiter, float("inf"))
+    clock.turn(1e12)
+    assert not waiter.expired
+
+
 @pytest.mark.parametrize("timeout", [0.0, 0.001, 0.0123, 0.3, 5.0, 29.987654, 30.0, 3_600.0])
 def test_times_are_rounded_up_a_little(timeout: float) -> None:
     """Never to less, and by a hundredth at the most, so that few timers are needed."""
