@@ -59,6 +59,7 @@ async def _measure(peer: OrmPeer, setup: Setup) -> tuple[list[float], dict[str, 
         for i in range(3):
             await operation(i)
     gc.collect()
+    gc.freeze()  # else one full collection of all the modules of all the peers is the longest stall
     done = dict.fromkeys(kinds, 0)
     end = time.perf_counter() + max(0.2, SECONDS * setup.scale)
 
@@ -81,6 +82,7 @@ async def _measure(peer: OrmPeer, setup: Setup) -> tuple[list[float], dict[str, 
         sample(),
         *(load(name, each) for name, (number, each) in kinds.items() for _ in range(number)),
     )
+    gc.unfreeze()
     await peer.stop()
     return late, done
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import marshal
 import sqlite3
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
 from .need import Need
+from .processor import mark, own_time
 
 if TYPE_CHECKING:
     from .cursor import StreamCursor
@@ -136,8 +136,8 @@ class Report:
     """The first entry whose replay saw something else."""
     changed: bool = False
     """Whether rows were changed before the error."""
-    seconds: float = 0.0
-    """How long the statement took."""
+    seconds: float | None = None
+    """How long the statement took by itself; None if it was not reached."""
 
     @property
     def refused(self) -> bool:
@@ -170,7 +170,7 @@ def run(
         raw.execute("ROLLBACK")
         began_before = False
     changes = raw.total_changes
-    started = time.perf_counter()
+    started = None
     try:
         if begin is not None:
             raw.execute(begin)
@@ -178,9 +178,9 @@ def run(
             if not same_again(raw, entry):
                 return Report(diverged=entry, in_transaction=raw.in_transaction)
         changes = raw.total_changes
-        started = time.perf_counter()  # of the statement alone
+        started = mark()
         outcome = execute(raw, statement)
-        seconds = time.perf_counter() - started
+        seconds = own_time(started)
         return Report(outcome, in_transaction=raw.in_transaction, seconds=seconds)
     except Exception as error:
         busy = sqlite_code(error) == SQLITE_BUSY
@@ -191,7 +191,7 @@ def run(
             in_transaction=raw.in_transaction,
             busy=busy,
             changed=raw.total_changes != changes,
-            seconds=time.perf_counter() - started,
+            seconds=None if started is None else own_time(started),
         )
 
 

@@ -33,7 +33,7 @@ _Line: TypeAlias = "deque[asyncio.Future[None]]"
 
 
 class Who(IntEnum):
-    """Who waits for a later turn of the loop. Each turn lets one of each go on."""
+    """Who waits for a later turn of the loop. Each turn lets one go on, of each kind in turn."""
 
     HOLDER = 0  # has a write ticket, so others wait for it
     MEMBER = 1  # of a group whose COMMIT is done; many at once
@@ -99,8 +99,8 @@ class Turn:
     """A turn of one loop: who may still begin a statement in it, and who waits for a later one.
 
     It is over ``BUDGET`` after its first statement began, all Python in between included: that
-    takes many times as long as SQLite does. Each turn lets one of each kind of those who wait
-    continue, so that a read does not wait behind all the members of a group.
+    takes many times as long as SQLite does. Each turn lets one of those who wait continue, so that
+    it stays short, and each kind in its turn, so that a read does not wait behind a whole group.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -109,7 +109,8 @@ class Turn:
         """Something of this turn alone, once it has begun; None before."""
         self._began: float | None = None
         self._scheduled = False
-        self._lines: tuple[_Line, ...] = tuple(deque() for _ in Who)
+        self._waiting: tuple[_Line, ...] = tuple(deque() for _ in Who)
+        self._order = deque(self._waiting)
 
     def begin(self) -> None:
         """A statement begins on the loop."""
@@ -131,15 +132,15 @@ class Turn:
     def later(self, who: Who) -> asyncio.Future[None]:
         """To be awaited before the next statement. It may be cancelled."""
         future = self.loop.create_future()
-        self._lines[who].append(future)
+        self._waiting[who].append(future)
         self._schedule()
         return future
 
     def let_in(self, futures: Iterable[asyncio.Future[None]]) -> None:
         """Let the members who wait for ``futures`` go on, one in each turn from now on."""
-        self._lines[Who.MEMBER].extend(futures)
+        self._waiting[Who.MEMBER].extend(futures)
         if not self.over:
-            _next(self._lines[Who.MEMBER])
+            _let_go(self._waiting[Who.MEMBER])
         self._schedule()
 
     def _schedule(self) -> None:
@@ -150,18 +151,22 @@ class Turn:
     def _turned(self) -> None:
         self._began = self.mark = None
         self._scheduled = False
-        for line in self._lines:
-            _next(line)
-        if any(self._lines):
+        for _ in Who:
+            self._order.rotate(-1)
+            if _let_go(self._order[-1]):
+                break
+        if any(self._waiting):
             self._schedule()
 
 
-def _next(line: _Line) -> None:
+def _let_go(line: _Line) -> bool:
+    """Let the first who still waits go on; false if nobody does."""
     while line:
         future = line.popleft()
         if not future.done():  # nor cancelled
             future.set_result(None)
-            return
+            return True
+    return False
 
 
 class Turns(threading.local):

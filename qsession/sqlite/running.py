@@ -146,12 +146,11 @@ class Running(Place):
             budget = BUDGET if only_reads else None
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
             counters = self.writer.counters
-            if report.seconds > counters.longest_inline:
-                counters.longest_inline = report.seconds
+            counters.longest_inline = max(counters.longest_inline, report.seconds or 0.0)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
-        if report.error is None or not report.refused:  # else it has not shown how long it takes
-            seconds = report.seconds
+        seconds = report.seconds
+        if seconds is not None and not report.refused:  # else it has not shown how long it takes
             if statement.many and len(statement.parameters) > FEW:
                 seconds *= FEW / len(statement.parameters)
             self._pool.pace.note(statement.sql, seconds)
