@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 
 from sqlalchemy import func, insert, select
 
+from .measure import settled
 from .peers.model import item
 from .peers.peer import NAME, prepare
 from .peers.sqlalchemy_async import OrmPeer, OursOrm, OursSession, RecipeOrm, StockOrm
@@ -58,10 +58,8 @@ async def _measure(peer: OrmPeer, setup: Setup) -> tuple[list[float], dict[str, 
     for _, operation in kinds.values():
         for i in range(3):
             await operation(i)
-    gc.collect()
-    gc.freeze()  # else one full collection of all the modules of all the peers is the longest stall
     done = dict.fromkeys(kinds, 0)
-    end = time.perf_counter() + max(0.2, SECONDS * setup.scale)
+    end = 0.0
 
     async def load(name: str, operation: Callable[[int], Awaitable[object]]) -> None:
         i = 0
@@ -78,11 +76,12 @@ async def _measure(peer: OrmPeer, setup: Setup) -> tuple[list[float], dict[str, 
             await asyncio.sleep(TICK)
             late.append(max(0.0, time.perf_counter() - began - TICK))
 
-    await asyncio.gather(
-        sample(),
-        *(load(name, each) for name, (number, each) in kinds.items() for _ in range(number)),
-    )
-    gc.unfreeze()
+    with settled():
+        end = time.perf_counter() + max(0.2, SECONDS * setup.scale)
+        await asyncio.gather(
+            sample(),
+            *(load(name, each) for name, (number, each) in kinds.items() for _ in range(number)),
+        )
     await peer.stop()
     return late, done
 

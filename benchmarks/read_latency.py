@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 
+from .measure import settled
 from .peers.drivers import AiosqliteLocked
 from .peers.peer import TaskPeer, prepare
 from .peers.sqlalchemy_async import OursOrm, OursSession, RecipeOrm, StockOrm
@@ -63,7 +64,8 @@ async def _measure(peer: TaskPeer, setup: Setup) -> tuple[list[float], list[floa
     await peer.start()
     reads = setup.scaled(READS)
     await _read(peer, WARM)
-    idle = await _read(peer, reads)
+    with settled():
+        idle = await _read(peer, reads)
     done, end = 0, False
 
     async def write() -> None:
@@ -75,9 +77,10 @@ async def _measure(peer: TaskPeer, setup: Setup) -> tuple[list[float], list[floa
 
     writers = [asyncio.create_task(write()) for _ in range(setup.tasks)]
     await asyncio.sleep(0.2)
-    before, began = done, time.perf_counter()
-    busy = await _read(peer, reads)
-    writes = (done - before) / (time.perf_counter() - began)
+    with settled():
+        before, began = done, time.perf_counter()
+        busy = await _read(peer, reads)
+        writes = (done - before) / (time.perf_counter() - began)
     end = True
     await asyncio.gather(*writers)
     await peer.stop()
