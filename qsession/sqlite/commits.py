@@ -69,10 +69,7 @@ class Commits:
 
     def free(self) -> None:
         """Nobody holds the ticket, and nobody waits for it."""
-        if self.group is None:
-            self.turn.idle()
-        else:
-            self.close_group()
+        self.close_group()
 
     def close_group(self, ticket: Ticket | None = None, leaving: bool = False) -> None:
         """Send the COMMIT of the group to the thread; ``ticket`` is kept until it is done.
@@ -119,16 +116,11 @@ class Commits:
             for member in group.members:
                 if member.wrote and member.error is None:
                     self.committed()
+            self.turn.done(group)  # the holder of the ticket may have a claim of its own
             if ticket is not None:
-                self.turn.done(group)  # the ticket's claim stays
                 self.give_back(ticket)
-            else:
-                self.queue.between(self._turn_done, group)
         finally:
             group.settle()
-
-    def _turn_done(self, group: Group) -> None:
-        self.turn.done(group, keep=self.queue.holder is not None)
 
     def _look_later(self, group: Group) -> None:
         asyncio.get_running_loop().call_later(SLOW, self._look_at_group, group)

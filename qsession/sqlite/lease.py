@@ -149,7 +149,7 @@ class WriterLease(Lease):
         if heir is None:
             self.give_back()
         else:
-            self._writer.turn.done(self.ticket, keep=True)
+            self._writer.turn.done(self.ticket)
             self._writer.queue.transfer(self.ticket, heir)
 
 

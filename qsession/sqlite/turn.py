@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from enum import Enum
 from typing import Any
@@ -18,9 +17,6 @@ from sqlalchemy.util import await_only
 
 from ..handoff import Serial, Waiter
 from .lockfiles import LockFiles, last_holder
-
-SLICE = 0.02
-"""Seconds that a process with a queue of its own may keep the turn for."""
 
 _turns: weakref.WeakSet[FileTurn] = weakref.WeakSet()
 
@@ -56,7 +52,6 @@ class FileTurn:
         self._claims: set[Any] = set()
         self._request: _Request | None = None
         self._coming = False
-        self._since = 0.0
         self._seen: Any = None
         self._serial = Serial()
         self._serve = self._serial.serve
@@ -96,17 +91,9 @@ class FileTurn:
         """One more who needs the turn that is held."""
         self._serve(self._claims.add, claimant)
 
-    def done(self, claimant: Any, keep: bool = False) -> None:
-        """Give up a claim; the last one gives the turn back.
-
-        ``keep``: somebody of this engine is about to claim it, so it is kept while its time lasts;
-        call :meth:`idle` if nobody comes after all.
-        """
-        self._serve(self._done, (claimant, keep))
-
-    def idle(self) -> None:
-        """Nobody of this engine waits: give it back, unless somebody still has a claim."""
-        self._serve(self._done, (None, False))
+    def done(self, claimant: Any) -> None:
+        """Give up a claim; the last one gives the turn back."""
+        self._serve(self._done, claimant)
 
     @property
     def waits(self) -> bool:
@@ -168,8 +155,7 @@ class FileTurn:
             self._unlock()
 
     def _grant(self, request: _Request) -> bool:
-        if not self.held:
-            self.held, self._since = True, time.monotonic()
+        self.held = True
         self._claims.add(request.claimant)
         request.state = _State.GRANTED
         if request.wake():
@@ -177,14 +163,10 @@ class FileTurn:
         self._claims.discard(request.claimant)
         return False
 
-    def _done(self, change: tuple[Any, bool]) -> None:
-        claimant, keep = change
+    def _done(self, claimant: Any) -> None:
         self._claims.discard(claimant)
-        if self._claims or not self.held:
-            return
-        if keep and time.monotonic() - self._since < SLICE:
-            return
-        self._unlock()
+        if self.held and not self._claims:
+            self._unlock()
 
     def _unlock(self) -> None:
         self.held = False
@@ -193,7 +175,7 @@ class FileTurn:
 
     def _leave(self, request: _Request) -> None:
         if request.state is _State.GRANTED:
-            self._done((request.claimant, False))
+            self._done(request.claimant)
         if self._request is request:
             self._request = None
         request.state = _State.LEFT

@@ -168,7 +168,7 @@ class Writer(Commits):
                     record.close()
         finally:
             self.counters.holds.observe(time.monotonic() - ticket.taken_at)
-            self.turn.done(ticket, keep=self.queue.waiting > 0)
+            self.turn.done(ticket)
             self.queue.release(ticket)
 
     def post(
