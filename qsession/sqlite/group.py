@@ -20,7 +20,7 @@ from .driver import DriverConnection
 from .log import Log, same_again
 from .pace import turns
 
-MAX_AGE = 0.005
+MAX_AGE = 0.02
 """Seconds after the first member has finished when a group closes at the latest."""
 SLOW = 0.002
 """Seconds after which a member that has not finished is taken out."""
