@@ -156,7 +156,13 @@ def _wakes(setup: Setup) -> list[float]:
 
 
 def rate(row: Row) -> float:
+    """What was acknowledged, in a second."""
     return float(row["operations"] / row["seconds"])
+
+
+def kept(row: Row) -> float:
+    """What was acknowledged and is in the file, in a second."""
+    return float((row["operations"] - row["lost"]) / row["seconds"])
 
 
 def report(rows: list[Row]) -> Report:
@@ -184,14 +190,16 @@ def report(rows: list[Row]) -> Report:
 
 
 def _table(disk: str, rows: list[Row]) -> Table:
-    table = Table(f"By number of processes, {disk}; Jain's index for fairness", ["", "commits/s"])
+    table = Table(
+        f"By number of processes, {disk}; Jain's index for fairness", ["", "commits/s", "kept/s"]
+    )
     table.head += ["errors", "lost", "p50 ms", "p99 ms", "longest ms", "processes", "tasks"]
     for peer, number in KINDS:
         mine = pick(rows, peer=peer, processes=number)
         table.rows.append(
             [
                 f"{peer}, {number}",
-                f"{median(map(rate, mine)):,.0f}",
+                *(f"{median(map(each, mine)):,.0f}" for each in (rate, kept)),
                 *(f"{sum(row[name] for row in mine):,}" for name in ("errors", "lost")),
                 *(
                     f"{median(row[name] for row in mine) * 1000:,.0f}"
@@ -224,4 +232,5 @@ def _goals(disk: str, rows: list[Row]) -> list[Goal]:
             at_least(f"{disk}: to {peer}", 5, ratio(ours, pick(rows, peer=peer), rate))
             for peer in (STOCK, RECIPE)
         ),
+        at_least(f"{disk}: to {STOCK}, kept", 5, ratio(ours, pick(rows, peer=STOCK), kept)),
     ]
