@@ -13,7 +13,7 @@ from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.sqlite import group, pace, running
-from qsession.sqlite.pace import BUDGET, SHORT, TEXTS, WEIGHT, Pace, Turn, Who
+from qsession.sqlite.pace import BUDGET, SHORT, STALLS, TEXTS, WEIGHT, Pace, Turn, Who
 
 HERE, THREAD = "loop", "thread"
 WRITE = "UPDATE items SET value = value + here('write')"
@@ -117,6 +117,49 @@ def test_texts_are_bounded():
     assert not times.inline("t2", reads=False)
     assert times.may_join("t0")
     assert not times.may_join("t1")
+
+
+LONG_WAIT = 3 * BUDGET
+
+
+def test_a_wait_is_forgiven():
+    """Once or twice it may have been for a busy machine; a run without starts the count anew."""
+    times = Pace(inline=True)
+    for _ in range(STALLS):
+        for _ in range(STALLS - 1):
+            times.note("t", 0.0, LONG_WAIT, here=True)
+        times.note("t", 0.0, 0.0, here=True)
+        assert times.inline("t", reads=True)
+
+
+def test_a_wait_again_and_again_is_its_own():
+    """It stays in the thread for as long as it waits there as well."""
+    times = Pace(inline=True)
+    for _ in range(STALLS):
+        assert times.inline("t", reads=True)
+        times.note("t", 0.0, LONG_WAIT, here=True)
+    for _ in range(100):
+        assert not times.inline("t", reads=True)
+        times.note("t", 0.0, LONG_WAIT)
+    while not times.inline("t", reads=True):
+        times.note("t", 0.0, 0.0)
+
+
+def test_waits_in_the_thread_alone_prove_nothing():
+    """There the interpreter lock is waited for beside every busy loop."""
+    times = Pace(inline=True)
+    for _ in range(100):
+        times.note("t", 0.0, LONG_WAIT)
+    assert times.inline("t", reads=True)
+
+
+def test_broken_off_is_no_time():
+    """What it had taken by then says nothing about the whole, which the thread tells."""
+    times = Pace(inline=True)
+    for _ in range(STALLS):
+        times.note_broken_off("t")
+        times.note("t", SHORT * 1.5, 2 * BUDGET)
+        assert not times.inline("t", reads=True)
 
 
 def test_off():

@@ -10,13 +10,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from cancelling import PATIENCE, Bench, Item, assert_free, eventually, rows
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import QSession, QueueTimeout, create_async_engine
@@ -30,6 +31,7 @@ WORKER = Path(__file__).parent / "storm" / "process_worker.py"
 
 HOLDER = """
 import sys
+import threading
 from qsession.sqlite import lockfiles, locking
 from qsession.sqlite.lockfiles import LockFiles
 lockfiles.system = getattr(locking, sys.argv[2])()
@@ -384,6 +386,54 @@ async def test_without_locks_writes_still_work(tmp_path, monkeypatch):
     assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(5,)]
     await bench.check()
     await bench.engine.dispose()
+
+
+def test_taken_now_while_another_thread_changes_it(tmp_path):
+    """The answer is no; a turn that is granted a moment later is given back: nobody has it."""
+    path = str(tmp_path / "app.db")
+    Path(path).touch()
+    turn = FileTurn()
+    turn.on(path, None)
+    inside, go = threading.Event(), threading.Event()
+
+    def change(_):
+        inside.set()
+        assert go.wait(PATIENCE)
+
+    other = threading.Thread(target=turn._serve, args=(change, None))
+    other.start()
+    assert inside.wait(PATIENCE)
+    assert not turn.take_now("claimant")
+    go.set()
+    other.join(PATIENCE)
+    assert not turn.held
+    assert not turn._claims
+    assert LockFiles(path).try_lock()
+
+
+async def test_those_who_cannot_join_a_group_end_the_turn_as_well(tmp_path):
+    """One group follows another at once; the engine that waits has its turn all the same."""
+    one, two = await Bench.ready(tmp_path / "app.db"), await Bench.ready(tmp_path / "app.db")
+    returning = text("UPDATE items SET value = value + 1 WHERE id = 1 RETURNING value, random()")
+    done, waited_for = 0, asyncio.Event()
+
+    async def write():
+        nonlocal done
+        while not waited_for.is_set() and done < 3_000:
+            async with one.engine.begin() as connection:
+                await connection.execute(returning)
+            done += 1
+
+    async def wait():
+        for _ in range(3):
+            await add(two)
+        waited_for.set()
+
+    await asyncio.gather(wait(), *(write() for _ in range(20)))
+    assert done < 3_000
+    for each in (one, two):
+        await each.check()
+        await each.engine.dispose()
 
 
 def test_forked_child_leaves_the_turn_alone(tmp_path):

@@ -88,7 +88,10 @@ class Checkpointer:
         if self._commits % LOOK_EVERY or not (self._path and self._limit):
             return
         if self._wal_size() > self._limit and self._running.acquire(blocking=False):
-            threading.Thread(target=self._run, name="qsession checkpoint", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name="qsession checkpoint", daemon=True).start()
+            except RuntimeError:  # no more threads: a later commit looks again
+                self._running.release()
 
     def _wal_size(self) -> int:
         try:

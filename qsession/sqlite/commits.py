@@ -61,7 +61,8 @@ class Commits:
         member = group.add(log, wrote)
         lease.ended = True
         settings = self._pool.settings
-        if group.closes(0 if self._disposed else self.queue.waiting, settings.group_size):
+        waiting = 0 if self._disposed else self.queue.waiting
+        if group.closes(waiting, settings.group_size, self.turn.age):
             self.close_group(lease.ticket)
         else:
             self.give_back(lease.ticket)
@@ -116,6 +117,11 @@ class Commits:
             for member in group.members:
                 if member.wrote and member.error is None:
                     self.committed()
+        finally:
+            self._pass_on(group, ticket)
+
+    def _pass_on(self, group: Group, ticket: Ticket | None) -> None:
+        try:
             self.turn.done(group)  # the holder of the ticket may have a claim of its own
             if ticket is not None:
                 self.give_back(ticket)

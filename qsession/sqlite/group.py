@@ -21,7 +21,7 @@ from .log import Log, same_again
 from .pace import turns
 
 MAX_AGE = 0.02
-"""Seconds after the first member has finished when a group closes at the latest."""
+"""Seconds after the turn to write to the file came when a group closes at the latest."""
 SLOW = 0.002
 """Seconds after which a member that has not finished is taken out."""
 JOIN = "SAVEPOINT qsession_member"
@@ -48,18 +48,19 @@ class Group:
     """Finished members, in the order they finished."""
 
     driver: DriverConnection
-    opened_at: float = field(default_factory=time.monotonic)
     members: list[Member] = field(default_factory=list)
     _waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = field(
         default_factory=dict
     )
     _settled: bool = False
 
-    def closes(self, waiting: int, size: int) -> bool:
-        """Whether it closes now that a member has finished: nobody follows, full, or old."""
-        return (
-            not waiting or len(self.members) >= size or time.monotonic() - self.opened_at >= MAX_AGE
-        )
+    def closes(self, waiting: int, size: int, age: float) -> bool:
+        """Whether it closes now that a member has finished: nobody follows, full, or old.
+
+        ``age``: seconds since the turn came. Groups that follow each other at once share one, and
+        other processes wait for its end.
+        """
+        return not waiting or len(self.members) >= size or age >= MAX_AGE
 
     def concerns(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a task of ``loop`` waits for it."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
 from .need import Need
-from .processor import mark, own_time
+from .processor import Spent, mark, spent
 
 if TYPE_CHECKING:
     from .cursor import StreamCursor
@@ -136,8 +136,8 @@ class Report:
     """The first entry whose replay saw something else."""
     changed: bool = False
     """Whether rows were changed before the error."""
-    seconds: float | None = None
-    """How long the statement took by itself; None if it was not reached."""
+    spent: Spent | None = None
+    """How long the statement took; None if it was not reached."""
 
     @property
     def refused(self) -> bool:
@@ -180,8 +180,8 @@ def run(
         changes = raw.total_changes
         started = mark()
         outcome = execute(raw, statement)
-        seconds = own_time(started)
-        return Report(outcome, in_transaction=raw.in_transaction, seconds=seconds)
+        took = spent(started)
+        return Report(outcome, in_transaction=raw.in_transaction, spent=took)
     except Exception as error:
         busy = sqlite_code(error) == SQLITE_BUSY
         if busy and raw.in_transaction and not began_before:
@@ -191,7 +191,7 @@ def run(
             in_transaction=raw.in_transaction,
             busy=busy,
             changed=raw.total_changes != changes,
-            seconds=None if started is None else own_time(started),
+            spent=None if started is None else spent(started),
         )
 
 

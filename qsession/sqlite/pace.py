@@ -27,8 +27,13 @@ STEPS = 2_000
 """Virtual machine instructions between two looks at the clock: 0.04 to 0.3 ms of them."""
 WEIGHT = 0.25
 """Of the latest time in the average."""
+STALLS = 3
+"""Times in a row that a text may keep the loop for longer than the budget by mere waiting."""
 TEXTS = 1_000
 
+_Times: TypeAlias = "tuple[float | None, int]"
+"""The average of a text, and how often in a row it was over the budget on the loop."""
+_UNKNOWN: _Times = None, 0
 _Line: TypeAlias = "deque[asyncio.Future[None]]"
 
 
@@ -46,14 +51,14 @@ class Pace:
 
     def __init__(self, inline: bool) -> None:
         self.enabled = inline
-        self._averages: OrderedDict[str, float] = OrderedDict()
+        self._times: OrderedDict[str, _Times] = OrderedDict()
         self._alone: OrderedDict[str, None] = OrderedDict()
 
     def inline(self, text: str, reads: bool) -> bool:
         """Whether a statement starts on the loop. One not seen before does if it only reads."""
         if not self.enabled:
             return False
-        average = self._averages.get(text)
+        average, _ = self._times.get(text, _UNKNOWN)
         return reads if average is None else average < SHORT
 
     def keep_alone(self, text: str) -> None:
@@ -70,16 +75,35 @@ class Pace:
     def may_join(self, text: str) -> bool:
         return text not in self._alone
 
-    def note(self, text: str, seconds: float) -> None:
-        """Learn how long a statement took. One long run sends a text to the thread."""
-        averages = self._averages
-        average = averages.pop(text, seconds)  # as in keep_alone
-        if seconds <= BUDGET:
-            averages[text] = average + WEIGHT * (seconds - average)
+    def note(self, text: str, own: float, wall: float = 0.0, here: bool = False) -> None:
+        """Learn how long a statement took, by itself and by the clock, and whether on the loop.
+
+        One long run sends a text to the thread. A wait that may be for a busy machine is forgiven,
+        but not again and again: then it is the text's own, until it runs without.
+        """
+        average, stalls = self._times.pop(text, _UNKNOWN)  # as in keep_alone
+        if wall <= BUDGET:
+            stalls = 0
+        elif here:
+            stalls += 1
+        seconds = own if stalls < STALLS else wall
+        if average is None:
+            average = seconds
+        elif seconds <= BUDGET:
+            average += WEIGHT * (seconds - average)
         else:
-            averages[text] = max(seconds, average)
-        if len(averages) > TEXTS:
-            averages.popitem(last=False)
+            average = max(seconds, average)
+        self._keep(text, average, stalls)
+
+    def note_broken_off(self, text: str) -> None:
+        """It was over its budget on the loop; how long it takes is learnt in the thread, next."""
+        average, stalls = self._times.pop(text, _UNKNOWN)
+        self._keep(text, average, stalls + 1)
+
+    def _keep(self, text: str, average: float | None, stalls: int) -> None:
+        self._times[text] = average, stalls
+        if len(self._times) > TEXTS:
+            self._times.popitem(last=False)
 
 
 class Budget:

@@ -216,6 +216,7 @@ class Place:
         """Pass on the ticket of a transaction that is :attr:`forsaken`."""
         if self._asked is ticket:  # handed over, but the loop was closed before it could be taken
             self._asked = None
+            self.writer.turn.done(ticket)
             self.writer.queue.release(ticket)
         elif isinstance(self.lease, WriterLease):
             self.abandon(

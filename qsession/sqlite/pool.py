@@ -32,7 +32,6 @@ from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace, Who, turns
-from .processor import let_loop_go_first
 from .writer import Writer
 
 
@@ -287,7 +286,6 @@ def _make_ready(raw: sqlite3.Connection, role: str) -> str:
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
     if role == "reader":
         raw.execute("PRAGMA query_only=ON")
-        let_loop_go_first()
     path = ""
     for _, name, file in raw.execute("PRAGMA database_list"):
         path = file if name == "main" else path

@@ -17,6 +17,7 @@ from .log import Entry, Outcome, Report, Statement, close_unclaimed, run
 from .need import Need
 from .pace import BUDGET, Who
 from .place import BUSY_RETRY, Place, State
+from .processor import Spent
 
 FEW = 20
 """Parameter sets of an executemany that may run on the loop at once."""
@@ -145,19 +146,28 @@ class Running(Place):
         if here:
             budget = BUDGET if only_reads else None
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
-            counters = self.writer.counters
-            counters.longest_inline = max(counters.longest_inline, report.seconds or 0.0)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
-        seconds = report.seconds
-        if seconds is not None and not report.refused:  # else it has not shown how long it takes
-            if statement.many and len(statement.parameters) > FEW:
-                seconds *= FEW / len(statement.parameters)
-            self._pool.pace.note(statement.sql, seconds)
+        if report.spent is not None and not report.refused:  # else it has not shown what it takes
+            self._learn(statement, report, report.spent, here)
         if begin is not None and report.in_transaction and report.diverged is None:
             self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)
         return report
+
+    def _learn(self, statement: Statement, report: Report, spent: Spent, here: bool) -> None:
+        """Take note of how long a statement took."""
+        pace, counters = self._pool.pace, self.writer.counters
+        own, wall = spent
+        if here:
+            counters.longest_inline = max(counters.longest_inline, wall)
+            if report.error is not None and _broken_off(report.error):
+                pace.note_broken_off(statement.sql)
+                return
+        if statement.many and len(statement.parameters) > FEW:
+            part = FEW / len(statement.parameters)
+            own, wall = own * part, wall * part
+        pace.note(statement.sql, own, wall, here)
 
     def _run_in_thread(
         self, lease: Lease, begin: str | None, entries: list[Entry], statement: Statement

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from enum import Enum
 from typing import Any
@@ -52,6 +53,7 @@ class FileTurn:
         self._claims: set[Any] = set()
         self._request: _Request | None = None
         self._coming = False
+        self._since = 0.0
         self._seen: Any = None
         self._serial = Serial()
         self._serve = self._serial.serve
@@ -83,9 +85,10 @@ class FileTurn:
         """The same without waiting."""
         request = _Request(claimant)
         self._serve(self._take, request)
-        if request.state is _State.WAITING:
-            self._serve(self._leave, request)
-        return request.state is _State.GRANTED
+        if request.state is _State.GRANTED:
+            return True
+        self._serve(self._leave, request)  # behind _take, which another thread may be about to run
+        return False
 
     def share(self, claimant: Any) -> None:
         """One more who needs the turn that is held."""
@@ -94,6 +97,11 @@ class FileTurn:
     def done(self, claimant: Any) -> None:
         """Give up a claim; the last one gives the turn back."""
         self._serve(self._done, claimant)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the turn that is held came."""
+        return time.monotonic() - self._since
 
     @property
     def waits(self) -> bool:
@@ -129,7 +137,12 @@ class FileTurn:
         request.state, self._request = _State.WAITING, request
         if not self._coming:
             self._coming = True
-            threading.Thread(target=self._block, name="qsession turn", daemon=True).start()
+            try:
+                threading.Thread(target=self._block, name="qsession turn", daemon=True).start()
+            except RuntimeError:  # no more threads
+                self._coming = False
+                self._leave(request)
+                raise
 
     def _lock_now(self) -> bool:
         if self._locks is not None:
@@ -155,7 +168,8 @@ class FileTurn:
             self._unlock()
 
     def _grant(self, request: _Request) -> bool:
-        self.held = True
+        if not self.held:
+            self.held, self._since = True, time.monotonic()
         self._claims.add(request.claimant)
         request.state = _State.GRANTED
         if request.wake():
