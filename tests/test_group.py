@@ -24,6 +24,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.sqlite import group
+from qsession.sqlite.turn import FileTurn
 
 
 @pytest.fixture
@@ -98,6 +99,16 @@ async def test_closes_when_it_is_old(bench, monkeypatch):
     sent = traced(bench)
     await together(bench, *(write(bench, run) for run in range(1, 4)))
     assert sent.count("COMMIT") == 4
+
+
+@pytest.mark.parametrize(("wanted", "commits"), [(True, 4), (False, 1)])
+async def test_closes_sooner_where_another_process_waits(bench, monkeypatch, wanted, commits):
+    """It keeps the turn on the file for less long when somebody else wants it."""
+    monkeypatch.setattr(group, "SHARED_AGE", 0.0)
+    monkeypatch.setattr(FileTurn, "wanted", lambda _: wanted)
+    sent = traced(bench)
+    await together(bench, *(write(bench, run) for run in range(1, 4)))
+    assert sent.count("COMMIT") == commits
 
 
 @pytest.mark.parametrize("cancelled", [0, 1])

@@ -62,7 +62,7 @@ class Commits:
         lease.ended = True
         settings = self._pool.settings
         waiting = 0 if self._disposed else self.queue.waiting
-        if group.closes(waiting, settings.group_size, self.turn.age):
+        if group.closes(waiting, settings.group_size, self.turn):
             self.close_group(lease.ticket)
         else:
             self.give_back(lease.ticket)

@@ -19,9 +19,12 @@ from ..errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
 from .driver import DriverConnection
 from .log import Log, same_again
 from .pace import turns
+from .turn import FileTurn
 
 MAX_AGE = 0.02
 """Seconds after the turn to write to the file came when a group closes at the latest."""
+SHARED_AGE = 0.01
+"""The same while another process, or engine, waits for the turn."""
 SLOW = 0.002
 """Seconds after which a member that has not finished is taken out."""
 JOIN = "SAVEPOINT qsession_member"
@@ -54,13 +57,14 @@ class Group:
     )
     _settled: bool = False
 
-    def closes(self, waiting: int, size: int, age: float) -> bool:
+    def closes(self, waiting: int, size: int, turn: FileTurn) -> bool:
         """Whether it closes now that a member has finished: nobody follows, full, or old.
 
-        ``age``: seconds since the turn came. Groups that follow each other at once share one, and
-        other processes wait for its end.
+        The age is the turn's: groups that follow each other at once share one.
         """
-        return not waiting or len(self.members) >= size or age >= MAX_AGE
+        if not waiting or len(self.members) >= size or turn.age >= MAX_AGE:
+            return True
+        return turn.age >= SHARED_AGE and turn.wanted()
 
     def concerns(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a task of ``loop`` waits for it."""
