@@ -31,7 +31,6 @@ WORKER = Path(__file__).parent / "storm" / "process_worker.py"
 
 HOLDER = """
 import sys
-import threading
 from qsession.sqlite import lockfiles, locking
 from qsession.sqlite.lockfiles import LockFiles
 lockfiles.system = getattr(locking, sys.argv[2])()

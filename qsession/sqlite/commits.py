@@ -68,10 +68,6 @@ class Commits:
             self.give_back(lease.ticket)
         return group, member
 
-    def free(self) -> None:
-        """Nobody holds the ticket, and nobody waits for it."""
-        self.close_group()
-
     def close_group(self, ticket: Ticket | None = None, leaving: bool = False) -> None:
         """Send the COMMIT of the group to the thread; ``ticket`` is kept until it is done.
 

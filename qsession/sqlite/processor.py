@@ -42,6 +42,7 @@ class Spent(NamedTuple):
 
 
 def mark() -> Mark:
+    """Now, for :func:`spent` in the same thread."""
     return time.perf_counter(), time.thread_time(), _blocks()
 
 

@@ -49,7 +49,7 @@ class Writer(Commits):
         self.watch: StallWatch = (
             StallWatch(self.queue, self.turn, pool.settings) if before is None else before.watch
         )
-        self.queue.on_free = self.free
+        self.queue.on_free = self.close_group
 
     def ask(self, transaction: Place, ticket: Ticket, nowait: bool) -> bool:
         """Wait for the ticket: True when it is held, False to go on with a snapshot instead.
