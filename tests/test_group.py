@@ -8,6 +8,7 @@ import pytest
 from cancelling import PATIENCE, Item, rows
 from grouping import (
     ADD,
+    AGES,
     COUNT,
     RAISE,
     Gate,
@@ -101,11 +102,12 @@ async def test_closes_when_it_is_old(bench, monkeypatch):
     assert sent.count("COMMIT") == 4
 
 
-@pytest.mark.parametrize(("wanted", "commits"), [(True, 4), (False, 1)])
-async def test_closes_sooner_where_another_process_waits(bench, monkeypatch, wanted, commits):
-    """It keeps the turn on the file for less long when somebody else wants it."""
-    monkeypatch.setattr(group, "SHARED_AGE", 0.0)
-    monkeypatch.setattr(FileTurn, "wanted", lambda _: wanted)
+@pytest.mark.parametrize(("longest", "commits"), [(AGES, 1), (0.0, 4)])
+async def test_lasts_longer_where_another_process_waits(bench, monkeypatch, longest, commits):
+    """Who is left behind when the turn on the file is given up waits for all the others."""
+    monkeypatch.setattr(group, "MAX_AGE", 0.0)
+    monkeypatch.setattr(group, "SHARED_AGE", longest)
+    monkeypatch.setattr(FileTurn, "wanted", lambda _: True)
     sent = traced(bench)
     await together(bench, *(write(bench, run) for run in range(1, 4)))
     assert sent.count("COMMIT") == commits

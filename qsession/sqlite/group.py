@@ -23,8 +23,8 @@ from .turn import FileTurn
 
 MAX_AGE = 0.02
 """Seconds after the turn to write to the file came when a group closes at the latest."""
-SHARED_AGE = 0.01
-"""The same while another process, or engine, waits for the turn."""
+SHARED_AGE = 0.1
+"""The same while another process, or engine, waits: those who were left would wait for a round."""
 SLOW = 0.002
 """Seconds after which a member that has not finished is taken out."""
 JOIN = "SAVEPOINT qsession_member"
@@ -62,9 +62,10 @@ class Group:
 
         The age is the turn's: groups that follow each other at once share one.
         """
-        if not waiting or len(self.members) >= size or turn.age >= MAX_AGE:
+        if not waiting or len(self.members) >= size:
             return True
-        return turn.age >= SHARED_AGE and turn.wanted()
+        age = turn.age
+        return age >= MAX_AGE and (age >= SHARED_AGE or not turn.wanted())
 
     def concerns(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a task of ``loop`` waits for it."""
