@@ -220,6 +220,28 @@ async def test_one_continues_in_a_turn_of_each_kind_in_turn(turn):
     assert not turn._scheduled
 
 
+@pytest.mark.parametrize("first", [Who.HOLDER, Who.MEMBER])
+async def test_who_comes_new_lets_a_writer_go_first(monkeypatch, first):
+    """Reads that never wait would else begin in every turn before those who have waited for it."""
+    monkeypatch.setattr(pace, "BUDGET", AGES)
+    turn = Turn(asyncio.get_running_loop())
+    assert not turn.is_full_for(Who.OTHER)
+    tasks, order = continuing(turn, [first, Who.OTHER])
+    await asyncio.sleep(0)
+    assert turn.is_full_for(Who.OTHER)
+    assert not turn.is_full_for(Who.HOLDER)
+    while order != [0]:
+        await asyncio.sleep(0)
+    assert not turn.is_full_for(Who.OTHER)  # nor does a read wait for other reads
+    await asyncio.gather(*tasks)
+
+
+async def test_a_turn_that_is_over_is_full_for_everybody(turn):
+    """The holder of the ticket waits for the next one as well."""
+    turn.begin()
+    assert all(map(turn.is_full_for, Who))
+
+
 async def test_cancelled_while_waiting_for_a_turn(turn):
     """Whoever is cancelled takes nobody's place, before and after being told."""
     tasks, order = continuing(turn, [Who.OTHER] * 5)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.util import greenlet_spawn
 
-from qsession.sqlite.prediction import READ_ONLY_RUNS, TEXTS, Prediction
+from qsession import create_async_engine
+from qsession.sqlite.prediction import READ_ONLY_RUNS, TEXTS, Prediction, call_site
+
+READ = text("SELECT value FROM items")
+WRITE = text("UPDATE items SET value = value + 1")
 
 
 def test_a_text_is_a_writer_until_it_has_proved_otherwise() -> None:
@@ -41,8 +51,33 @@ def test_the_table_is_bounded_and_forgets_the_least_used() -> None:
             prediction.note("SELECT kept", wrote=False)
     assert len(prediction) == TEXTS
     assert not prediction.writes("SELECT kept")
-    prediction.note("SELECT of a writer", wrote=True)
+    prediction.note("SELECT of a writer", wrote=True, site=1)
     assert len(prediction) == TEXTS
+
+
+def test_a_place_that_only_reads_is_told_from_one_that_writes() -> None:
+    """Where a text begins both, what counts is what it did at the same place."""
+    prediction = Prediction()
+    assert not prediction.is_mixed("SELECT a")
+    prediction.note("SELECT a", wrote=False)
+    assert prediction.is_mixed("SELECT a")
+    for _ in range(READ_ONLY_RUNS):
+        assert prediction.writes("SELECT a", 1)
+        prediction.note("SELECT a", wrote=False, site=1)
+        prediction.note("SELECT a", wrote=True, site=2)
+    assert not prediction.writes("SELECT a", 1)
+    assert prediction.writes("SELECT a", 2)
+    assert prediction.writes("SELECT a")
+    prediction.note("SELECT a", wrote=True, site=1)
+    assert prediction.writes("SELECT a", 1)
+
+
+def test_what_only_writes_is_not_mixed() -> None:
+    """It takes no place in the table, and its callers are not looked at."""
+    prediction = Prediction()
+    prediction.note("SELECT a", wrote=True)
+    assert not prediction.is_mixed("SELECT a")
+    assert len(prediction) == 0
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans())))
@@ -67,3 +102,55 @@ def test_what_a_reader_refused_is_remembered() -> None:
     assert prediction.is_refused("DELETE 0")
     assert prediction.is_refused("DELETE new")
     assert not prediction.is_refused("DELETE 1")
+
+
+async def test_a_call_site_is_told_by_all_its_callers() -> None:
+    """The line that runs the statement, and the lines that lead there; and the text."""
+
+    async def site(of: str = "SELECT a") -> int:
+        return await greenlet_spawn(call_site, of)
+
+    async def through() -> int:
+        return await site()
+
+    found = {await site(), await site(), await through(), await through(), await site("SELECT b")}
+    assert len(found) == 5
+    assert len({await site() for _ in range(3)}) == 1
+    assert len({await through() for _ in range(3)}) == 1
+    assert call_site("outside of every greenlet") == call_site("outside of every greenlet")
+
+
+@pytest.mark.parametrize("by", ["session", "connection"])
+async def test_who_only_reads_does_not_wait_for_those_who_begin_alike(tmp_path, by) -> None:
+    """One function reads, another reads the same and then writes: only that one waits."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}", stall_after=3600)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE items (value INTEGER)"))
+        await connection.execute(text("INSERT INTO items VALUES (0)"))
+
+    def begin():
+        return AsyncSession(engine) if by == "session" else engine.connect()
+
+    async def look() -> int:
+        async with begin() as doing:
+            return (await doing.execute(READ)).scalar_one()
+
+    async def change() -> int:
+        async with begin() as doing:
+            value = (await doing.execute(READ)).scalar_one()
+            await doing.execute(WRITE)
+            await doing.commit()
+            return value
+
+    for _ in range(READ_ONLY_RUNS + 1):
+        await asyncio.create_task(look())
+        await asyncio.create_task(change())
+    async with begin() as holder:
+        await holder.execute(WRITE)
+        changes = [asyncio.create_task(change()) for _ in range(3)]
+        assert await asyncio.wait_for(asyncio.create_task(look()), 10) == READ_ONLY_RUNS + 1
+        assert engine.stats().waiting == 3
+        await holder.commit()
+    assert sorted(await asyncio.gather(*changes)) == [READ_ONLY_RUNS + n for n in (2, 3, 4)]
+    assert engine.stats().conflicts == 0
+    await engine.dispose()

@@ -236,7 +236,7 @@ class Ending(Attachment):
     def _note(self) -> None:
         """Learn from this transaction what the next one of its kind will do."""
         if self.first is not None and self._access == "auto" and self.failure is None:
-            self.writer.prediction.note(self.first, self.wrote)
+            self.writer.prediction.note(self.first, self.wrote, self.site)
         if self._limit is not None:
             self._stop_limit()
 

@@ -148,6 +148,15 @@ class Turn:
         """Whether the next statement is for a later turn."""
         return self._began is not None and time.perf_counter() - self._began > BUDGET
 
+    def is_full_for(self, who: Who) -> bool:
+        """Whether a statement of ``who`` is for a later turn: this one is over, or others go first.
+
+        Many wait for a holder, and members had waited already. Reads that never wait would take
+        the whole of each turn from them.
+        """
+        first = self._waiting[: Who.OTHER] if who >= Who.OTHER else ()
+        return self.over or any(first)
+
     @property
     def crowded(self) -> bool:
         """Whether even a new connection is for a later turn: many tasks have begun in this one."""

@@ -56,7 +56,8 @@ class Place:
         "__weakref__", "_access", "_asked", "_by_hand", "_limit", "_pool", "_snapshot", "_task",
         "activity", "autocommit", "began", "busy", "connection", "failure", "first",
         "has_settings", "last_statement", "lease", "log", "loop", "may_read_instead", "pinned",
-        "priority", "reading_since", "settings", "state", "turn", "unsure", "writer", "wrote",
+        "priority", "reading_since", "settings", "site", "state", "turn", "unsure",
+        "writer", "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -95,6 +96,8 @@ class Place:
         """What it has read in a group that it left, and what may never become durable."""
         self.failure: Exception | None = None
         self.first: str | None = None
+        self.site: int | None = None
+        """Where in the application it began, if :attr:`first` alone does not tell what follows."""
         self._access: Access | None = None
         self._by_hand: str | None = None
         """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
@@ -145,7 +148,7 @@ class Place:
         """End in a conflict; the error to raise."""
         self.writer.counters.conflicts += 1
         if self.first is not None:
-            self.writer.prediction.note(self.first, wrote=True)
+            self.writer.prediction.note(self.first, True, self.site)
         conflict = ConflictError(
             f"What this transaction had read was changed by another one before it wrote: {reason}. "
             "Nothing of it was written. Roll back and run it again (qsession.run does), or take "

@@ -12,6 +12,7 @@ from .ending import Ending
 from .log import Outcome, Statement, digest
 from .need import Need
 from .place import State
+from .prediction import call_site
 
 if TYPE_CHECKING:
     from .driver import DriverConnection
@@ -102,7 +103,7 @@ class Transaction(Ending):
     def _attach_writer_in_turn(self, statement: Statement) -> None:
         """Who has to wait for the ticket need not wait for a turn of the loop as well."""
         if self.holds() or self.writer.queue.holder is None:
-            self.enter_turn()
+            self.enter_turn(will_hold=True)
         self.attach_writer(statement)
 
     def _place(self, need: Need) -> State:
@@ -115,7 +116,10 @@ class Transaction(Ending):
         if self._access == "write" or self.state is State.SUSPENDED:
             return State.HOLDING
         assert self.first is not None
-        return State.HOLDING if self.writer.prediction.writes(self.first) else State.READING
+        prediction = self.writer.prediction
+        if self.site is None and prediction.is_mixed(self.first):
+            self.site = call_site(self.first)
+        return State.HOLDING if prediction.writes(self.first, self.site) else State.READING
 
     def _refuse_to_write(self, statement: Statement) -> None:
         if self._access == "read":
