@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from cancelling import PATIENCE, Item, rows
@@ -100,6 +101,24 @@ async def test_closes_when_it_is_old(bench, monkeypatch):
     sent = traced(bench)
     await together(bench, *(write(bench, run) for run in range(1, 4)))
     assert sent.count("COMMIT") == 4
+
+
+@pytest.mark.parametrize(
+    ("age", "groups", "wanted", "closes"),
+    [
+        (0.0, 1, True, False),
+        (group.MAX_AGE, 1, False, True),
+        (group.MAX_AGE, 1, True, False),
+        (group.MAX_AGE, 2, True, True),
+        (group.SHARED_AGE, 1, True, True),
+    ],
+)
+def test_age_of_a_group(age, groups, wanted, closes):
+    """Those that follow each other in one turn get no more time for being waited for."""
+    turn = SimpleNamespace(age=age, groups=groups, wanted=lambda: wanted)
+    one = group.Group(driver=None)
+    assert one.closes(waiting=1, size=64, turn=turn) == closes
+    assert one.closes(waiting=0, size=64, turn=turn)
 
 
 @pytest.mark.parametrize(("longest", "commits"), [(AGES, 1), (0.0, 4)])

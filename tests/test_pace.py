@@ -221,25 +221,35 @@ async def test_one_continues_in_a_turn_of_each_kind_in_turn(turn):
 
 
 @pytest.mark.parametrize("first", [Who.HOLDER, Who.MEMBER])
-async def test_who_comes_new_lets_a_writer_go_first(monkeypatch, first):
+async def test_a_turn_is_spoken_for_while_a_writer_waits_for_it(monkeypatch, first):
     """Reads that never wait would else begin in every turn before those who have waited for it."""
     monkeypatch.setattr(pace, "BUDGET", AGES)
     turn = Turn(asyncio.get_running_loop())
-    assert not turn.is_full_for(Who.OTHER)
-    tasks, order = continuing(turn, [first, Who.OTHER])
+    tasks, order = continuing(turn, [Who.OTHER, Who.OTHER, first, Who.OTHER])
+    assert not turn.spoken_for
     await asyncio.sleep(0)
-    assert turn.is_full_for(Who.OTHER)
-    assert not turn.is_full_for(Who.HOLDER)
-    while order != [0]:
+    assert turn.spoken_for
+    while 2 not in order:
         await asyncio.sleep(0)
-    assert not turn.is_full_for(Who.OTHER)  # nor does a read wait for other reads
+    assert len(order) < len(tasks)
+    assert not turn.spoken_for  # by those who read
     await asyncio.gather(*tasks)
 
 
-async def test_a_turn_that_is_over_is_full_for_everybody(turn):
-    """The holder of the ticket waits for the next one as well."""
-    turn.begin()
-    assert all(map(turn.is_full_for, Who))
+@pytest.mark.parametrize(("others", "served"), [(40, [3] * 3 + [2] * 8 + [1] * 15), (0, [1] * 40)])
+async def test_a_long_line_of_readers_is_served_faster(turn, others, served):
+    """One more for each 16 in line, up to three, while members wait, too; those one by one."""
+    tasks, order = continuing(turn, [Who.OTHER] * 40 + [Who.MEMBER] * others)
+    readers, members = [], []
+    while len(order) < len(tasks):
+        before = len(order)
+        await asyncio.sleep(0)
+        new = order[before:]
+        assert all(each < 40 for each in new) or all(each >= 40 for each in new)
+        if new:
+            (readers if new[0] < 40 else members).append(len(new))
+    assert readers == served
+    assert members == [1] * others
 
 
 async def test_cancelled_while_waiting_for_a_turn(turn):

@@ -51,16 +51,16 @@ def test_the_table_is_bounded_and_forgets_the_least_used() -> None:
             prediction.note("SELECT kept", wrote=False)
     assert len(prediction) == TEXTS
     assert not prediction.writes("SELECT kept")
-    prediction.note("SELECT of a writer", wrote=True, site=1)
+    prediction.note("SELECT of a writer", wrote=True)
     assert len(prediction) == TEXTS
 
 
 def test_a_place_that_only_reads_is_told_from_one_that_writes() -> None:
     """Where a text begins both, what counts is what it did at the same place."""
     prediction = Prediction()
-    assert not prediction.is_mixed("SELECT a")
+    assert not prediction.knows("SELECT a")
     prediction.note("SELECT a", wrote=False)
-    assert prediction.is_mixed("SELECT a")
+    assert prediction.knows("SELECT a")
     for _ in range(READ_ONLY_RUNS):
         assert prediction.writes("SELECT a", 1)
         prediction.note("SELECT a", wrote=False, site=1)
@@ -68,15 +68,51 @@ def test_a_place_that_only_reads_is_told_from_one_that_writes() -> None:
     assert not prediction.writes("SELECT a", 1)
     assert prediction.writes("SELECT a", 2)
     assert prediction.writes("SELECT a")
+
+
+def test_a_place_that_has_written_is_a_reader_by_its_text_only() -> None:
+    """One that writes now and then, beside others that do, would meet a conflict each time."""
+    prediction = Prediction()
     prediction.note("SELECT a", wrote=True, site=1)
-    assert prediction.writes("SELECT a", 1)
+    for _ in range(READ_ONLY_RUNS):
+        assert prediction.writes("SELECT a", 1)
+        prediction.note("SELECT a", wrote=False, site=1)
+    assert not prediction.writes("SELECT a", 1)
+    prediction.note("SELECT a", wrote=True, site=2)
+    for _ in range(3 * READ_ONLY_RUNS):
+        prediction.note("SELECT a", wrote=False, site=1)
+        prediction.note("SELECT a", wrote=True, site=2)
+        assert prediction.writes("SELECT a", 1)
 
 
-def test_what_only_writes_is_not_mixed() -> None:
+def test_a_place_that_writes_is_not_a_reader_by_its_text() -> None:
+    """However often the text only reads at other places."""
+    prediction = Prediction()
+    for _ in range(READ_ONLY_RUNS):
+        prediction.note("SELECT a", wrote=False, site=1)
+    assert not prediction.writes("SELECT a", 2)
+    prediction.note("SELECT a", wrote=True, site=2)
+    for _ in range(READ_ONLY_RUNS):
+        prediction.note("SELECT a", wrote=False, site=1)
+    assert not prediction.writes("SELECT a", 1)
+    assert prediction.writes("SELECT a", 2)
+    assert not prediction.writes("SELECT a", 3)
+
+
+def test_the_table_of_places_is_bounded() -> None:
+    """It has as many as that of the texts, and takes no room from it."""
+    prediction = Prediction()
+    for n in range(3 * TEXTS):
+        prediction.note("SELECT a", wrote=n % 2 == 0, site=n)
+    assert len(prediction._sites) == TEXTS
+    assert len(prediction) == 1
+
+
+def test_what_only_writes_is_not_known() -> None:
     """It takes no place in the table, and its callers are not looked at."""
     prediction = Prediction()
     prediction.note("SELECT a", wrote=True)
-    assert not prediction.is_mixed("SELECT a")
+    assert not prediction.knows("SELECT a")
     assert len(prediction) == 0
 
 

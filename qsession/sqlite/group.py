@@ -24,7 +24,10 @@ from .turn import FileTurn
 MAX_AGE = 0.02
 """Seconds after the turn to write to the file came when a group closes at the latest."""
 SHARED_AGE = 0.1
-"""The same while another process, or engine, waits: those who were left would wait for a round."""
+"""The same for the first group of a turn while another process, or engine, waits for it.
+
+Whoever is left behind then waits until all of those had their turn.
+"""
 SLOW = 0.002
 """Seconds after which a member that has not finished is taken out."""
 JOIN = "SAVEPOINT qsession_member"
@@ -62,10 +65,10 @@ class Group:
 
         The age is the turn's: groups that follow each other at once share one.
         """
-        if not waiting or len(self.members) >= size:
-            return True
         age = turn.age
-        return age >= MAX_AGE and (age >= SHARED_AGE or not turn.wanted())
+        if not waiting or len(self.members) >= size or age >= SHARED_AGE:
+            return True
+        return age >= MAX_AGE and (turn.groups > 1 or not turn.wanted())
 
     def concerns(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a task of ``loop`` waits for it."""

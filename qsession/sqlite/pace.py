@@ -27,6 +27,11 @@ STEPS = 2_000
 """Virtual machine instructions between two looks at the clock: 0.04 to 0.3 ms of them."""
 WEIGHT = 0.25
 """Of the latest time in the average."""
+LONG = 16
+"""So many in line behind the one who reads for each one more that goes on in its turn, up to three.
+
+Only while no other reader may begin: without writers, readers begin until the turn is over.
+"""
 STALLS = 3
 """Times in a row that a text may keep the loop for longer than the budget by mere waiting."""
 TEXTS = 1_000
@@ -38,7 +43,7 @@ _Line: TypeAlias = "deque[asyncio.Future[None]]"
 
 
 class Who(IntEnum):
-    """Who waits for a later turn of the loop. Each turn lets one go on, of each kind in turn."""
+    """Who waits for a later turn of the loop. Each turn lets one kind go on, each in turn."""
 
     HOLDER = 0  # has a write ticket, so others wait for it
     MEMBER = 1  # of a group whose COMMIT is done; many at once
@@ -148,14 +153,14 @@ class Turn:
         """Whether the next statement is for a later turn."""
         return self._began is not None and time.perf_counter() - self._began > BUDGET
 
-    def is_full_for(self, who: Who) -> bool:
-        """Whether a statement of ``who`` is for a later turn: this one is over, or others go first.
+    @property
+    def spoken_for(self) -> bool:
+        """Whether a writer waits for the next turn, so that a reader that begins is for later.
 
-        Many wait for a holder, and members had waited already. Reads that never wait would take
+        Many wait for a holder, and members have waited already. Reads that never wait would take
         the whole of each turn from them.
         """
-        first = self._waiting[: Who.OTHER] if who >= Who.OTHER else ()
-        return self.over or any(first)
+        return any(self._waiting[: Who.OTHER])
 
     @property
     def crowded(self) -> bool:
@@ -186,7 +191,11 @@ class Turn:
         self._scheduled = False
         for _ in Who:
             self._order.rotate(-1)
-            if _let_go(self._order[-1]):
+            line = self._order[-1]
+            if _let_go(line):
+                if line is self._waiting[Who.OTHER] and self.spoken_for:
+                    for _ in range(min(len(line) // LONG, 2)):
+                        _let_go(line)
                 break
         if any(self._waiting):
             self._schedule()

@@ -8,67 +8,88 @@ ConflictError, never correctness.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TypeVar
 
 from greenlet import getcurrent
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 READ_ONLY_RUNS = 16
-"""So many transactions in a row that began in one way and wrote nothing make it a reader's."""
+"""So many transactions in a row that began with a text and wrote nothing make it a reader."""
 TEXTS = 1_000
-"""Texts and call sites that are remembered; the one not used for longest is forgotten first."""
+"""Texts that are remembered, and call sites; the one not used for longest is forgotten first."""
 FRAMES = 16
 """Callers that tell one call site from another, from the innermost on."""
 
 
 class Prediction:
-    """How often in a row each text, and each call site, has begun one that wrote nothing."""
+    """How often in a row each text, and each call site, has begun one that wrote nothing.
+
+    A call site that has written counts up from below zero, and stays at zero.
+    """
 
     def __init__(self) -> None:
-        self._runs: OrderedDict[str | int, int] = OrderedDict()
+        self._runs: OrderedDict[str, int] = OrderedDict()
+        self._sites: OrderedDict[int, int] = OrderedDict()
         self._refused: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._runs)
 
-    def is_mixed(self, text: str) -> bool:
-        """Whether ``text`` has begun readers, and may as well begin a writer."""
-        return self._runs.get(text, READ_ONLY_RUNS) < READ_ONLY_RUNS
+    def knows(self, text: str) -> bool:
+        """Whether ``text`` has begun a reader, so that its call sites are of interest."""
+        return text in self._runs
 
     def writes(self, text: str, site: int | None = None) -> bool:
-        """Whether a transaction that begins with ``text``, at ``site``, is taken for a writer."""
-        runs = self._runs
-        return runs.get(text, 0) < READ_ONLY_RUNS and (
-            site is None or runs.get(site, 0) < READ_ONLY_RUNS
-        )
+        """Whether a transaction that begins with ``text``, at ``site``, is taken for a writer.
+
+        It is not where the site has never written, and read 16 times; nor by the text, unless the
+        site has written and not read 16 times since.
+        """
+        here = 0 if site is None else self._sites.get(site, 0)
+        by_text = self._runs.get(text, 0) >= READ_ONLY_RUNS
+        return not (here >= READ_ONLY_RUNS or (by_text and here >= 0))
 
     def note(self, text: str, wrote: bool, site: int | None = None) -> None:
         """Remember what a transaction that began with ``text``, at ``site``, has done."""
-        self._note(text, wrote)
-        if site is not None:
-            self._note(site, wrote)
-
-    def _note(self, beginning: str | int, wrote: bool) -> None:
-        runs = self._runs
-        count = runs.pop(beginning, None)  # other threads may be here: each step stands by itself
-        if wrote and count is None:
+        count = self._runs.pop(text, None)  # other threads may be here: each step stands by itself
+        if not wrote:
+            _keep(self._runs, text, min((count or 0) + 1, READ_ONLY_RUNS))
+        elif count is not None:
+            _keep(self._runs, text, 0)
+        if site is None:
             return
-        runs[beginning] = 0 if wrote else min((count or 0) + 1, READ_ONLY_RUNS)
-        if len(runs) > TEXTS:
-            runs.popitem(last=False)
+        here = self._sites.pop(site, None)
+        if wrote:
+            _keep(self._sites, site, -READ_ONLY_RUNS)
+        elif here != 0:
+            _keep(self._sites, site, min((here or 0) + 1, READ_ONLY_RUNS))
+        else:
+            _keep(self._sites, site, 0)
 
     def note_refused(self, text: str) -> None:
         """Remember a text that a reader refused, because it writes."""
         self._refused.pop(text, None)  # as in note
-        self._refused[text] = None
-        if len(self._refused) > TEXTS:
-            self._refused.popitem(last=False)
+        _keep(self._refused, text, None)
 
     def is_refused(self, text: str) -> bool:
         """Whether a reader would only refuse this text once more."""
         return text in self._refused
 
 
+def _keep(table: OrderedDict[K, V], key: K, value: V) -> None:
+    """Put it in as the one used last."""
+    table[key] = value
+    if len(table) > TEXTS:
+        table.popitem(last=False)
+
+
 def call_site(text: str) -> int:
-    """A key for ``text`` and the coroutines that wait for it, line by line. In a greenlet."""
+    """A key for ``text`` and the lines at which coroutines wait for it. In a greenlet.
+
+    What runs in the greenlet itself, as in ``run_sync``, is not looked at.
+    """
     parent = getcurrent().parent
     frame = None if parent is None else parent.gr_frame
     seen: list[str | int] = [text]

@@ -89,13 +89,15 @@ class Running(Place):
                 raise self.lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
 
-    def enter_turn(self, will_hold: bool = False) -> None:
-        """Wait for a later turn of the loop if this one is full, before anything is attached."""
+    def enter_turn(self, begins: bool = False) -> None:
+        """Wait for a later turn of the loop if this one is over, or spoken for.
+
+        ``begins``: it is a reader that begins, and has nothing attached yet.
+        """
         turn, lease = self.turn, self.lease
         assert turn is not None
-        who = Who.HOLDER if will_hold or self.holds() else Who.OTHER
-        if turn.is_full_for(who):
-            await_only(turn.later(who))
+        if turn.over or (begins and turn.spoken_for):
+            await_only(turn.later(Who.HOLDER if self.holds() else Who.OTHER))
             if lease is not None and lease.ended:
                 raise self.failure or QSessionError(
                     f"The transaction was ended elsewhere before {self.last_statement!r} could run."

@@ -89,7 +89,7 @@ class Transaction(Ending):
         begins = self.began or bool(self.log.entries) or not statement.need.runs_outside
         while True:
             if self._place(statement.need) is State.READING:
-                self.enter_turn()
+                self.enter_turn(begins=self.lease is None)
                 self.attach_reader()
             else:
                 self._refuse_to_write(statement)
@@ -103,7 +103,7 @@ class Transaction(Ending):
     def _attach_writer_in_turn(self, statement: Statement) -> None:
         """Who has to wait for the ticket need not wait for a turn of the loop as well."""
         if self.holds() or self.writer.queue.holder is None:
-            self.enter_turn(will_hold=True)
+            self.enter_turn()
         self.attach_writer(statement)
 
     def _place(self, need: Need) -> State:
@@ -117,7 +117,7 @@ class Transaction(Ending):
             return State.HOLDING
         assert self.first is not None
         prediction = self.writer.prediction
-        if self.site is None and prediction.is_mixed(self.first):
+        if self.site is None and prediction.knows(self.first):
             self.site = call_site(self.first)
         return State.HOLDING if prediction.writes(self.first, self.site) else State.READING
 
@@ -146,7 +146,7 @@ class Transaction(Ending):
         prediction = self.writer.prediction
         reads = statement.need.may_only_read and not self.has_settings
         if (reads and not prediction.is_refused(statement.sql)) or self._access == "read":
-            self.enter_turn()
+            self.enter_turn(begins=True)
             self.attach_reader()
             report = self.run(statement, begins=False)
             if not report.refused:

@@ -48,6 +48,8 @@ class FileTurn:
 
     def __init__(self) -> None:
         self.held = False
+        self.groups = 0
+        """How many groups were begun in the turn that is held."""
         self._file: Any = None
         self._locks: LockFiles | None = None
         self._claims: set[Any] = set()
@@ -90,9 +92,9 @@ class FileTurn:
         self._serve(self._leave, request)  # behind _take, which another thread may be about to run
         return False
 
-    def share(self, claimant: Any) -> None:
-        """One more who needs the turn that is held."""
-        self._serve(self._claims.add, claimant)
+    def share(self, group: Any) -> None:
+        """A group is begun, and needs the turn that is held as well."""
+        self._serve(self._share, group)
 
     def done(self, claimant: Any) -> None:
         """Give up a claim; the last one gives the turn back."""
@@ -169,13 +171,17 @@ class FileTurn:
 
     def _grant(self, request: _Request) -> bool:
         if not self.held:
-            self.held, self._since = True, time.monotonic()
+            self.held, self.groups, self._since = True, 0, time.monotonic()
         self._claims.add(request.claimant)
         request.state = _State.GRANTED
         if request.wake():
             return True
         self._claims.discard(request.claimant)
         return False
+
+    def _share(self, group: Any) -> None:
+        self.groups += 1
+        self._claims.add(group)
 
     def _done(self, claimant: Any) -> None:
         self._claims.discard(claimant)
