@@ -108,7 +108,7 @@ class Stats:
     longest_inline: float
     """Seconds of the longest statement that ran on an event loop."""
     predicted: int
-    """How many texts and call sites the table of the access prediction knows."""
+    """How many texts the table of the access prediction knows."""
     waits: Histogram
     holds: Histogram
     size: int = 0
