@@ -221,18 +221,34 @@ async def test_one_continues_in_a_turn_of_each_kind_in_turn(turn):
 
 
 @pytest.mark.parametrize("first", [Who.HOLDER, Who.MEMBER])
-async def test_a_turn_is_spoken_for_while_a_writer_waits_for_it(monkeypatch, first):
-    """Reads that never wait would else begin in every turn before those who have waited for it."""
+async def test_a_turn_is_spoken_for_while_a_writer_waits(monkeypatch, first):
+    """One reader may begin in it. More would take each turn from those who have waited for one."""
     monkeypatch.setattr(pace, "BUDGET", AGES)
     turn = Turn(asyncio.get_running_loop())
     tasks, order = continuing(turn, [Who.OTHER, Who.OTHER, first, Who.OTHER])
-    assert not turn.spoken_for
     await asyncio.sleep(0)
+    turn.begin()
+    assert not turn.spoken_for  # no reader has begun yet
+    turn.begin(reader=True)
     assert turn.spoken_for
     while 2 not in order:
         await asyncio.sleep(0)
     assert len(order) < len(tasks)
+    turn.begin(reader=True)
     assert not turn.spoken_for  # by those who read
+    await asyncio.gather(*tasks)
+
+
+async def test_the_next_turn_may_have_a_reader(turn):
+    """However long the line of writers is."""
+    tasks, order = continuing(turn, [Who.MEMBER] * 3)
+    await asyncio.sleep(0)
+    turn.begin(reader=True)
+    assert turn.spoken_for
+    while turn.mark is not None:
+        await asyncio.sleep(0)
+    assert len(order) < len(tasks) - 1
+    assert not turn.spoken_for
     await asyncio.gather(*tasks)
 
 

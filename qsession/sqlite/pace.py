@@ -30,7 +30,7 @@ WEIGHT = 0.25
 LONG = 16
 """So many in line behind the one who reads for each one more that goes on in its turn, up to three.
 
-Only while no other reader may begin: without writers, readers begin until the turn is over.
+Only while writers wait, too: without them, readers begin until the turn is over.
 """
 STALLS = 3
 """Times in a row that a text may keep the loop for longer than the budget by mere waiting."""
@@ -137,12 +137,13 @@ class Turn:
         self.mark: object | None = None
         """Something of this turn alone, once it has begun; None before."""
         self._began: float | None = None
-        self._scheduled = False
+        self._scheduled = self._has_reader = False
         self._waiting: tuple[_Line, ...] = tuple(deque() for _ in Who)
         self._order = deque(self._waiting)
 
-    def begin(self) -> None:
-        """A statement begins on the loop."""
+    def begin(self, reader: bool = False) -> None:
+        """A statement begins on the loop; ``reader``: of a reader that begins with it."""
+        self._has_reader = self._has_reader or reader
         if self._began is None:
             self._began = time.perf_counter()
             self.mark = object()
@@ -155,11 +156,15 @@ class Turn:
 
     @property
     def spoken_for(self) -> bool:
-        """Whether a writer waits for the next turn, so that a reader that begins is for later.
+        """Whether one more reader is for a later turn: one has begun, and a writer waits.
 
         Many wait for a holder, and members have waited already. Reads that never wait would take
         the whole of each turn from them.
         """
+        return self._has_reader and self._writers_wait
+
+    @property
+    def _writers_wait(self) -> bool:
         return any(self._waiting[: Who.OTHER])
 
     @property
@@ -188,12 +193,12 @@ class Turn:
 
     def _turned(self) -> None:
         self._began = self.mark = None
-        self._scheduled = False
+        self._scheduled = self._has_reader = False
         for _ in Who:
             self._order.rotate(-1)
             line = self._order[-1]
             if _let_go(line):
-                if line is self._waiting[Who.OTHER] and self.spoken_for:
+                if line is self._waiting[Who.OTHER] and self._writers_wait:
                     for _ in range(min(len(line) // LONG, 2)):
                         _let_go(line)
                 break

@@ -102,7 +102,7 @@ class Running(Place):
                 raise self.failure or QSessionError(
                     f"The transaction was ended elsewhere before {self.last_statement!r} could run."
                 )
-        turn.begin()
+        turn.begin(reader=begins)
 
     def _check_file(self, driver: DriverConnection) -> None:
         """Look whether the file is still there, once in a turn of the loop.
