@@ -13,7 +13,8 @@ from sqlalchemy import event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.sqlite import group, pace, running
-from qsession.sqlite.pace import BUDGET, SHORT, STALLS, TEXTS, WEIGHT, Pace, Turn, Who
+from qsession.sqlite.pace import BUDGET, SHORT, STALLS, WEIGHT, Pace, Turn, Who
+from qsession.sqlite.recent import TEXTS
 
 HERE, THREAD = "loop", "thread"
 WRITE = "UPDATE items SET value = value + here('write')"

@@ -16,6 +16,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from . import shutdown
+from .recent import keep
 
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""
@@ -34,7 +35,6 @@ Only while writers wait, too: without them, readers begin until the turn is over
 """
 STALLS = 3
 """Times in a row that a text may keep the loop for longer than the budget by mere waiting."""
-TEXTS = 1_000
 
 _Times: TypeAlias = "tuple[float | None, int]"
 """The average of a text, and how often in a row it was over the budget on the loop."""
@@ -72,10 +72,7 @@ class Pace:
         A default made by SQLite (a random key, the time of day) would come out different when a
         member of a group is replayed, so such statements join none.
         """
-        self._alone.pop(text, None)  # another thread may be here too: each step stands by itself
-        self._alone[text] = None
-        if len(self._alone) > TEXTS:
-            self._alone.popitem(last=False)
+        keep(self._alone, text, None)
 
     def may_join(self, text: str) -> bool:
         return text not in self._alone
@@ -86,7 +83,7 @@ class Pace:
         One long run sends a text to the thread. A wait that may be for a busy machine is forgiven,
         but not again and again: then it is the text's own, until it runs without.
         """
-        average, stalls = self._times.pop(text, _UNKNOWN)  # as in keep_alone
+        average, stalls = self._times.get(text, _UNKNOWN)
         if wall <= BUDGET:
             stalls = 0
         elif here:
@@ -98,17 +95,12 @@ class Pace:
             average += WEIGHT * (seconds - average)
         else:
             average = max(seconds, average)
-        self._keep(text, average, stalls)
+        keep(self._times, text, (average, stalls))
 
     def note_broken_off(self, text: str) -> None:
         """It was over its budget on the loop; how long it takes is learnt in the thread, next."""
-        average, stalls = self._times.pop(text, _UNKNOWN)
-        self._keep(text, average, stalls + 1)
-
-    def _keep(self, text: str, average: float | None, stalls: int) -> None:
-        self._times[text] = average, stalls
-        if len(self._times) > TEXTS:
-            self._times.popitem(last=False)
+        average, stalls = self._times.get(text, _UNKNOWN)
+        keep(self._times, text, (average, stalls + 1))
 
 
 class Budget:

@@ -97,7 +97,7 @@ class Place:
         self.failure: Exception | None = None
         self.first: str | None = None
         self.site: int | None = None
-        """Where in the application it began, if :attr:`first` alone does not tell what follows."""
+        """Where in the application it began, if :attr:`first` is known to have begun readers."""
         self._access: Access | None = None
         self._by_hand: str | None = None
         """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""

@@ -8,17 +8,13 @@ ConflictError, never correctness.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TypeVar
 
 from greenlet import getcurrent
 
-K = TypeVar("K")
-V = TypeVar("V")
+from .recent import keep
 
 READ_ONLY_RUNS = 16
 """So many transactions in a row that began with a text and wrote nothing make it a reader."""
-TEXTS = 1_000
-"""Texts that are remembered, and call sites; the one not used for longest is forgotten first."""
 FRAMES = 16
 """Callers that tell one call site from another, from the innermost on."""
 
@@ -53,36 +49,28 @@ class Prediction:
 
     def note(self, text: str, wrote: bool, site: int | None = None) -> None:
         """Remember what a transaction that began with ``text``, at ``site``, has done."""
-        count = self._runs.pop(text, None)  # other threads may be here: each step stands by itself
+        runs = self._runs.get(text)
         if not wrote:
-            _keep(self._runs, text, min((count or 0) + 1, READ_ONLY_RUNS))
-        elif count is not None:
-            _keep(self._runs, text, 0)
+            keep(self._runs, text, min((runs or 0) + 1, READ_ONLY_RUNS))
+        elif runs is not None:
+            keep(self._runs, text, 0)
         if site is None:
             return
-        here = self._sites.pop(site, None)
+        here = self._sites.get(site)
         if wrote:
-            _keep(self._sites, site, -READ_ONLY_RUNS)
+            keep(self._sites, site, -READ_ONLY_RUNS)
         elif here != 0:
-            _keep(self._sites, site, min((here or 0) + 1, READ_ONLY_RUNS))
+            keep(self._sites, site, min((here or 0) + 1, READ_ONLY_RUNS))
         else:
-            _keep(self._sites, site, 0)
+            keep(self._sites, site, 0)
 
     def note_refused(self, text: str) -> None:
         """Remember a text that a reader refused, because it writes."""
-        self._refused.pop(text, None)  # as in note
-        _keep(self._refused, text, None)
+        keep(self._refused, text, None)
 
     def is_refused(self, text: str) -> bool:
         """Whether a reader would only refuse this text once more."""
         return text in self._refused
-
-
-def _keep(table: OrderedDict[K, V], key: K, value: V) -> None:
-    """Put it in as the one used last."""
-    table[key] = value
-    if len(table) > TEXTS:
-        table.popitem(last=False)
 
 
 def call_site(text: str) -> int:

@@ -1,0 +1,23 @@
+"""Recent: tables of what was used lately, with a bound."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+TEXTS = 1_000
+"""Statement texts, or call sites, that a table remembers."""
+
+
+def keep(table: OrderedDict[K, V], key: K, value: V) -> None:
+    """Put it in as the one used last; past the bound, the one not used for longest is forgotten.
+
+    Another thread may be here too: each step stands by itself.
+    """
+    table.pop(key, None)
+    table[key] = value
+    if len(table) > TEXTS:
+        table.popitem(last=False)
