@@ -10,7 +10,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -201,17 +201,20 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-async def to_end(future: asyncio.Future[T]) -> T:
-    """Wait for a future through any cancellation, which is raised afterwards."""
+async def to_end(work: Awaitable[T]) -> T:
+    """Wait for a future through any cancellation, which is raised afterwards.
+
+    A coroutine runs in a task of its own. It is made here and not by the caller, who may be in a
+    greenlet of SQLAlchemy's: an eager task (Python 3.12) would begin in that greenlet, and what it
+    awaits later would be lost.
+    """
+    future = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
-            await asyncio.shield(future)
+            await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
-        except BaseException:
-            if not future.done():  # else it is the function's own error, raised below
-                raise
     if cancelled is not None:
         if not future.cancelled():
             future.exception()  # it has been seen

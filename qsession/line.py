@@ -17,11 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncMappingResult, AsyncResult, AsyncScalarR
 from sqlalchemy.util import await_only
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _C = TypeVar("_C", bound=type)
-_T = TypeVar("_T")
 _Task = asyncio.Task[Any]
 
 
@@ -120,30 +119,6 @@ def in_turn_from_greenlet(operation: _F) -> _F:
             line.hand_over()
 
     return cast("_F", queued)
-
-
-async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Do `work` in a task of its own and return only when it is done.
-
-    Cancellation: waits for the end of `work` all the same, then raises.
-    """
-    task = asyncio.ensure_future(work)
-    cancelled = await _wait(task)
-    while not task.done():
-        cancelled = await _wait(task) or cancelled
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # seen; the cancellation is what the caller has to hear of
-        raise cancelled
-    return task.result()
-
-
-async def _wait(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
-    try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError as error:
-        return error
-    return None
 
 
 _FETCHES = (

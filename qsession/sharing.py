@@ -19,8 +19,9 @@ from sqlalchemy.util import greenlet_spawn
 
 from qsession.config import Access, Isolation
 from qsession.errors import UncommittedChangesWarning
+from qsession.handoff import to_end
 from qsession.inner import InnerSession, inner_class
-from qsession.line import Line, SharedResult, in_turn, to_the_end
+from qsession.line import Line, SharedResult, in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -185,7 +186,7 @@ class QSession(AsyncSession):
         try:
             lost = await self._end(closing, clean)
         except asyncio.CancelledError:
-            await to_the_end(self._end(closing, clean))
+            await to_end(self._end(closing, clean))
             raise
         if clean and lost:
             warnings.warn(

@@ -24,8 +24,7 @@ from qsession import retry
 from qsession.config import Settings
 from qsession.engine import QueuedAsyncEngine, create_async_engine
 from qsession.errors import QueueTimeout
-from qsession.handoff import Waiter
-from qsession.line import to_the_end
+from qsession.handoff import Waiter, to_end
 from qsession.pool_api.connection import PoolConnection
 from qsession.pool_api.statements import Statements, Take
 
@@ -123,7 +122,7 @@ class AsyncConnectionPool(Statements):
         if connection not in self._acquired:
             return
         try:
-            await to_the_end(connection._close())
+            await to_end(connection._close())
         finally:
             self._acquired.pop(connection, None)
             if not self._acquired:
@@ -221,9 +220,9 @@ class AsyncConnectionPool(Statements):
             if self._acquired:
                 await given_back
         except BaseException:
-            await to_the_end(self.terminate())
+            await to_end(self.terminate())
             raise
-        await to_the_end(self._dispose())
+        await to_end(self._dispose())
 
     async def terminate(self) -> None:
         """Close all connections, those that are in use as well: what is open is rolled back."""

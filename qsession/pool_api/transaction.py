@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.util import greenlet_spawn
 
-from qsession.line import to_the_end
+from qsession.handoff import to_end
 
 if TYPE_CHECKING:
     from qsession.pool_api.connection import PoolConnection
@@ -72,11 +72,11 @@ class Transaction:
 
         Cancelled: the COMMIT runs to its end, then the cancellation is raised.
         """
-        await to_the_end(self._end(commit=True))
+        await to_end(self._end(commit=True))
 
     async def rollback(self) -> None:
         """Roll back. Cancelled: runs to its end, then the cancellation is raised."""
-        await to_the_end(self._end(commit=False))
+        await to_end(self._end(commit=False))
 
     async def __aenter__(self) -> PoolConnection:
         await self.start()

@@ -59,15 +59,14 @@ def _cut(connection: Any) -> None:
         return
     socket = transport.get_extra_info("socket")
     if socket is not None:
-        with suppress(OSError):
+        with suppress(OSError, TypeError):  # uvloop's is not one, and was closed with its loop
             socket.shutdown(2)
     with suppress(RuntimeError):
         transport.abort()  # says that it is closing, then fails to tell its loop
-    # What the loop would have called. Without it the file is closed by the garbage collector,
-    # with a ResourceWarning.
-    lost = getattr(transport, "_call_connection_lost", None)
-    if lost is not None:
-        with suppress(Exception):
-            lost(None)
+    # What the loop would have called. Without it the file, or the driver's connection, is closed
+    # by the garbage collector, with a ResourceWarning.
+    with suppress(Exception):
+        lost = getattr(transport, "_call_connection_lost", None)
+        (lost or transport.get_protocol().connection_lost)(None)
     if writer is not None:
         driver.close()

@@ -150,7 +150,8 @@ class ServerPool(AsyncAdaptedQueuePool):
         loop = asyncio.get_running_loop()
         self._loops[id(connection)] = loop
         if not self._is_filling and self.open_connections < self.settings.min_size:
-            self._filling = loop.create_task(greenlet_spawn(self._fill))
+            # An eager task would begin in this greenlet, and what it awaits would be lost.
+            self._filling = asyncio.Task(greenlet_spawn(self._fill), loop=loop)
             self._filling.add_done_callback(self._filled)
         return connection
 

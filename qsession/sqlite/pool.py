@@ -249,7 +249,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         The pool can be used again, as it is when a cancelled ``engine.dispose()`` keeps it.
         """
         if in_greenlet():
-            await_only(to_end(asyncio.ensure_future(greenlet_spawn(self._dispose))))
+            await_only(to_end(greenlet_spawn(self._dispose)))
         else:
             self._dispose()
 

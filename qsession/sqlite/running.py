@@ -43,8 +43,7 @@ class Running(Place):
         whole = Outcome(rowcount=0)
         done = 0
         while True:
-            if done:
-                self.enter_turn()
+            self.enter_turn(spent=not done)  # SQLAlchemy made all the parameters ready in this one
             part = self._slice(statement, done)
             report = self._run(part, begins=True)
             if report.outcome is None:
@@ -89,14 +88,14 @@ class Running(Place):
                 raise self.lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
 
-    def enter_turn(self, begins: bool = False) -> None:
-        """Wait for a later turn of the loop if this one is over, or spoken for.
+    def enter_turn(self, begins: bool = False, spent: bool = False) -> None:
+        """Wait for a later turn of the loop if this one is over, or spoken for, or ``spent``.
 
         ``begins``: it is a reader that begins, and has nothing attached yet.
         """
         turn, lease = self.turn, self.lease
         assert turn is not None
-        if turn.over or (begins and turn.spoken_for):
+        if spent or turn.over or (begins and turn.spoken_for):
             await_only(turn.later(Who.HOLDER if self.holds() else Who.OTHER))
             if lease is not None and lease.ended:
                 raise self.failure or QSessionError(

@@ -191,7 +191,7 @@ async def batches(
             await connection.invalidate()  # to close the cursor would be to fetch all the rest
         raise
     finally:
-        await to_end(asyncio.ensure_future(result.close()))
+        await to_end(result.close())
 
 
 def _bytes(rows: Sequence[Any]) -> int:

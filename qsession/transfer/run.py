@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from sqlalchemy import URL, ForeignKeyConstraint, MetaData
@@ -161,7 +160,7 @@ class _Run:
         making = self.target.run_sync(create, declared, missing, dialect == "postgresql")
         if dialect in ("mysql", "mariadb"):
             self.traces.tables += missing
-            completing = await to_end(asyncio.ensure_future(making))
+            completing = await to_end(making)
         else:
             completing = await making
         return {table.key for table in missing}, completing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +51,7 @@ async def open_target(url: URL, traces: Traces) -> AsyncIterator[AsyncConnection
                 await connection.execution_options(qsession_access="write")
             yield connection
     finally:
-        await to_end(asyncio.ensure_future(_clean(engine, traces)))
+        await to_end(_clean(engine, traces))
 
 
 async def _clean(engine: AsyncEngine, traces: Traces) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 from typing import Any
 
@@ -80,6 +81,43 @@ def test_two_loops_at_once(engine: QueuedAsyncEngine) -> None:
     assert failures == []
     asyncio.run(engine.dispose())
     gc.collect()
+
+
+# uvloop says that the connections of the first loop are open when it ends, which is the point.
+@pytest.mark.filterwarnings("ignore:unclosed resource:ResourceWarning")
+def test_loops_of_uvloop(engine: QueuedAsyncEngine) -> None:
+    """Its sockets are not those of the standard library, and end with their loop."""
+    uvloop = pytest.importorskip("uvloop")
+    maker = SessionMaker(bind=engine)
+
+    def run(work: Any) -> None:
+        loop = uvloop.new_event_loop()
+        try:
+            loop.run_until_complete(work)
+        finally:
+            loop.close()
+
+    for _ in range(3):
+        run(use(maker))
+    run(engine.dispose())
+    gc.collect()
+    assert engine.stats().size == 0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks before 3.12")
+async def test_eager_tasks(engine: QueuedAsyncEngine) -> None:
+    """A task that begins where it is made, inside of a greenlet, is not lost there."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    maker = SessionMaker(bind=engine)
+    async with maker() as s:
+        assert await s.scalar(select(1)) == 1  # on a server, another connection is opened for later
+    await use(maker)
+    async with maker() as s:
+        both = await asyncio.gather(s.scalar(select(1)), s.scalar(select(2)))
+        assert both == [1, 2]
+    await engine.dispose()
+    gc.collect()  # it would find what nobody awaited
+    assert engine.stats().size == 0
 
 
 @pytest.mark.servers
