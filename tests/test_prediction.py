@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 from hypothesis import given
@@ -154,7 +155,19 @@ async def test_a_call_site_is_told_by_all_its_callers() -> None:
     assert len(found) == 5
     assert len({await site() for _ in range(3)}) == 1
     assert len({await through() for _ in range(3)}) == 1
-    assert call_site("outside of every greenlet") == call_site("outside of every greenlet")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks before 3.12")
+async def test_who_made_an_eager_task_is_not_its_call_site() -> None:
+    """It begins beneath the line that makes it, which is not one that waits for it."""
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+    async def site() -> int:
+        return await greenlet_spawn(call_site, "SELECT a")
+
+    here = await asyncio.create_task(site())
+    there = await asyncio.create_task(site())
+    assert here == there
 
 
 @pytest.mark.parametrize("by", ["session", "connection"])

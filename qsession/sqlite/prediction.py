@@ -7,6 +7,7 @@ ConflictError, never correctness.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 
 from greenlet import getcurrent
@@ -74,14 +75,17 @@ class Prediction:
 
 
 def call_site(text: str) -> int:
-    """A key for ``text`` and the lines at which coroutines wait for it. In a greenlet.
+    """A key for ``text`` and the lines at which coroutines of this task wait for it. In a greenlet.
 
-    What runs in the greenlet itself, as in ``run_sync``, is not looked at.
+    What runs in the greenlet itself, as in ``run_sync``, is not looked at; nor is who runs the
+    task, which for an eager one is whoever made it.
     """
     parent = getcurrent().parent
     frame = None if parent is None else parent.gr_frame
+    task = asyncio.current_task()
+    outermost = None if task is None else getattr(task.get_coro(), "cr_frame", None)
     seen: list[str | int] = [text]
     while frame is not None and len(seen) <= 2 * FRAMES:
         seen += id(frame.f_code), frame.f_lasti
-        frame = frame.f_back
+        frame = None if frame is outermost else frame.f_back
     return hash(tuple(seen))
