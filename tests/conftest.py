@@ -1,7 +1,9 @@
-"""Fixtures that several test files use."""
+"""Fixtures that several test files use. QSESSION_TEST_LOOP=uvloop runs all on its event loop."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ from engines import Make
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from qsession import create_async_engine
+
+if os.environ.get("QSESSION_TEST_LOOP") == "uvloop":
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 @pytest.fixture

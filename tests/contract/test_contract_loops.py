@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 import threading
 from typing import Any
@@ -120,6 +121,10 @@ async def test_eager_tasks(engine: QueuedAsyncEngine) -> None:
     assert engine.stats().size == 0
 
 
+@pytest.mark.skipif(
+    os.environ.get("QSESSION_TEST_LOOP") == "uvloop",
+    reason="a loop of uvloop closes its connections itself when it ends",
+)
 @pytest.mark.servers
 async def test_the_server_lets_go_of_a_closed_loop(make: Any, database: Database) -> None:
     """What a closed loop had open is gone on the server when the engine is used again."""
