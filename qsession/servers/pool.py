@@ -19,6 +19,7 @@ from ..errors import QueueFull, QueueTimeout
 from ..handoff import running_loop
 from ..stats import Counters, HistogramRecorder, Stats
 from .loops import Abandoned
+from .mutex import serve_all_loops
 from .opening import Opening
 
 
@@ -49,6 +50,7 @@ class ServerPool(AsyncAdaptedQueuePool):
 
     def __init__(self, creator: Any, settings: Settings | None = None, **kw: Any) -> None:
         super().__init__(creator, **kw)
+        serve_all_loops(self)
         self.settings = settings or Settings()
         if 0 < self.size() < self.settings.min_size:
             raise ArgumentError(

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from contract_tables import Counter, Database
-from sqlalchemy import select
+from sqlalchemy import event, select
+from sqlalchemy.util import await_only
 
 from qsession import QueuedAsyncEngine, create_async_engine
+from qsession.servers.pool import ServerPool
 from qsession.session import SessionMaker
 
 
@@ -80,6 +82,53 @@ def test_two_loops_at_once(engine: QueuedAsyncEngine) -> None:
         each.join(60)
         assert not each.is_alive()
     assert failures == []
+    asyncio.run(engine.dispose())
+    gc.collect()
+
+
+@pytest.mark.servers
+def test_first_connections_in_two_loops_at_once(url: str) -> None:
+    """The "connect" listeners run for one of them first; the task of the other loop waits."""
+    engine = create_async_engine(url, max_size=2)
+    loops: list[asyncio.AbstractEventLoop] = []
+    opened = threading.Barrier(2, timeout=60)
+    listened = []
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def opens(*_: object) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connects(*_: object) -> None:
+        listened.append(asyncio.get_running_loop())
+        if len(listened) == 1:
+            await_only(the_other_waits(listened[0]))
+
+    async def the_other_waits(mine: asyncio.AbstractEventLoop) -> None:
+        """It has its connection, and has then gone on to where it waits."""
+        pool = engine.pool
+        assert isinstance(pool, ServerPool)
+        while len(set(pool._loops.values())) < 2:
+            await asyncio.sleep(0.001)
+        other = next(each for each in loops if each is not mine)
+        seen = asyncio.Event()
+        other.call_soon_threadsafe(mine.call_soon_threadsafe, seen.set)
+        await seen.wait()
+
+    async def select_one() -> None:
+        opened.wait()
+        async with engine.connect() as connection:
+            assert await connection.scalar(select(1)) == 1
+
+    threads = [
+        threading.Thread(target=lambda: asyncio.run(select_one(), debug=True)) for _ in range(2)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+        assert not each.is_alive()
+    assert len(set(listened)) == 2
     asyncio.run(engine.dispose())
     gc.collect()
 
