@@ -12,6 +12,22 @@ from sqlalchemy.exc import ArgumentError
 Access = Literal["read", "write", "auto"]
 Durability = Literal["full", "normal"]
 Isolation = Literal["SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED"]
+ACCESSES = get_args(Access)
+ISOLATIONS = get_args(Isolation)
+
+
+def check_access(name: str, value: Any) -> Access:
+    """``value`` if it is an access mode; else :class:`ArgumentError`, which calls it ``name``."""
+    if value not in ACCESSES:
+        raise ArgumentError(f"{name}={value!r}: give one of 'read', 'write', 'auto'")
+    return value  # type: ignore[no-any-return]
+
+
+def check_priority(name: str, value: Any) -> int:
+    """``value`` if it can be compared with other priorities; else :class:`ArgumentError`."""
+    if not isinstance(value, int):
+        raise ArgumentError(f"{name}={value!r}: give a whole number; lower goes first")
+    return value
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ def _one_or_more_or_off(value: Any) -> int | None:
 
 _TIME = "a number of seconds, 0 or more"
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "access": _one_of(*get_args(Access)),
+    "access": _one_of(*ACCESSES),
     "durability": _one_of(*get_args(Durability)),
     "queue_timeout": _seconds,
     "max_waiting": _count_or_off,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import (
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.ext.asyncio.session import _AsyncSessionContextManager
 from sqlalchemy.util import greenlet_spawn
 
-from qsession.config import Access, Isolation
+from qsession.config import ISOLATIONS, Access, Isolation, check_access, check_priority
 from qsession.errors import UncommittedChangesWarning
 from qsession.handoff import to_end
 from qsession.inner import InnerSession, inner_class
@@ -109,14 +109,12 @@ class QSession(AsyncSession):
         isolation: Isolation | None = None,
         **kw: Any,
     ) -> None:
-        if access not in get_args(Access):
-            raise exc.ArgumentError(f"access={access!r}: give one of 'read', 'write', 'auto'")
-        if isolation is not None and isolation not in get_args(Isolation):
+        if isolation is not None and isolation not in ISOLATIONS:
             raise exc.ArgumentError(
-                f"isolation={isolation!r}: give one of {', '.join(map(repr, get_args(Isolation)))}"
+                f"isolation={isolation!r}: give one of {', '.join(map(repr, ISOLATIONS))}"
             )
-        self.access: Access = access
-        self.priority = priority
+        self.access: Access = check_access("access", access)
+        self.priority = check_priority("priority", priority)
         self.isolation: Isolation | None = isolation
         mode = (access, priority, isolation)
         self.line = Line()

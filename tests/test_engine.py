@@ -83,6 +83,12 @@ def test_settings_are_checked_at_creation(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_driver_that_is_not_for_asyncio_is_refused(tmp_path: Path) -> None:
+    """As SQLAlchemy refuses it, not as a pool that does not fit."""
+    with pytest.raises(InvalidRequestError, match="requires an async driver"):
+        create_async_engine(f"sqlite+pysqlite:///{tmp_path / 'a.db'}")
+
+
 def test_an_unknown_keyword_is_refused(tmp_path: Path) -> None:
     """A keyword that nobody knows is SQLAlchemy's usual error."""
     with pytest.raises(TypeError, match=r"Invalid argument\(s\) 'nonsense'"):

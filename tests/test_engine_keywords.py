@@ -12,6 +12,7 @@ import aiosqlite
 import pytest
 from engines import Make, metadata, notes, works
 from sqlalchemy import Column, Date, MetaData, Table, select, text
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
 
@@ -142,3 +143,26 @@ async def test_async_creator(make: Make, tmp_path: Path) -> None:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(notes.insert(), {"id": 2})
         assert len((await connection.execute(select(notes.c.id))).all()) == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"qsession_access": "raed"},
+        {"qsession_access": None},
+        {"qsession_priority": "high"},
+        {"qsession_priority": None},
+    ],
+)
+async def test_wrong_options(make: Make, option: dict[str, Any]) -> None:
+    """They are refused where they are used: a wrong priority would stop the queue for all."""
+    engine = make()
+    (name,) = option
+    for isolation in ("SERIALIZABLE", "AUTOCOMMIT"):
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level=isolation, **option)
+            with pytest.raises(ArgumentError, match=f"{name}={option[name]!r}"):
+                await connection.execute(text("SELECT 1"))
+            await connection.execution_options(qsession_access="read", qsession_priority=0)
+            assert await connection.scalar(text("SELECT 1")) == 1
+    await works(engine)

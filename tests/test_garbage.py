@@ -6,7 +6,16 @@ import asyncio
 import gc
 
 import pytest
-from cancelling import ENDLESS, READ, Bench, Item, collected, rows
+from cancelling import (
+    ENDLESS,
+    READ,
+    Bench,
+    Item,
+    collected,
+    connection_threads,
+    eventually,
+    rows,
+)
 from sqlalchemy import exc, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -164,3 +173,19 @@ async def test_collector_runs_at_any_moment(bench):
     with pytest.warns(exc.SAWarning, match=GARBAGE):
         await work_and_collect()
     assert rows(bench.path, "SELECT DISTINCT value FROM items") == [(27,)]
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted before being closed:ResourceWarning")
+async def test_engine_dropped(tmp_path):
+    """One that nobody disposes of gives back its files and threads when it is collected."""
+
+    async def use():
+        bench = await Bench.ready(tmp_path / "dropped.db")
+        async with bench.engine.connect() as connection:
+            await connection.execute(READ)
+        return connection_threads()
+
+    threads = await use()
+    gc.collect()
+    assert len(threads) == 2
+    await eventually(lambda: not threads & connection_threads())

@@ -415,6 +415,9 @@ async def test_the_access_mode_travels_with_the_bind(engine):
     assert maker().bind is maker().bind
     with pytest.raises(exc.ArgumentError, match="access='both'"):
         maker(access="both")
+    for priority in ("high", None, 0.5):
+        with pytest.raises(exc.ArgumentError, match=f"priority={priority!r}"):
+            maker(priority=priority)
 
 
 # The end of a block

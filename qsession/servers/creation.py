@@ -20,11 +20,16 @@ def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:
     explicit = "queue_timeout" in kw or "queue_timeout" in url.query
     settings, url = take_settings(url, kw, NAMES)
     kw = pool_size(settings.max_size, kw)
+    ours: dict[str, Any] = {}
     if "pool" not in kw and "poolclass" not in kw:
-        kw.update(poolclass=ServerPool, settings=settings)
-        if explicit:
-            kw.setdefault("pool_timeout", settings.queue_timeout)
-    engine = create_async_engine(url, **kw)
+        ours.update(poolclass=ServerPool, settings=settings)
+        if explicit and "pool_timeout" not in kw:
+            ours["pool_timeout"] = settings.queue_timeout
+    try:
+        engine = create_async_engine(url, **kw, **ours)
+    except ArgumentError:
+        create_async_engine(url, **kw)  # says it if the driver is not an asyncio one
+        raise
     listen(engine.sync_engine)
     if settings.access == "read":
         engine.sync_engine.update_execution_options(qsession_access="read")

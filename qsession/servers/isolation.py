@@ -11,6 +11,8 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from ..config import check_access
+
 ISOLATION = "qsession_isolation"
 ACCESS = "qsession_access"
 
@@ -40,6 +42,8 @@ def tell_connection(connection: Connection, options: dict[str, Any]) -> None:
 
 def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {}
+    if ACCESS in options:
+        check_access(ACCESS, options[ACCESS])
     if is_mysql(dialect):
         return told
     if ISOLATION in options and "isolation_level" not in options:

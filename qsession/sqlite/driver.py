@@ -170,7 +170,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
                 done()
             return
         self._jobs.append(None)
-        connection._tx.put_nowait((None, partial(self._run_posted, function, args, done)))
+        posted = partial(self._run_posted, function, args, done)
+        connection._tx.put_nowait((None, partial(_run_once, [posted])))
 
     def job_begins(self, job: _Job) -> bool:
         """Whether the thread is to run a function; from now on it can be interrupted."""
@@ -277,8 +278,17 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def _send(self, function: Callable[[], Any]) -> _Job:
         job = _Job(function, self)
         self._jobs.append(None)
-        self._connection._tx.put_nowait((None, job))
+        self._connection._tx.put_nowait((None, partial(_run_once, [job])))
         return job
+
+
+def _run_once(box: list[Callable[[], None]]) -> None:
+    """Run what is in the box, in the thread, which refers to its last function until the next.
+
+    Nothing may be left in there: rows, or this connection, which would never be closed if nobody
+    disposes of the engine.
+    """
+    box.pop()()
 
 
 def _open(connection: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.util import await_only
 
 from .. import errors
+from ..config import check_access, check_priority
 from .ending import Ending
 from .log import Outcome, Statement, digest
 from .need import Need
@@ -83,9 +84,8 @@ class Transaction(Ending):
 
     def _execute(self, statement: Statement, options: Any) -> Outcome:
         if self.first is None:
+            self._take_options(options)
             self.first = statement.sql
-            self._access = self._access or options.get("qsession_access", self.settings.access)
-            self.priority = options.get("qsession_priority", 0)
         begins = self.began or bool(self.log.entries) or not statement.need.runs_outside
         while True:
             if self._place(statement.need) is State.READING:
@@ -139,8 +139,10 @@ class Transaction(Ending):
         return outcome
 
     def _take_options(self, options: Any) -> None:
-        self._access = options.get("qsession_access", self.settings.access)
-        self.priority = options.get("qsession_priority", 0)
+        if self._access is None:
+            access = options.get("qsession_access", self.settings.access)
+            self._access = check_access("qsession_access", access)
+        self.priority = check_priority("qsession_priority", options.get("qsession_priority", 0))
 
     def _run_alone(self, statement: Statement, options: Any) -> Outcome:
         prediction = self.writer.prediction
