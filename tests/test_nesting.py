@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import ConflictError, NestedWriteError
+from qsession.sqlite.prediction import READ_ONLY_RUNS
 
 NEVER = 3600.0
 ADD = update(Item).values(value=Item.value + 1)
@@ -75,6 +76,24 @@ async def test_outer_has_read_what_the_inner_one_writes(benches):
         with pytest.raises(ConflictError):
             await outer.commit()
     assert rows(one.path, "SELECT value FROM items WHERE id = 1") == [(1,)]
+
+
+async def test_outer_only_reads_what_the_inner_one_writes(benches):
+    """A page that logs its own visit fails a few times, and is a reader from then on."""
+    one, other = benches
+    engine = one.engine.execution_options(qsession_access="auto")
+
+    async def page():
+        async with AsyncSession(engine) as outer:
+            before = await outer.scalar(select(Item.value).where(Item.id == 1))
+            await add(other, 1)
+            return before, await outer.scalar(select(Item.value).where(Item.id == 1))
+
+    for _ in range(READ_ONLY_RUNS):
+        with pytest.raises(ConflictError, match="if it only reads, take a snapshot"):
+            await page()
+    before, after = await page()
+    assert before == after == READ_ONLY_RUNS
 
 
 async def test_a_child_waits_for_a_parent_that_has_written(benches):

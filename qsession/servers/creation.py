@@ -42,6 +42,9 @@ def listen(engine: Engine) -> None:
     event.listen(engine, "set_connection_execution_options", isolation.tell_connection)
     event.listen(engine, "handle_error", failures.explain)
     event.listen(engine, "begin", failures.note_begin)
+    event.listen(engine, "before_cursor_execute", failures.refuse_after_conflict)
+    event.listen(engine, "commit", failures.refuse_after_conflict)
+    event.listen(engine, "rollback_savepoint", failures.note_rollback_to_savepoint)
     event.listen(engine, "commit", failures.note_commit)
     if isolation.is_mysql(engine.dialect):
         event.listen(engine, "begin", isolation.tell_mysql)

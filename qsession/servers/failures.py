@@ -26,6 +26,9 @@ READ_ONLY: tuple[object, ...] = ("25006", 1792)
 LOST: tuple[object, ...] = ("57P01", "57P02", "57P03", 1053, 1927)
 """The server ends, or has ended this connection. Drivers may still take it for open."""
 COMMITTING = "qsession_committing"
+CONFLICT = "qsession_conflict"
+DEADLOCK = 1213
+"""After it, unlike after MySQL's other refusals, the whole transaction is gone on the server."""
 
 
 def code_of(error: BaseException) -> object:
@@ -44,11 +47,14 @@ def explain(context: ExceptionContext) -> Exception | None:
         counters = getattr(context.engine and context.engine.pool, "counters", None)
         if counters is not None:
             counters.conflicts += 1
-        return ConflictError(
+        conflict = ConflictError(
             f"The transaction was refused at {statement}: {CONFLICTS[code]} ({code}: "
             f"{_first_line(error)}). Nothing of it was written. Roll back and run it again, or "
             "let qsession.run do so."
         )
+        if context.connection is not None and not context.connection._is_autocommit_isolation():
+            context.connection.info[CONFLICT] = code, str(conflict)
+        return conflict
     if code in READ_ONLY:
         return ReadOnlyError(
             f"{statement} writes, in a transaction that only reads ({code}: "
@@ -79,6 +85,25 @@ def _fate(connection: Connection) -> str:
 def note_begin(connection: Connection) -> None:
     """Listens for the beginning of each transaction."""
     connection.info.pop(COMMITTING, None)
+    connection.info.pop(CONFLICT, None)
+
+
+def refuse_after_conflict(connection: Connection, *_: object) -> None:
+    """Listens for each statement and each COMMIT: a transaction that was refused has to end.
+
+    MySQL would run the next statement, after a deadlock in a new transaction, and commit it without
+    what came before; PostgreSQL would answer a COMMIT with a rollback, and no error.
+    """
+    if CONFLICT in connection.info:
+        _, message = connection.info[CONFLICT]
+        raise ConflictError(f"The transaction has ended in a conflict already: {message}")
+
+
+def note_rollback_to_savepoint(connection: Connection, *_: object) -> None:
+    """Listens for each: what was before the savepoint is still there, but for a deadlock."""
+    code, _message = connection.info.get(CONFLICT, (DEADLOCK, ""))
+    if code != DEADLOCK:
+        del connection.info[CONFLICT]
 
 
 def note_commit(connection: Connection) -> None:

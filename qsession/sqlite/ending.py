@@ -42,7 +42,9 @@ class Ending(Attachment):
     def _settle(self, statement: Statement, report: Report) -> Outcome:
         """Take note of what happened; return the outcome or raise the error."""
         if report.diverged is not None:
-            raise self.conflict(f"{report.diverged.statement.sql!r} now returns something else")
+            only_read = statement.need is Need.READ and not self.wrote
+            reason = f"{report.diverged.statement.sql!r} now returns something else"
+            raise self.conflict(reason, only_read)
         error, outcome, lease = report.error, report.outcome, self.lease
         assert lease is not None
         if error is not None:

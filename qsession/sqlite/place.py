@@ -144,15 +144,16 @@ class Place:
             f"The lock is held by {lock_owner(path)}."
         )
 
-    def conflict(self, reason: str) -> ConflictError:
-        """End in a conflict; the error to raise."""
+    def conflict(self, reason: str, only_read: bool = False) -> ConflictError:
+        """End in a conflict; the error to raise. ``only_read``: it has not even tried to write."""
         self.writer.counters.conflicts += 1
-        if self.first is not None:
-            self.writer.prediction.note(self.first, True, self.site)
+        if self.first is not None:  # on a snapshot, one that only reads would have gone on
+            self.writer.prediction.note(self.first, not only_read, self.site)
         conflict = ConflictError(
             f"What this transaction had read was changed by another one before it wrote: {reason}. "
-            "Nothing of it was written. Roll back and run it again (qsession.run does), or take "
-            "the write ticket before reading: with_for_update(), qsession(), access='write'."
+            "Nothing of it was written. Roll back and run it again (qsession.run does). Or take the"
+            " write ticket before reading: with_for_update(), qsession(), access='write'; if it "
+            "only reads, take a snapshot: qsession.reader(), qsession_access='read'."
         )
         self.abandon(conflict)
         return conflict

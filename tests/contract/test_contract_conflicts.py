@@ -146,6 +146,61 @@ async def test_a_deadlock_is_a_conflict(
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize("plain", [False, True], ids=["qsession", "plain"])
+@pytest.mark.parametrize("then", ["a statement", "commit"])
+async def test_nothing_is_done_after_a_conflict(
+    maker: SessionMaker, database: Database, plain: bool, then: str
+) -> None:
+    """Who catches it and goes on is refused until it rolls back: half of it must not be written."""
+    meeting = Meeting(2)
+    refused = []
+
+    async def both(first: int, second: int) -> None:
+        session: Any = AsyncSession(maker.engine) if plain else maker()
+        async with session as s:
+            try:
+                for number in (first, second):
+                    await s.execute(
+                        update(Counter).where(Counter.id == number).values(value=Counter.value + 1)
+                    )
+                    await meeting.wait()
+            except ConflictError:
+                with pytest.raises(ConflictError, match="already"):
+                    if then == "a statement":
+                        await s.execute(update(Counter).values(value=7))
+                    else:
+                        await s.commit()
+                await s.rollback()
+                refused.append(await s.scalar(select(Counter.id).where(Counter.id == 1)))
+            else:
+                await s.commit()
+
+    await asyncio.gather(both(1, 2), both(2, 1))
+    assert refused == [1]
+    assert await database.values() == [1, 1]
+
+
+@pytest.mark.servers
+@pytest.mark.only("mysql")
+async def test_a_savepoint_outlives_a_lock_that_is_not_given_up(
+    make: Make, database: Database
+) -> None:
+    """Past innodb_lock_wait_timeout only the statement is undone: the savepoint is still there."""
+    engine = make(connect_args={"init_command": "SET innodb_lock_wait_timeout = 1"})
+    maker = SessionMaker(bind=engine)
+    async with maker() as holder:
+        await holder.execute(update(Counter).where(Counter.id == 1).values(value=1))
+        async with maker() as s:
+            await s.execute(update(Counter).where(Counter.id == 2).values(value=2))
+            with pytest.raises(ConflictError, match="1205"):
+                async with s.begin_nested():
+                    await s.execute(update(Counter).where(Counter.id == 1).values(value=2))
+            await s.commit()
+        await holder.commit()
+    assert await database.values() == [1, 2]
+
+
+@pytest.mark.servers
 @pytest.mark.only("mysql")
 async def test_a_lock_that_is_not_given_up_is_a_conflict(make: Make, database: Database) -> None:
     """Past innodb_lock_wait_timeout the one that waits gets ConflictError (1205)."""
