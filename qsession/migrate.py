@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import URL, make_url
 
 from qsession.engine import QueuedAsyncEngine, create_async_engine
+from qsession.servers.migration import one_at_a_time
 from qsession.sqlite.migration import (
     back_up,
     drop_stale_copies,
@@ -88,7 +89,7 @@ async def upgrade(
     """Bring the database to ``revision``, as ``alembic upgrade`` does, inside a running loop.
 
     Any number of workers may call this when they start: one migrates, the others wait (600
-    seconds, or the ``queue_timeout`` of the URL or engine) and find it done.
+    seconds, or on SQLite the ``queue_timeout`` of the URL or engine) and find it done.
 
     The database is that of ``engine``, else ``url``, else the one :func:`run` would take.
     ``config`` is an Alembic ``Config`` or the path of an ini file; without it, ``alembic.ini`` in
@@ -175,12 +176,16 @@ def _migrate(
     """Run the current Alembic command on a connection of our own, in one transaction."""
     from alembic import context
 
-    if connection.dialect.name != "sqlite":
-        _migrate_through(connection, options)
-        return
-    context.configure(connection=connection, **_SQLITE | options)
+    on_server = connection.dialect.name != "sqlite"
+    context.configure(connection=connection, **({} if on_server else _SQLITE) | options)
     asked = context.get_context().opts
     looks_only = bool(asked.get("dont_mutate"))  # alembic current
+    if on_server:
+        migrates = "destination_rev" in asked and not looks_only
+        turn = one_at_a_time(connection, WAIT) if migrates else contextlib.nullcontext()
+        with turn, context.begin_transaction():
+            context.run_migrations()
+        return
     connection.execution_options(qsession_access="read" if looks_only else "write")
     with context.begin_transaction():
         if "destination_rev" not in asked:  # not upgrade, downgrade or stamp

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from project import FAMILY, REBUILD_PARENT, Project
+from server_databases import database_on
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from qsession import create_async_engine
+from qsession import QueueTimeout, create_async_engine
 from qsession.migrate import upgrade
+from qsession.servers.migration import one_at_a_time
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,6 +104,69 @@ def test_many_processes_upgrade_a_new_file_at_once(project: Project) -> None:
         _, errors = worker.communicate(timeout=60)
         assert worker.returncode == 0, errors
     assert project.execute("SELECT count(*) FROM parent") == [(1,)]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"])
+def test_many_processes_upgrade_a_server_at_once(project: Project, driver: str) -> None:
+    """The same on a new database of a server, and then with a migration that changes rows only."""
+    code = "import asyncio, qsession.migrate as m; asyncio.run(m.upgrade())"
+    with database_on(driver.partition("+")[0]) as server:
+        url = server.set(drivername=driver).render_as_string(hide_password=False)
+        for up in (
+            "op.execute('CREATE TABLE counts AS SELECT 0 AS n')",
+            "op.execute('UPDATE counts SET n = n + 1')",
+        ):
+            project.add(up)
+            workers = [
+                subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    cwd=project.folder,
+                    env={**os.environ, "QSESSION_URL": url},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+                for _ in range(4)
+            ]
+            for worker in workers:
+                _, errors = worker.communicate(timeout=60)
+                assert worker.returncode == 0, errors
+
+        async def count() -> Any:
+            engine = create_async_engine(url)
+            async with engine.connect() as connection:
+                found = await connection.scalar(text("SELECT n FROM counts"))
+            await engine.dispose()
+            return found
+
+        assert asyncio.run(count()) == 1
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "mysql+asyncmy"])
+def test_a_migration_that_waits_too_long_for_another(
+    project: Project, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so, and the lock is free again when the other one is done, or has failed."""
+    monkeypatch.setattr("qsession.migrate.WAIT", 1.0)
+    project.add("op.execute('CREATE TABLE made (n INTEGER)')")
+
+    async def wait_and_fail(engine: Any) -> None:
+        async with engine.connect() as connection:
+            lock = await connection.run_sync(one_at_a_time, 1.0)
+            await connection.run_sync(lambda _: lock.__enter__())
+            with pytest.raises(QueueTimeout, match="has been migrating this database for 1 s"):
+                await upgrade(engine=engine, config=project.config)
+            await connection.run_sync(lambda _: lock.__exit__(None, None, None))
+        await upgrade(engine=engine, config=project.config)
+        project.add("op.execute('SELECT no_such_thing')")
+        for _ in range(2):
+            with pytest.raises(DBAPIError, match="no_such_thing"):
+                await upgrade(engine=engine, config=project.config)
+        await engine.dispose()
+
+    with database_on(driver.partition("+")[0]) as server:
+        asyncio.run(wait_and_fail(create_async_engine(server.set(drivername=driver))))
 
 
 async def test_two_files_upgrade_at_once(tmp_path: Path) -> None:

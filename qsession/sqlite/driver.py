@@ -25,6 +25,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from ..handoff import running_loop, to_end
 from . import fork
+from .job import Job, run_once
 from .pace import STEPS, Budget
 
 INTERRUPT_AGAIN = 0.005
@@ -32,41 +33,6 @@ INTERRUPT_AGAIN = 0.005
 
 T = TypeVar("T")
 Done = Callable[[], None]
-
-
-class _Job:
-    """A function on its way through the thread, and the future that waits for what it returns."""
-
-    __slots__ = ("begun", "driver", "function", "future", "loop", "taken_back")
-
-    def __init__(self, function: Callable[[], Any], driver: DriverConnection) -> None:
-        self.function = function
-        self.driver = driver
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-        self.begun = self.taken_back = False
-
-    def __call__(self) -> None:
-        """Run in the thread. The loop may be closed by then; there is nobody left to tell."""
-        result, error = None, None
-        try:
-            if self.driver.job_begins(self):
-                result = self.function()
-        except BaseException as raised:
-            error = raised
-        self.driver.job_ended(self)
-        try:
-            self.loop.call_soon_threadsafe(self.settle, result, error)
-        except RuntimeError:
-            return
-
-    def settle(self, result: Any, error: BaseException | None) -> None:
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(result)
-        else:
-            self.future.set_exception(error)
 
 
 class DriverConnection(AsyncAdapt_aiosqlite_connection):
@@ -92,7 +58,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def __init__(self, dbapi: Any, connection: Any) -> None:
         super().__init__(dbapi, connection)
         self._jobs: deque[None] = deque()  # one for each function that the thread has not done
-        self._job: _Job | None = None
+        self._job: Job | None = None
         self._switching = threading.Lock()
         self._budget = Budget()
         fork.connections.add(self)
@@ -171,9 +137,9 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             return
         self._jobs.append(None)
         posted = partial(self._run_posted, function, args, done)
-        connection._tx.put_nowait((None, partial(_run_once, [posted])))
+        connection._tx.put_nowait((None, partial(run_once, [posted])))
 
-    def job_begins(self, job: _Job) -> bool:
+    def job_begins(self, job: Job) -> bool:
         """Whether the thread is to run a function; from now on it can be interrupted."""
         with self._switching:
             job.begun = True
@@ -181,7 +147,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
                 self._job = job
             return not job.taken_back
 
-    def job_ended(self, job: _Job) -> None:
+    def job_ended(self, job: Job) -> None:
         """The thread is done with a function: it must not be interrupted any more."""
         with self._switching:
             self._job = None
@@ -197,7 +163,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             if self._job is not None:
                 self.raw.interrupt()
 
-    def _take_back(self, job: _Job) -> None:
+    def _take_back(self, job: Job) -> None:
         """Never begin a function, or interrupt it until it has ended.
 
         Once is not enough: a statement that is only about to start would not notice.
@@ -270,25 +236,16 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             if done is not None:
                 done()
 
-    def _submit(self, function: Callable[..., Any], *args: Any) -> _Job:
+    def _submit(self, function: Callable[..., Any], *args: Any) -> Job:
         if not self._connection._running:
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
         return self._send(partial(function, self.raw, *args))
 
-    def _send(self, function: Callable[[], Any]) -> _Job:
-        job = _Job(function, self)
+    def _send(self, function: Callable[[], Any]) -> Job:
+        job = Job(function, self)
         self._jobs.append(None)
-        self._connection._tx.put_nowait((None, partial(_run_once, [job])))
+        self._connection._tx.put_nowait((None, partial(run_once, [job])))
         return job
-
-
-def _run_once(box: list[Callable[[], None]]) -> None:
-    """Run what is in the box, in the thread, which refers to its last function until the next.
-
-    Nothing may be left in there: rows, or this connection, which would never be closed if nobody
-    disposes of the engine.
-    """
-    box.pop()()
 
 
 def _open(connection: Any) -> None:
