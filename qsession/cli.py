@@ -11,7 +11,10 @@ from typing import Annotated
 try:
     import typer
 except ModuleNotFoundError as missing:
-    raise ImportError("the qsession command needs typer: pip install 'qsession[cli]'") from missing
+    raise SystemExit(
+        f"The qsession command needs {missing.name}, which is in the extra 'cli': "
+        "pip install 'qsession[cli]'"
+    ) from None
 
 from .commands.backup import backup
 from .commands.bench import bench

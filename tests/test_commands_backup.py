@@ -52,5 +52,10 @@ def test_refused(tmp_path):
     done = run("postgresql+asyncpg://me:secret@nowhere/x", tmp_path / "other.db")
     assert done.exit_code == 2
     assert "secret" not in done.output
-    assert run(source, tmp_path / "no" / "folder.db").exit_code == 1
+    done = run(source, tmp_path / "no" / "folder.db")
+    assert done.exit_code == 1
+    assert "there is no folder" in done.output
+    done = run(source, source, "--force")
+    assert done.exit_code == 1
+    assert "is the database itself" in done.output
     assert sorted(each.name for each in tmp_path.iterdir()) == ["app.db", "copy.db"]

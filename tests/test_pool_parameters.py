@@ -109,7 +109,13 @@ def test_a_mapping_can_be_a_value() -> None:
 
 @pytest.mark.parametrize(
     ("sql", "row"),
-    [("VALUES ($1)", "a"), ("VALUES ($1)", {"p1": 1}), ("VALUES (:a)", (1,)), ("VALUES ($1)", ())],
+    [
+        ("VALUES ($1)", "a"),
+        ("VALUES ($1)", 1),
+        ("VALUES ($1)", {"p1": 1}),
+        ("VALUES (:a)", (1,)),
+        ("VALUES ($1)", ()),
+    ],
 )
 def test_rows_that_do_not_fit(sql: str, row: object) -> None:
     """executemany takes sequences for positional placeholders and mappings for named ones."""

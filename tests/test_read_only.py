@@ -155,6 +155,19 @@ async def test_read_only_by_url(tmp_path: Path, query: str) -> None:
     await engine.dispose()
 
 
+async def test_nothing_to_read(tmp_path: Path) -> None:
+    """No file, where the URL forbids to make one; and a folder in its place."""
+    for name, message in (
+        (f"file:{tmp_path}/a.db?mode=ro&uri=true", "there is no file"),
+        (str(tmp_path), "is a folder"),
+    ):
+        engine = create_async_engine(f"sqlite+aiosqlite:///{name}")
+        with pytest.raises(OperationalError, match=message):
+            async with engine.connect():
+                pass
+        await engine.dispose()
+
+
 def test_frozen_uri_only_where_nothing_else_works(tmp_path: Path) -> None:
     """A file is opened as immutable only if it is in WAL mode and its folder is read-only."""
     path = tmp_path / "a 100%#?.db"

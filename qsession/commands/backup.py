@@ -47,7 +47,8 @@ def backup(
                 progress=lambda done, total: progress.update(copying, completed=done, total=total),
             )
     except FileExistsError as error:
-        remedy = "" if force else ", or replace it with --force"
+        same = target.exists() and target.samefile(file)
+        remedy = "" if force or same else ", or replace it with --force"
         typer.secho(f"Nothing was copied: {error}{remedy}.", err=True)
         raise typer.Exit(1) from None
     except (OSError, sqlite3.Error) as error:

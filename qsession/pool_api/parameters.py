@@ -111,7 +111,8 @@ def bind_many(
     parsed = _parse(sql, backend)
     parameters = []
     for row in rows:
-        if isinstance(row, (str, bytes)) or isinstance(row, Mapping) != bool(parsed.names):
+        wrong = isinstance(row, (str, bytes)) or not hasattr(row, "__len__")
+        if wrong or isinstance(row, Mapping) != bool(parsed.names):
             wanted = f"mappings for {_list(parsed.names)}" if parsed.names else "sequences for $1"
             raise ArgumentError(f"{sql!r} takes {wanted}, not {row!r}")
         if isinstance(row, Mapping):

@@ -44,8 +44,12 @@ def back_up(
     source, target = Path(source), Path(target)
     if not source.is_file():
         raise FileNotFoundError(f"there is no database {str(source)!r}")
-    if target.exists() and (not replace or target.samefile(source)):
+    if target.exists() and target.samefile(source):
+        raise FileExistsError(f"{str(target)!r} is the database itself: name a new file")
+    if target.exists() and not replace:
         raise FileExistsError(f"{str(target)!r} exists already: name a new file")
+    if not target.parent.is_dir():
+        raise NotADirectoryError(f"there is no folder {str(target.parent)!r} for the copy")
     unfinished = target.with_name(f"{target.name}.{os.getpid()}-{get_ident()}.unfinished")
     try:
         _copy(source, unfinished, progress)

@@ -44,6 +44,10 @@ def _hint(code: int, database: str) -> str | None:
         folder = os.path.dirname(path) or "."
         if _is_missing(folder):
             return f"the folder {folder!r} does not exist"
+        if os.path.isdir(path):
+            return f"{path!r} is a folder"
+        if "mode=ro" in database and _is_missing(path):
+            return f"there is no file {path!r}, and the URL says that none is to be made"
         return f"{database!r} cannot be opened; look at the permissions of file and folder"
     if code == SQLITE_NOTADB:
         return f"{database!r} holds something else, or is encrypted"
@@ -59,9 +63,9 @@ def _hint(code: int, database: str) -> str | None:
     return None
 
 
-def _is_missing(folder: str) -> bool:
+def _is_missing(path: str) -> bool:
     try:
-        os.stat(folder)
+        os.stat(path)
     except OSError as error:
         return isinstance(error, FileNotFoundError)  # it may also be one that may not be entered
     return False
