@@ -23,8 +23,12 @@ class Attachment(Running):
         """Get a reader; waits for one as SQLAlchemy's pool does."""
         if self.lease is None:
             self._pool.admission.enter(self)
-            self.lease = self._pool.reader()
-            self.state = State.READING
+            ends = self.ends
+            lease = self._pool.reader()
+            if self.ends != ends:
+                lease.end()
+                raise self._ended_elsewhere()
+            self.lease, self.state = lease, State.READING
             self.reading_since = time.monotonic()
 
     def attach_writer(self, statement: Statement) -> None:
@@ -33,16 +37,26 @@ class Attachment(Running):
             return
         self._pool.admission.enter(self)
         if isinstance(self.lease, ReaderLease):
+            for stream in self.lease.streams:  # what comes of it later has to be as old as this
+                stream.read_to_end()
             if self.log.complete:
                 self.detach_reader()  # who waits holds no reader; the replay will find out
             else:
                 self._snapshot = self.lease
-        self.may_read_instead = self.lease is None and statement.need.may_only_read
+        self.may_read_instead = (
+            self.lease is None and statement.need.may_only_read and not self.has_settings
+        )
+        ends = self.ends
         try:
             lease = self._ask(statement.nowait)
         finally:
             self.may_read_instead = False
             self._asked = None
+        if self.ends != ends:
+            if lease is not None:
+                lease.ended = True
+                lease.give_back()
+            raise self._ended_elsewhere()
         if lease is None:
             self.attach_reader()
             return

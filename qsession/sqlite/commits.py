@@ -55,6 +55,7 @@ class Commits:
         group = self.group
         if group is None:
             group = self.group = Group(lease.driver)
+            lease.driver.is_shared = True
             self.turn.share(group)
         if not group.concerns(asyncio.get_running_loop()):
             self._look_later(group)
@@ -96,6 +97,7 @@ class Commits:
 
     def _post(self, job: _Job, group: Group, ticket: Ticket | None) -> None:
         timeout = self._pool.settings.queue_timeout
+        group.driver.is_shared = False
 
         def run(raw: sqlite3.Connection) -> None:
             try:

@@ -122,6 +122,8 @@ class RoutedConnection(PoolProxiedConnection):
     def commit(self) -> None:
         """Commit; if that fails, roll back: SQLAlchemy takes it for ended, and sends nothing."""
         try:
+            if self.transaction.busy:
+                self.transaction.wait_for_others()
             self.transaction.commit()
         except BaseException:
             self.transaction.abandon()
@@ -183,7 +185,8 @@ class RoutedConnection(PoolProxiedConnection):
         self._detached = True
 
     def __del__(self) -> None:
-        if not self._open or (self.transaction.state is State.IDLE and not self.streams):
+        idle = self.transaction.state is State.IDLE and not self.streams
+        if self.transaction.lease is None and (idle or not self._open):
             self._pool.admission.leave(self.transaction)
             return
         lease = self.transaction.lease

@@ -50,6 +50,8 @@ class RoutedCursor:
         need, nowait = need_of(context, sql)
         inserts = context is None or context.compiled is None or context.isinsert
         options = util.EMPTY_DICT if context is None else context.execution_options
+        if many and not isinstance(parameters, list):
+            parameters = list(parameters)
         statement = Statement(sql, parameters or (), need, many, self.stream, nowait, inserts)
         self._take(self._connection.transaction.execute(statement, options))
 
@@ -146,6 +148,12 @@ class StreamCursor(RoutedCursor):
         while (row := self.fetchone()) is not None:
             yield row
 
+    def read_to_end(self) -> None:
+        """Fetch the rest at once, so that it needs no connection any more. In a greenlet."""
+        self._fetch(None)
+        self._let_go()
+        self._cut_off = False
+
     def keep(self, rows: list[Any]) -> None:
         """The rest of the rows, fetched when the transaction was committed."""
         self._fetched.extend(rows)
@@ -160,6 +168,9 @@ class StreamCursor(RoutedCursor):
 
     def close(self) -> None:
         self._fetched.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
         lease = self._lease
         cursor = self.forget()
         if lease is None or cursor is None:

@@ -52,6 +52,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """``reader`` or ``writer`` once it has been made ready for that."""
     inherited = False
     """Whether this is a forked child, and the connection is its parent's."""
+    is_shared = False
+    """Whether what is open on it is the transaction of a commit group, and not the next one's."""
     suspect = False
     """Set after an error that its cache may not survive: it is closed instead of used again."""
 
@@ -62,6 +64,16 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._switching = threading.Lock()
         self._budget = Budget()
         fork.connections.add(self)
+
+    def commit(self) -> None:
+        """As its adapter's, for listeners; what is not theirs to end goes on."""
+        if not self.is_shared:
+            super().commit()
+
+    def rollback(self) -> None:
+        """The same."""
+        if not self.is_shared:
+            super().rollback()
 
     def open(self) -> None:
         """Start the thread and open the connection in it, to the end; if that fails, stop it.

@@ -37,22 +37,26 @@ class Ending(Attachment):
     @property
     def untouched(self) -> bool:
         """Whether nothing was asked of it since it began."""
-        return self.state is State.IDLE and self.first is None and self._by_hand is None
+        asked = self.first is not None or self._by_hand is not None or self.log.entries
+        return self.state is State.IDLE and not asked
 
     def _settle(self, statement: Statement, report: Report) -> Outcome:
         """Take note of what happened; return the outcome or raise the error."""
+        lease = self.lease
+        assert lease is not None
+        if isinstance(lease, WriterLease) and lease.joined_at and not report.in_transaction:
+            lease.joined_at = None
+            self.writer.rescue_group()
         if report.diverged is not None:
             only_read = statement.need is Need.READ and not self.wrote
             reason = f"{report.diverged.statement.sql!r} now returns something else"
             raise self.conflict(reason, only_read)
-        error, outcome, lease = report.error, report.outcome, self.lease
-        assert lease is not None
+        error, outcome = report.error, report.outcome
         if error is not None:
             lease.driver.suspect |= errors.sqlite_code(error) in _SUSPECT
-            if isinstance(lease, WriterLease) and lease.joined_at and not report.in_transaction:
-                lease.joined_at = None
-                self.writer.rescue_group()
-            if self.began and not report.in_transaction:
+            if report.half_replayed:
+                self._not_replayed(error)
+            elif self.began and not report.in_transaction:
                 self._dropped(error)
             elif self.began:
                 self.log.append(statement, error_digest(error))
@@ -67,6 +71,8 @@ class Ending(Attachment):
         else:
             seen = digest(outcome)
         if self.began:
+            if self.state is State.HOLDING and statement.need is not Need.SAVEPOINT:
+                self.wrote = self.wrote or statement.need is Need.WRITE or outcome.changed
             if self.log.append(statement, seen):
                 self._outgrow_log(lease)
             if outcome.changed and outcome.description is not None:
@@ -74,8 +80,6 @@ class Ending(Attachment):
         if statement.need.leaves_settings:
             self._pool.make_ready_again(lease.driver)
             self.has_settings = self.has_settings or self.state is State.HOLDING
-        if self.began and self.state is State.HOLDING and statement.need is not Need.SAVEPOINT:
-            self.wrote = self.wrote or statement.need is Need.WRITE or outcome.changed
         return outcome
 
     def _outgrow_log(self, lease: Lease) -> None:
@@ -84,6 +88,15 @@ class Ending(Attachment):
             self.leave_group()  # the log is dropped once it has been replayed, alone
         else:
             self.log.drop()
+
+    def _not_replayed(self, error: Exception) -> None:
+        """Something else than SQLite failed in the middle of a replay: half of it was done."""
+        self.abandon(
+            errors.QSessionError(
+                f"The transaction had given up its turn, and could not be run again ({error!r}). "
+                "Nothing of it was written. Roll back and begin again."
+            )
+        )
 
     def _dropped(self, error: Exception) -> None:
         """SQLite has rolled the whole transaction back by itself (disk full, RAISE(ROLLBACK))."""
@@ -112,8 +125,7 @@ class Ending(Attachment):
             try:
                 self._commit_writing(self.lease)
             finally:
-                self.busy -= 1
-                self.activity += 1
+                self.rest()
         self._end()
 
     def replay_now(self) -> None:
@@ -127,8 +139,7 @@ class Ending(Attachment):
             if report.diverged is not None or report.error is not None:
                 self._settle(nothing, report)
         finally:
-            self.busy -= 1
-            self.activity += 1
+            self.rest()
 
     def pin(self) -> DriverConnection:
         """Attach to the writer until the end, for somebody who uses the driver's connection."""
@@ -160,7 +171,8 @@ class Ending(Attachment):
         """End as a member: the ticket passes on; wait until the COMMIT is made, or has failed."""
         if lease.joined_at is not None:
             lease.tidy(leave if undo else finish)
-        log = Log() if undo else self.log  # a member that has undone its work must not be replayed
+        # A member that has undone its work must not be replayed; what it has only read has to last.
+        log = Log() if undo and self.wrote else self.log
         wrote = self.wrote and not undo
         self._note()
         self._reset()
@@ -171,8 +183,7 @@ class Ending(Attachment):
         except sqlite3.Error as error:
             raise self._pool.explain(error) from None
         finally:
-            self.busy -= 1
-            self.activity += 1
+            self.rest()
             self._pool.admission.leave(self)
 
     def _commit_writing(self, lease: WriterLease) -> None:
@@ -211,7 +222,7 @@ class Ending(Attachment):
         if isinstance(lease, WriterLease) and lease.joined_at is not None:
             self._finish_in_group(lease, undo=True)
         elif self._only_read(lease):
-            lease.tidy(work.finish_reading)
+            lease.tidy(work.clean_up, [])
             self._end()
         elif isinstance(lease, WriterLease):
             self.busy += 1
@@ -221,8 +232,7 @@ class Ending(Attachment):
             except sqlite3.Error:
                 lease.driver.suspect = True
             finally:
-                self.busy -= 1
-                self.activity += 1
+                self.rest()
                 self._end()
         else:
             self._end()

@@ -202,7 +202,7 @@ def _replay(raw: sqlite3.Connection, member: Member, timeout: float) -> Exceptio
     if error is not None:
         return error
     for entry in member.log.entries:
-        if not same_again(raw, entry):
+        if not same_again(raw, entry) or not raw.in_transaction:
             return GroupAborted(
                 "SQLite rolled back the transactions of a commit group, and this one did not "
                 f"come out the same when it was run again: {entry.statement.sql!r}. Nothing of it "

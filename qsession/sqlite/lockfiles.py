@@ -70,10 +70,13 @@ class LockFiles:
         self._system.unlock(self._hold)
 
     def wanted(self) -> bool:
-        """Whether another process waits behind this one."""
-        if not self._system.try_lock(self._next):
-            return True
-        self._system.unlock(self._next)
+        """Whether another process waits behind this one, as far as the system can tell."""
+        try:
+            if not self._system.try_lock(self._next):
+                return True
+            self._system.unlock(self._next)
+        except OSError:  # it is short of locks
+            return False
         return False
 
 

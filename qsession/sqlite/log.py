@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
 from .need import Need
+from .parameters import size_of
 from .processor import Spent, mark, spent
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_STATEMENTS = 1_000
 MAX_BYTES = 4 * 1024 * 1024
-_ROWS_MEASURED = 64
 _ROWS_KEPT = 64
 """A result of more rows is kept as a digest."""
 
@@ -114,7 +114,7 @@ class Log:
         if not self.complete:
             return False
         self.entries.append(Entry(statement, seen))
-        self._bytes += _size(statement)
+        self._bytes += len(statement.sql) + size_of(statement.parameters, statement.many)
         return len(self.entries) > MAX_STATEMENTS or self._bytes > MAX_BYTES
 
     def drop(self) -> None:
@@ -138,6 +138,11 @@ class Report:
     """Whether rows were changed before the error."""
     spent: Spent | None = None
     """How long the statement took; None if it was not reached."""
+
+    @property
+    def half_replayed(self) -> bool:
+        """Whether a transaction is open of which only a part has been replayed."""
+        return self.spent is None and self.error is not None and self.in_transaction
 
     @property
     def refused(self) -> bool:
@@ -175,7 +180,7 @@ def run(
         if begin is not None:
             raw.execute(begin)
         for entry in entries:
-            if not same_again(raw, entry):
+            if not same_again(raw, entry) or not raw.in_transaction:
                 return Report(diverged=entry, in_transaction=raw.in_transaction)
         changes = raw.total_changes
         started = mark()
@@ -219,13 +224,31 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
             description,
             cursor.rowcount,
             cursor.lastrowid,
-            changed=description is None or changed_rows,
+            changed=description is None or changed_rows or (keep and _writes(raw, statement)),
             inserted=changed_rows and statement.may_insert,
             cursor=cursor if keep else None,
         )
     finally:
         if not keep:
             cursor.close()
+
+
+def _writes(raw: sqlite3.Connection, statement: Statement) -> bool:
+    """Whether a stream of text writes: SQLite counts its rows only when it is read to its end.
+
+    Its program says so (https://sqlite.org/opcode.html#Transaction), which EXPLAIN lists.
+    """
+    if statement.need is not Need.UNKNOWN:
+        return statement.need is Need.WRITE
+    cursor = raw.cursor()
+    cursor.row_factory = None
+    try:
+        program = cursor.execute(f"EXPLAIN {statement.sql}", statement.parameters)
+        return any(opcode == "Transaction" and p2 for _, opcode, _, p2, *_ in program)
+    except sqlite3.Error:
+        return False  # an EXPLAIN
+    finally:
+        cursor.close()
 
 
 def close_unclaimed(raw: sqlite3.Connection, statement: Statement) -> None:
@@ -269,19 +292,3 @@ def _encode(row: Any) -> bytes:
         return marshal.dumps(row, 2)  # version 2 has no back references: equal rows, equal bytes
     except ValueError:  # a converter or row factory made something else of it
         return repr(tuple(row)).encode()
-
-
-def _size(statement: Statement) -> int:
-    """About how many bytes a statement and its parameters take: of many rows, some are measured."""
-    if not statement.many:
-        return len(statement.sql) + _size_of_row(statement.parameters)
-    rows = statement.parameters
-    some = rows[:: 1 + len(rows) // _ROWS_MEASURED]
-    return len(statement.sql) + sum(map(_size_of_row, some)) * len(rows) // max(len(some), 1)
-
-
-def _size_of_row(row: Any) -> int:
-    size = 0
-    for value in row.values() if isinstance(row, dict) else row:
-        size += len(value) if isinstance(value, (str, bytes)) else 8
-    return size

@@ -50,12 +50,14 @@ class Need(Enum):
 
 _WORDS = re.compile(
     r"""(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:
-    (?P<ASK>PRAGMA\s+(?:\S+\s*\.\s*)?(?:
+    (?P<UNKNOWN>PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*;?\s*\Z)
+    |(?P<ASK>PRAGMA\s+(?:\S+\s*\.\s*)?(?:
         (?:table_list|table_x?info|index_list|index_x?info|foreign_key_list|foreign_key_check
             |integrity_check|quick_check)\b
         |(?!(?:wal_checkpoint|optimize|incremental_vacuum|shrink_memory)\b)\w+\s*;?\s*\Z))
     |(?P<PRAGMA>PRAGMA\b)
-    |(?P<TEMP>CREATE\s+TEMP(?:ORARY)?\b)
+    |(?P<TEMP>CREATE\s+(?:TEMP(?:ORARY)?\b
+        |(?:UNIQUE\s+|VIRTUAL\s+)?\w+\s+(?:IF\s+NOT\s+EXISTS\s+)?["'`\[]?temp["'`\]]?\s*\.))
     |(?:(?P<ALONE>VACUUM|ATTACH|DETACH)
     |(?P<SAVEPOINT>SAVEPOINT|RELEASE|ROLLBACK\s+(?:TRANSACTION\s+)?TO)
     |(?P<BEGIN_WRITE>BEGIN\s+(?:IMMEDIATE|EXCLUSIVE))

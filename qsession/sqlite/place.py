@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Access
 from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
 from ..ticket import Ticket
+from .busy import Busy
 from .group import Read
 from .holder import describe
 from .lease import Lease, ReaderLease, WriterLease
@@ -45,7 +46,7 @@ class State(Enum):
     FAILED = "failed"  # gone; every statement repeats why until it is rolled back
 
 
-class Place:
+class Place(Busy):
     """One transaction's place: a reader, the writer, or none.
 
     Invariants: HOLDING means that the lease is the writer's and its ticket is held. READING means
@@ -54,15 +55,15 @@ class Place:
 
     __slots__ = (
         "__weakref__", "_access", "_asked", "_by_hand", "_limit", "_pool", "_snapshot", "_task",
-        "activity", "autocommit", "began", "busy", "connection", "failure", "first",
-        "has_settings", "last_statement", "lease", "log", "loop", "may_read_instead", "pinned",
-        "priority", "reading_since", "settings", "site", "state", "turn", "unsure",
-        "writer", "wrote",
+        "autocommit", "began", "connection", "ends", "failure", "first", "has_settings",
+        "last_statement", "lease", "log", "loop", "may_read_instead", "pinned", "priority",
+        "reading_since", "settings", "site", "state", "turn", "unsure", "writer", "wrote",
     )  # fmt: skip
 
     def __init__(
         self, pool: WriteQueuePool, connection: Callable[[], RoutedConnection | None]
     ) -> None:
+        super().__init__()
         self._pool = pool
         self.connection = connection
         """The connection it belongs to; a weak reference, so that one forgotten can be noticed."""
@@ -75,17 +76,18 @@ class Place:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.turn: Turn | None = None
         """The turns of :attr:`loop`."""
-        self.busy = 0
-        self.activity = 0
         self.last_statement = ""
         self.may_read_instead = False
         """Whether a snapshot would do for the statement that waits."""
         self.reading_since = 0.0
         """When its snapshot was taken, by :func:`time.monotonic`."""
         self._asked: Ticket | None = None
+        self.ends = 0
+        """How often it has ended: who waited meanwhile finds another transaction."""
         self._reset()
 
     def _reset(self) -> None:
+        self.ends += 1
         self.state = State.IDLE
         self.log = Log()
         self.lease: Lease | None = None
@@ -120,6 +122,14 @@ class Place:
         self.loop = loop = asyncio.get_running_loop()
         if self.turn is None or self.turn.loop is not loop:
             self.turn = turns.of(loop)
+
+    def _ended_elsewhere(self) -> Exception:
+        """What is raised for a statement that waited while its transaction was ended."""
+        if self.failure is not None:
+            return self.failure
+        return QSessionError(
+            f"The transaction was ended elsewhere before {self.last_statement!r} could run."
+        )
 
     def _become_log(self) -> None:
         self.began = False

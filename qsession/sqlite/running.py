@@ -9,13 +9,14 @@ from dataclasses import replace
 
 from sqlalchemy.util import await_only
 
-from ..errors import SQLITE_INTERRUPT, QSessionError, sqlite_code
+from ..errors import SQLITE_INTERRUPT, sqlite_code
 from .driver import DriverConnection
 from .group import JOIN
 from .lease import Lease, WriterLease
 from .log import Entry, Outcome, Report, Statement, close_unclaimed, run
 from .need import Need
 from .pace import BUDGET, Who
+from .parameters import frozen
 from .place import BUSY_RETRY, Place, State
 from .processor import Spent
 
@@ -66,6 +67,7 @@ class Running(Place):
         lease = self.lease
         assert lease is not None
         driver = lease.driver
+        statement.parameters = frozen(statement.parameters, statement.many)
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
         if not self.began:
             self._check_file(driver)
@@ -96,11 +98,10 @@ class Running(Place):
         turn, lease = self.turn, self.lease
         assert turn is not None
         if spent or turn.over or (begins and turn.spoken_for):
+            ends = self.ends
             await_only(turn.later(Who.HOLDER if self.holds() else Who.OTHER))
-            if lease is not None and lease.ended:
-                raise self.failure or QSessionError(
-                    f"The transaction was ended elsewhere before {self.last_statement!r} could run."
-                )
+            if self.ends != ends or (lease is not None and lease.ended):
+                raise self._ended_elsewhere()
         turn.begin(reader=begins)
 
     def _check_file(self, driver: DriverConnection) -> None:
@@ -152,7 +153,8 @@ class Running(Place):
             report = self._run_in_thread(lease, begin, entries, statement)
         if report.spent is not None and not report.refused:  # else it has not shown what it takes
             self._learn(statement, report, report.spent, here)
-        if begin is not None and report.in_transaction and report.diverged is None:
+        replayed = report.diverged is None and not report.half_replayed
+        if begin is not None and report.in_transaction and replayed:
             self.began, self.unsure = True, None
             self.writer.counters.replays += bool(entries)
         return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
@@ -30,6 +31,8 @@ class Transaction(Ending):
         Raises what SQLite raises, and the errors of :mod:`qsession.errors`. Cancelled: the
         transaction is rolled back, in the background, and what it held is passed on.
         """
+        if self.busy:
+            self.wait_for_others()
         if self.failure is not None:
             if _rolls_back_to(statement):
                 return _nothing_sent()  # a session rolls back its savepoints one by one
@@ -47,8 +50,7 @@ class Transaction(Ending):
             self.abandon(errors.QSessionError("The transaction was rolled back: it was cancelled."))
             raise
         finally:
-            self.busy -= 1
-            self.activity += 1
+            self.rest()
 
     def pin(self) -> DriverConnection:
         self._by_hand = self._by_hand or ""
@@ -56,8 +58,7 @@ class Transaction(Ending):
         try:
             return super().pin()
         finally:
-            self.busy -= 1
-            self.activity += 1
+            self.rest()
 
     def _dispatch(self, statement: Statement, options: Any) -> Outcome:
         need = statement.need
@@ -71,7 +72,7 @@ class Transaction(Ending):
             return _nothing_sent()
         if self.lease is None and need is Need.SAVEPOINT:
             if self.autocommit and self._by_hand is None:
-                self._by_hand = statement.sql.split()[-1]
+                self._by_hand = _savepoint_in(statement)
             nothing = _nothing_sent()
             self.log.append(statement, digest(nothing))  # the first statement will replay it
             return nothing
@@ -204,5 +205,10 @@ def _rolls_back_to(statement: Statement) -> bool:
 
 
 def _releases(statement: Statement, savepoint: str) -> bool:
-    words = statement.sql.split()
-    return words[0].upper() == "RELEASE" and words[-1] == savepoint
+    return statement.sql.split()[0].upper() == "RELEASE" and _savepoint_in(statement) == savepoint
+
+
+def _savepoint_in(statement: Statement) -> str:
+    """The name at the end of a statement about a savepoint; SQLite's names ignore case."""
+    without_comments = re.sub(r"--[^\n]*|/\*.*?\*/", " ", statement.sql, flags=re.DOTALL)
+    return without_comments.rstrip("; \t\n\r\f").split()[-1].strip("\"'`[]").lower()

@@ -191,7 +191,12 @@ class FileTurn:
     def _unlock(self) -> None:
         self.held = False
         if self._locks is not None:
-            self._locks.unlock()
+            try:
+                self._locks.unlock()
+            except OSError:
+                self._locks.close()  # that unlocks as well
+                self._locks = None
+                self._file = None
 
     def _leave(self, request: _Request) -> None:
         if request.state is _State.GRANTED:
