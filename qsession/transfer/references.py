@@ -18,10 +18,11 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import CopyError
+from .names import referred
 from .plan import TablePlan
 from .problems import SAMPLES, Problems
 from .reading import bare
-from .schema import Completing, referred
+from .schema import Completing
 
 
 async def find_orphans(

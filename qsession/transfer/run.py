@@ -29,6 +29,7 @@ from .schema import (
     missing_tables,
     reflect,
     reflect_only,
+    refuse_what_is_no_table,
     sort,
 )
 from .sequences import past_the_rows
@@ -135,6 +136,7 @@ class _Run:
         made, completing = await self._create(declared)
         completing += [each for each in unfinished if each[0] not in made]
         there: MetaData = await self.target.run_sync(reflect_only, wanted)
+        refuse_what_is_no_table(wanted, there)
         ordered, _ = sort(there.tables.values())
         plans = [
             TablePlan(
