@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from copy_databases import ask, database, made, tables
+from sqlalchemy.exc import IntegrityError
 
 from qsession import CopyError, copy
 
@@ -87,3 +88,60 @@ async def test_references_in_another_case(new, tmp_path, kind):
         await copy(source, here)
     await ask(source, "DELETE FROM posts WHERE id = 2")
     assert (await copy(source, here, verify=True)).rows == 2
+
+
+UNIQUE = """
+CREATE TABLE t (id INTEGER PRIMARY KEY, a VARCHAR(254) NOT NULL UNIQUE, b NUMERIC(10,2) UNIQUE,
+                c TEXT DEFAULT '' UNIQUE, d UNIQUE, e VARCHAR(9) COLLATE NOCASE,
+                f INTEGER, g INTEGER, UNIQUE (e COLLATE NOCASE), UNIQUE (f, g));
+CREATE INDEX low ON t (lower(a));
+CREATE UNIQUE INDEX some ON t (f) WHERE f > 5;
+INSERT INTO t VALUES (1, 'a', 1.5, 'c', 'd', 'e', 1, 1);
+"""
+AGAIN = {"a": "'a'", "b": "1.5", "c": "'c'", "d": "'d'", "e": "'e'", "f, g": "1, 1"}
+
+
+@pytest.mark.parametrize("kind", EVERYWHERE)
+async def test_what_is_unique(new, tmp_path, kind):
+    """Whichever way it was written; indexes of expressions and collations are named, or kept."""
+    here = await new(kind)
+    report = await copy(made(tmp_path / "s.db", UNIQUE), here, verify=True)
+    for columns, values in AGAIN.items():
+        filled = ("", "") if columns == "a" else (", a", ", 'other'")
+        with pytest.raises(IntegrityError):
+            await ask(
+                here, f"INSERT INTO t (id, {columns}{filled[0]}) VALUES (2, {values}{filled[1]})"
+            )
+    if kind != "sqlite":
+        assert set(report.notes) == {
+            "t: left out COLLATE NOCASE",
+            "t: left out the index low, of an expression",
+            "t: left out the partial index some",
+        }
+
+
+ODD = """
+CREATE TABLE "odd ones" (id INTEGER PRIMARY KEY AUTOINCREMENT, word TEXT COLLATE NOCASE UNIQUE,
+    any, twice AS (id * 2), CHECK (id < 1000)) /* a comment */;
+CREATE TABLE strict (x ANY) STRICT;
+CREATE TABLE keys (a TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE INDEX low ON "odd ones" (lower(word)) WHERE id > 0;
+INSERT INTO "odd ones" (word, any) VALUES ('a', 5), ('b', x'00');
+INSERT INTO strict VALUES ('1'), (1);
+INSERT INTO keys VALUES ('k');
+"""
+
+
+async def test_from_file_to_file_the_schema_is_the_same(new, tmp_path):
+    """To the letter, with all that SQLAlchemy does not know of."""
+    source, here = made(tmp_path / "s.db", ODD), await new("sqlite")
+    report = await copy(source, here, verify=True)
+    assert (report.rows, report.notes) == (5, ())
+    for query in (
+        "SELECT type, name, sql FROM sqlite_master ORDER BY 1, 2",
+        'SELECT *, typeof("any") FROM "odd ones"',
+        "SELECT x, typeof(x) FROM strict ORDER BY rowid",
+    ):
+        assert await ask(here, query) == await ask(source, query)
+    again = await copy(source, here, replace=True, verify=True)
+    assert again.rows == 5

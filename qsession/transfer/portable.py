@@ -21,6 +21,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
 from .kinds import Kind, kind_of, plain
+from .sqlite_schema import LOST, WRITTEN
 
 KEY_LENGTH = 255
 """Characters of a text in a key of MySQL, which wants to know a greatest length."""
@@ -40,13 +41,17 @@ def portable(tables: list[Table], source: Dialect, target: Dialect) -> tuple[Met
     notes: list[str] = []
     if source.name == target.name:
         for table in tables:
-            for column in table.to_metadata(metadata).columns:
+            same = table.to_metadata(metadata)
+            if WRITTEN in table.info:
+                same.info[WRITTEN] = table.info[WRITTEN]
+            for column in same.columns:
                 if "nextval(" in str(getattr(column.server_default, "arg", "")):
                     column.server_default = None  # a sequence of its own comes with the column
         return metadata, notes
     for table in tables:
         rebuilt = _rebuild(table, metadata, source, target, notes)
         _add_indexes(table, rebuilt, notes)
+        notes += [f"{table.name}: left out {lost}" for lost in table.info.get(LOST, ())]
     return metadata, notes
 
 

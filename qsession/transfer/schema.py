@@ -22,6 +22,7 @@ from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 from ..errors import CopyError
 from .names import called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
+from .sqlite_schema import WRITTEN, complete, indexes_of_expressions_skipped
 
 BOOKS = "qsession_copy"
 """The table in the target that a copy which can be resumed keeps its progress in."""
@@ -59,11 +60,14 @@ def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     """
     metadata = MetaData()
     there = set(inspect(connection).get_table_names()) - _virtual(connection) - {BOOKS}
-    metadata.reflect(connection, only=sorted(there), resolve_fks=False)
+    with indexes_of_expressions_skipped():
+        metadata.reflect(connection, only=sorted(there), resolve_fks=False)
     if given is not None:
         _reflect(connection, metadata, [each for each in given.tables.values() if each.schema])
     if ignores_case(connection):
         resolve_references(metadata)
+    if connection.dialect.name == "sqlite":
+        complete(connection, metadata)
     return metadata
 
 
@@ -73,7 +77,8 @@ def reflect_only(connection: Connection, tables: Sequence[Table]) -> MetaData:
     Raises :class:`CopyError` where two of them are one table.
     """
     metadata = MetaData()
-    _reflect(connection, metadata, tables)
+    with indexes_of_expressions_skipped():
+        _reflect(connection, metadata, tables)
     if ignores_case(connection):
         resolve_references(metadata)
     return metadata
@@ -242,7 +247,10 @@ def create(
             if constraint.table.key in keys:
                 completing.append((constraint.table.key, _add(constraint, connection.dialect)))
                 take_away(constraint)
-    declared.create_all(connection, tables=missing)
+    for table in missing:
+        for statement in table.info.get(WRITTEN, ()):
+            connection.exec_driver_sql(statement)
+    declared.create_all(connection, tables=[each for each in missing if WRITTEN not in each.info])
     return completing
 
 

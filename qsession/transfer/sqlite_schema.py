@@ -1,0 +1,65 @@
+"""What a file of SQLite has in its schema, and SQLAlchemy does not reflect."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, MetaData, Table, UniqueConstraint, exc, text
+
+WRITTEN = "qsession_written"
+"""In ``Table.info``: the statements that make the table, as they were written."""
+LOST = "qsession_lost"
+"""In ``Table.info``: what such a table has, and one of another database would not; for people."""
+
+_UNIQUE = text(
+    "SELECT l.name, i.name FROM pragma_index_list(:table) l, pragma_index_info(l.name) i "
+    "WHERE l.origin = 'u' ORDER BY l.seq, i.seqno"
+)
+_OF_EXPRESSIONS = text(
+    "SELECT DISTINCT l.name FROM pragma_index_list(:table) l, pragma_index_info(l.name) i "
+    "WHERE l.origin = 'c' AND i.cid = -2 ORDER BY 1"
+)
+_STATEMENTS = text(
+    "SELECT sql FROM sqlite_master WHERE tbl_name = :table COLLATE NOCASE AND sql IS NOT NULL "
+    "AND type IN ('table', 'index') ORDER BY type = 'index', rowid"
+)
+_COLLATION = re.compile(r"\bCOLLATE\s+[\"'\[`]?(\w+)", re.IGNORECASE)
+
+
+@contextmanager
+def indexes_of_expressions_skipped() -> Iterator[None]:
+    """Reflect without a warning of each such index: those of the source become notes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Skipped unsupported reflection", exc.SAWarning)
+        yield
+
+
+def complete(connection: Connection, metadata: MetaData) -> None:
+    """Add to tables that were reflected what was missed."""
+    for table in metadata.tables.values():
+        _add_unique_constraints(connection, table)
+        of = {"table": table.name}
+        statements = [str(sql) for (sql,) in connection.execute(_STATEMENTS, of)]
+        collations = {found.upper() for found in _COLLATION.findall(" ".join(statements))}
+        lost = [f"COLLATE {name}" for name in sorted(collations - {"BINARY"})]
+        for (name,) in connection.execute(_OF_EXPRESSIONS, of):
+            lost.append(f"the index {name}, of an expression")
+        table.info.update({WRITTEN: statements, LOST: lost})
+
+
+def _add_unique_constraints(connection: Connection, table: Table) -> None:
+    """SQLAlchemy finds them in the text of CREATE TABLE; ``NUMERIC(10, 2) UNIQUE`` it does not."""
+    known = {
+        frozenset(each.columns.keys())
+        for each in table.constraints
+        if isinstance(each, UniqueConstraint)
+    }
+    indexes: dict[str, list[str]] = {}
+    for index, column in connection.execute(_UNIQUE, {"table": table.name}):
+        indexes.setdefault(index, []).append(column)
+    for columns in indexes.values():
+        if frozenset(columns) not in known:
+            table.append_constraint(UniqueConstraint(*columns))
