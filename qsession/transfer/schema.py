@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from ..errors import CopyError
+from .inheritance import not_inherited, partitions, separate
 from .names import called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
 from .sqlite_schema import WRITTEN, complete, indexes_of_expressions_skipped
@@ -56,10 +57,12 @@ def load_metadata(named: Any) -> MetaData:
 def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     """The tables of a database as they are: those of the default schema, and what ``given`` names.
 
-    What is SQLite's own, virtual tables and what they keep their data in are left out.
+    What is SQLite's own, virtual tables and what they keep their data in are left out, and so are
+    PostgreSQL's partitions, whose rows are those of the tables that they are parts of.
     """
     metadata = MetaData()
-    there = set(inspect(connection).get_table_names()) - _virtual(connection) - {BOOKS}
+    apart = {BOOKS, *_virtual(connection), *partitions(connection)}
+    there = set(inspect(connection).get_table_names()) - apart
     with indexes_of_expressions_skipped():
         metadata.reflect(connection, only=sorted(there), resolve_fks=False)
     if given is not None:
@@ -68,6 +71,7 @@ def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
         resolve_references(metadata)
     if connection.dialect.name == "sqlite":
         complete(connection, metadata)
+    separate(connection, metadata)
     return metadata
 
 
@@ -81,6 +85,7 @@ def reflect_only(connection: Connection, tables: Sequence[Table]) -> MetaData:
         _reflect(connection, metadata, tables)
     if ignores_case(connection):
         resolve_references(metadata)
+    separate(connection, metadata)
     return metadata
 
 
@@ -121,8 +126,9 @@ def left_out(connection: Connection, schema_too: bool) -> list[str]:
     ]
     if not schema_too:
         return notes
-    inspector = inspect(connection)
-    notes += [f"{name}: left out, as it is a view" for name in inspector.get_view_names()]
+    views = inspect(connection).get_view_names()
+    notes += [f"{name}: left out, as it is a view" for name in views]
+    notes += not_inherited(connection)
     if connection.dialect.name == "sqlite":
         triggers = text("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY 1")
         notes += [
