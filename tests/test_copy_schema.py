@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import date
+from decimal import Decimal
 
 import pytest
 from copy_databases import ask, database, made, tables
@@ -189,3 +191,142 @@ async def test_a_target_with_partitions_and_tables_that_inherit(new):
     await copy(there, here, verify=True)
     for table, count in (("measures_2023_all", 1), ("ONLY animals", 1), ("cats", 2)):
         assert await ask(here, f"SELECT count(*) FROM {table}") == [(count,)]
+
+
+NUMBERED = (
+    "CREATE SEQUENCE shared",
+    "CREATE TABLE a (id integer PRIMARY KEY, n serial, m bigint DEFAULT nextval('shared'))",
+    (
+        "CREATE TABLE b (id bigint PRIMARY KEY DEFAULT nextval('shared'), i int GENERATED ALWAYS "
+        "AS IDENTITY)"
+    ),
+    "CREATE TABLE c (id serial PRIMARY KEY)",
+    "INSERT INTO a (id) VALUES (1), (2), (3)",
+    "INSERT INTO b DEFAULT VALUES",
+    "INSERT INTO c DEFAULT VALUES",
+)
+
+
+@pytest.mark.servers
+async def test_columns_that_number_themselves(new):
+    """Not only keys: in PostgreSQL they go on, and elsewhere it is said that they do not."""
+    there, here = await new("asyncpg"), await new("psycopg")
+    await ask(there, *NUMBERED)
+    report = await copy(there, here, verify=True)
+    assert not report.notes
+    assert await ask(here, "INSERT INTO a (id) VALUES (4) RETURNING n, m") == [(4, 5)]
+    assert await ask(here, "INSERT INTO b DEFAULT VALUES RETURNING id, i") == [(6, 2)]
+    assert await ask(here, "INSERT INTO c DEFAULT VALUES RETURNING id") == [(2,)]
+    for kind in ("sqlite", "asyncmy"):
+        report = await copy(there, await new(kind), verify=True)
+        assert set(report.notes) == {
+            "a.n: left out its default nextval('a_n_seq'::regclass)",
+            "a.m: left out its default nextval('shared'::regclass)",
+            "b.i: left out its numbering",
+        }
+
+
+@pytest.mark.servers
+async def test_numbers_of_mariadb(new):
+    """Of a column that is no primary key, and of an unsigned one, which Django and others make."""
+    there = await new("asyncmy")
+    await ask(
+        there,
+        "CREATE TABLE a (id integer PRIMARY KEY, n integer AUTO_INCREMENT UNIQUE)",
+        "CREATE TABLE b (id BIGINT UNSIGNED PRIMARY KEY AUTO_INCREMENT, "
+        "up BIGINT UNSIGNED REFERENCES b (id))",
+        "INSERT INTO a (id) VALUES (1)",
+        "INSERT INTO b VALUES (1, 1)",
+    )
+    here = await new("psycopg")
+    assert not (await copy(there, here, verify=True)).notes
+    assert await ask(here, "INSERT INTO a (id) VALUES (4) RETURNING n") == [(2,)]
+    assert await ask(here, "INSERT INTO b (up) VALUES (1) RETURNING id") == [(2,)]
+    report = await copy(there, await new("sqlite"), verify=True)
+    assert report.notes == ("a.n: left out its numbering",)
+
+
+NAMES = """
+CREATE TABLE places (id INTEGER PRIMARY KEY, x INTEGER, CONSTRAINT uq UNIQUE (x));
+CREATE TABLE more (id INTEGER PRIMARY KEY, x INTEGER, place INTEGER,
+    CONSTRAINT uq UNIQUE (x), CONSTRAINT fk FOREIGN KEY (place) REFERENCES places (id));
+CREATE TABLE most (id INTEGER PRIMARY KEY, place INTEGER,
+    CONSTRAINT fk FOREIGN KEY (place) REFERENCES places (id));
+CREATE INDEX i_that_has_a_name_which_is_longer_than_any_name_may_be_on_a_server ON more (place);
+"""
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_names_of_constraints_that_are_used_twice(new, tmp_path, kind):
+    """In SQLite they mean nothing. PostgreSQL and MariaDB have one set of names each."""
+    here = await new(kind)
+    await copy(made(tmp_path / "s.db", NAMES), here)
+    for table in ("places", "more"):
+        await ask(here, f"INSERT INTO {table} (id, x) VALUES (1, 1)")
+        with pytest.raises(IntegrityError):
+            await ask(here, f"INSERT INTO {table} (id, x) VALUES (2, 1)")
+    for table in ("more", "most"):
+        with pytest.raises(IntegrityError):
+            await ask(here, f"INSERT INTO {table} (id, place) VALUES (3, 7)")
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["sqlite", "psycopg"])
+async def test_indexes_and_enums_that_are_called_like_tables(new, kind):
+    """MariaDB calls the index of a foreign key after its column, which may be called as a table."""
+    there, here = await new("asyncmy"), await new(kind)
+    await ask(
+        there,
+        "CREATE TABLE owner (id integer PRIMARY KEY)",
+        "CREATE TABLE a (id integer PRIMARY KEY, owner integer, b_c ENUM ('x'), "
+        "FOREIGN KEY (owner) REFERENCES owner (id))",
+        "CREATE TABLE a_b (c ENUM ('y'), d ENUM ('z'))",
+        "CREATE TABLE a_b_d (id integer)",
+        "INSERT INTO a VALUES (1, NULL, 'x')",
+        "INSERT INTO a_b VALUES ('y', 'z')",
+    )
+    assert (await copy(there, here, verify=True)).rows == 2
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_defaults_that_the_type_does_not_take(new, tmp_path, kind):
+    """SQLite takes any for any type. What means the same is kept, the rest is named."""
+    here = await new(kind)
+    script = """
+    CREATE TABLE t (id INTEGER PRIMARY KEY, a INTEGER DEFAULT TRUE, b INTEGER DEFAULT '',
+        c DATETIME DEFAULT 0, d INTEGER DEFAULT '7', e BOOLEAN DEFAULT 'f', f VARCHAR(2) DEFAULT 5,
+        g DATE DEFAULT CURRENT_DATE,
+        h INTEGER DEFAULT CURRENT_TIMESTAMP, i DECIMAL(4, 1) DEFAULT .5,
+        j VARCHAR(2) DEFAULT 'long', k JSON DEFAULT 5, l VARCHAR(50) DEFAULT CURRENT_TIMESTAMP);
+    """
+    report = await copy(made(tmp_path / "s.db", script), here)
+    expected = {
+        "t.b: left out its default ''",
+        "t.c: left out its default 0",
+        "t.h: left out its default CURRENT_TIMESTAMP",
+        "t.j: left out its default 'long'",
+    }
+    if kind == "asyncmy":
+        expected.add("t.k: left out its default 5")
+    assert set(report.notes) == expected
+    await ask(here, "INSERT INTO t (id) VALUES (1)")
+    ((*found, day),) = await ask(here, "SELECT a, b, d, e, f, i, g FROM t")
+    assert found == [1, None, 7, False, "5", Decimal("0.5")]
+    assert isinstance(day, date)
+
+
+@pytest.mark.servers
+async def test_sets_of_mariadb(new):
+    """A value has several members, so it may be longer than the longest of them."""
+    there = await new("asyncmy")
+    await ask(
+        there,
+        "CREATE TABLE t (id integer PRIMARY KEY, tags SET ('a', 'bb', 'c'))",
+        "INSERT INTO t VALUES (1, 'a,bb,c')",
+    )
+    for kind in ("asyncmy", "psycopg"):
+        here = await new(kind)
+        await copy(there, here, verify=True)
+        assert (await ask(here, "SELECT tags FROM t"))[0][0] in ("a,bb,c", {"a", "bb", "c"})

@@ -20,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from ..errors import CopyError
+from .defaults import FIRST
 from .inheritance import not_inherited, partitions, separate
 from .names import called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
@@ -254,7 +255,7 @@ def create(
                 completing.append((constraint.table.key, _add(constraint, connection.dialect)))
                 take_away(constraint)
     for table in missing:
-        for statement in table.info.get(WRITTEN, ()):
+        for statement in (*table.info.get(FIRST, ()), *table.info.get(WRITTEN, ())):
             connection.exec_driver_sql(statement)
     declared.create_all(connection, tables=[each for each in missing if WRITTEN not in each.info])
     return completing
