@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 from datetime import date
 from decimal import Decimal
 
 import pytest
 from copy_databases import ask, database, made, tables
+from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError
 
 from qsession import CopyError, copy
@@ -330,3 +332,51 @@ async def test_sets_of_mariadb(new):
         here = await new(kind)
         await copy(there, here, verify=True)
         assert (await ask(here, "SELECT tags FROM t"))[0][0] in ("a,bb,c", {"a", "bb", "c"})
+
+
+COUNTING = {
+    "sqlite": "CREATE TABLE t (id INTEGER PRIMARY KEY AUTOINCREMENT, x INTEGER)",
+    "psycopg": "CREATE TABLE t (id serial PRIMARY KEY, x integer)",
+    "asyncmy": "CREATE TABLE t (id INTEGER PRIMARY KEY AUTO_INCREMENT, x INTEGER)",
+}
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("target", EVERYWHERE)
+@pytest.mark.parametrize("source", EVERYWHERE)
+async def test_numbers_of_deleted_rows_are_not_given_again(new, source, target, kept):
+    """What was number 3 may be known elsewhere: the source would go on with 4, so the copy does."""
+    there, here = await new(source), await new(target)
+    await ask(there, COUNTING[source], "INSERT INTO t (x) VALUES (1), (2), (3)")
+    await ask(there, f"DELETE FROM t WHERE id > {kept}")
+    await ask(here, COUNTING[target])
+    report = await copy(there, here, verify=True)
+    assert (report.rows, report.notes) == (kept, ())
+    await ask(here, "INSERT INTO t (x) VALUES (4)")
+    assert await ask(here, "SELECT max(id) FROM t") == [(4,)]
+
+
+@pytest.mark.servers
+async def test_numbers_that_cannot_be_set(new, tmp_path):
+    """To alter a table is another right on MariaDB than to write to it: the copy is complete."""
+    here = await new("asyncmy")
+    script = f"""{COUNTING["sqlite"]};
+    INSERT INTO t (x) VALUES (1), (2), (3);
+    DELETE FROM t WHERE id = 3;
+    """
+    source = made(tmp_path / "s.db", script)
+    user = f"qsession_copy_{os.getpid()}"
+    await ask(
+        here,
+        COUNTING["asyncmy"],
+        f"CREATE USER {user}@'%' IDENTIFIED BY 'secret'",
+        f"GRANT SELECT, INSERT, DELETE ON {make_url(here).database}.* TO {user}@'%'",
+    )
+    url = make_url(here).set(username=user, password="secret")
+    try:
+        report = await copy(source, url.render_as_string(hide_password=False), verify=True)
+    finally:
+        await ask(here, f"DROP USER {user}@'%'")
+    (note,) = report.notes
+    assert note.startswith("not done: ALTER TABLE t AUTO_INCREMENT = 4. The database says: ")
+    assert await ask(here, "SELECT count(*) FROM t") == [(2,)]
