@@ -6,6 +6,7 @@ import os
 from contextlib import AsyncExitStack
 from datetime import date
 from decimal import Decimal
+from uuid import UUID
 
 import pytest
 from copy_databases import ask, database, made, tables
@@ -246,6 +247,24 @@ async def test_numbers_of_mariadb(new):
     assert await ask(here, "INSERT INTO b (up) VALUES (1) RETURNING id") == [(2,)]
     report = await copy(there, await new("sqlite"), verify=True)
     assert report.notes == ("a.n: left out its numbering",)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["sqlite", "asyncmy"])
+async def test_defaults_of_postgresql(new, kind):
+    """It writes them with their types."""
+    there, here = await new("psycopg"), await new(kind)
+    await ask(
+        there,
+        "CREATE TABLE t (id integer PRIMARY KEY, a numeric(6, 2) DEFAULT 0, b integer DEFAULT -1, "
+        "c boolean DEFAULT true, d varchar(9) DEFAULT 'd', e uuid DEFAULT "
+        "'00000000-0000-0000-0000-00000000000f', f date DEFAULT '2024-01-02', g float8 DEFAULT .5)",
+    )
+    assert not (await copy(there, here, verify=True)).notes
+    await ask(here, "INSERT INTO t (id) VALUES (1)")
+    ((*found, key, day),) = await ask(here, "SELECT a, b, c, d, g, e, f FROM t")
+    assert found == [0, -1, True, "d", 0.5]
+    assert (UUID(key), str(day)) == (UUID(int=15), "2024-01-02")
 
 
 NAMES = """

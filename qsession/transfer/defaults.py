@@ -57,7 +57,8 @@ def default_of(
         written = written[1:-1].strip()
     if "nextval(" in written and column is column.table.autoincrement_column:
         return None, ""  # what autoincrement stands for
-    literal = written.split("::")[0].strip()  # PostgreSQL writes 'new'::character varying
+    # PostgreSQL writes 'new'::character varying and (0)::numeric.
+    literal = written.split("::")[0].strip(" ()")
     found = _for(literal, type_, target)
     return found, ("" if found else f"default {written}")
 
