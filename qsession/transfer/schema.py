@@ -24,7 +24,7 @@ from .defaults import FIRST
 from .inheritance import not_inherited, partitions, separate
 from .names import called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
-from .sqlite_schema import WRITTEN, complete, indexes_of_expressions_skipped
+from .sqlite_schema import WRITTEN, complete, skip_indexes_of_expressions
 
 BOOKS = "qsession_copy"
 """The table in the target that a copy which can be resumed keeps its progress in."""
@@ -64,8 +64,8 @@ def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     metadata = MetaData()
     apart = {BOOKS, *_virtual(connection), *partitions(connection)}
     there = set(inspect(connection).get_table_names()) - apart
-    with indexes_of_expressions_skipped():
-        metadata.reflect(connection, only=sorted(there), resolve_fks=False)
+    skip_indexes_of_expressions()
+    metadata.reflect(connection, only=sorted(there), resolve_fks=False)
     if given is not None:
         _reflect(connection, metadata, [each for each in given.tables.values() if each.schema])
     if ignores_case(connection):
@@ -82,8 +82,8 @@ def reflect_only(connection: Connection, tables: Sequence[Table]) -> MetaData:
     Raises :class:`CopyError` where two of them are one table.
     """
     metadata = MetaData()
-    with indexes_of_expressions_skipped():
-        _reflect(connection, metadata, tables)
+    skip_indexes_of_expressions()
+    _reflect(connection, metadata, tables)
     if ignores_case(connection):
         resolve_references(metadata)
     separate(connection, metadata)

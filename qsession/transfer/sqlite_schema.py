@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from sqlalchemy import Connection, MetaData, Table, UniqueConstraint, exc, text
 
@@ -29,12 +27,14 @@ _STATEMENTS = text(
 _COLLATION = re.compile(r"\bCOLLATE\s+[\"'\[`]?(\w+)", re.IGNORECASE)
 
 
-@contextmanager
-def indexes_of_expressions_skipped() -> Iterator[None]:
-    """Reflect without a warning of each such index: those of the source become notes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Skipped unsupported reflection", exc.SAWarning)
-        yield
+def skip_indexes_of_expressions() -> None:
+    """From now on SQLAlchemy does not warn of each: those of the source become notes.
+
+    For good, as a filter of warnings that is taken back at the end of a reflection would take back
+    what other tasks have set meanwhile.
+    """
+    message = "Skipped unsupported reflection of expression-based index"
+    warnings.filterwarnings("ignore", message, exc.SAWarning)
 
 
 def complete(connection: Connection, metadata: MetaData) -> None:
