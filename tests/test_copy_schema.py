@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import AsyncExitStack
 from datetime import date
@@ -196,6 +197,13 @@ async def test_a_target_with_partitions_and_tables_that_inherit(new):
         assert await ask(here, f"SELECT count(*) FROM {table}") == [(count,)]
 
 
+async def test_indexes_of_expressions_in_two_copies_at_once(new, tmp_path):
+    """None of them is warned of, whichever copy is the first to end."""
+    sources = [made(tmp_path / f"{number}.db", ODD) for number in (1, 2)]
+    copies = [copy(source, await new("sqlite")) for source in sources]
+    assert [report.rows for report in await asyncio.gather(*copies)] == [5, 5]
+
+
 NUMBERED = (
     "CREATE SEQUENCE shared",
     "CREATE TABLE a (id integer PRIMARY KEY, n serial, m bigint DEFAULT nextval('shared'))",
@@ -204,6 +212,10 @@ NUMBERED = (
         "AS IDENTITY)"
     ),
     "CREATE TABLE c (id serial PRIMARY KEY)",
+    "CREATE TABLE e (a integer, b serial, PRIMARY KEY (a, b))",
+    'CREATE SEQUENCE "My Names"',
+    "CREATE TABLE d (name text DEFAULT 'd' || nextval('\"My Names\"'))",
+    "INSERT INTO d DEFAULT VALUES",
     "INSERT INTO a (id) VALUES (1), (2), (3)",
     "INSERT INTO b DEFAULT VALUES",
     "INSERT INTO c DEFAULT VALUES",
@@ -220,12 +232,16 @@ async def test_columns_that_number_themselves(new):
     assert await ask(here, "INSERT INTO a (id) VALUES (4) RETURNING n, m") == [(4, 5)]
     assert await ask(here, "INSERT INTO b DEFAULT VALUES RETURNING id, i") == [(6, 2)]
     assert await ask(here, "INSERT INTO c DEFAULT VALUES RETURNING id") == [(2,)]
+    assert await ask(here, "INSERT INTO d DEFAULT VALUES RETURNING name") == [("d2",)]
+    assert await ask(here, "INSERT INTO e (a) VALUES (1) RETURNING b") == [(1,)]
     for kind in ("sqlite", "asyncmy"):
         report = await copy(there, await new(kind), verify=True)
         assert set(report.notes) == {
             "a.n: left out its default nextval('a_n_seq'::regclass)",
             "a.m: left out its default nextval('shared'::regclass)",
             "b.i: left out its numbering",
+            "e.b: left out its numbering",
+            "d.name: left out its default 'd'::text || nextval('\"My Names\"'::regclass)",
         }
 
 

@@ -17,6 +17,7 @@ FIRST = "qsession_first"
 """In ``Table.info``: statements that are sent before the table is made."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _TEXT = re.compile(r"'([^']*)'", re.DOTALL)
+_CAST = re.compile(r"::[\w\s\"\[\]().,]+$")
 _NEXTVAL = re.compile(r"nextval\('([^']+)'::regclass\)")
 _NOW = {
     "CURRENT_TIMESTAMP": (Kind.TIMESTAMP, Kind.DATE, Kind.TIME, Kind.TEXT),
@@ -57,9 +58,7 @@ def default_of(
         written = written[1:-1].strip()
     if "nextval(" in written and column is column.table.autoincrement_column:
         return None, ""  # what autoincrement stands for
-    # PostgreSQL writes 'new'::character varying and (0)::numeric.
-    literal = written.split("::")[0].strip(" ()")
-    found = _for(literal, type_, target)
+    found = _for(_without_cast(written), type_, target)
     return found, ("" if found else f"default {written}")
 
 
@@ -93,6 +92,12 @@ def _for(literal: str, type_: TypeEngine[Any], target: Dialect) -> str | None:
     if takes.kind is Kind.JSON:
         return literal if literal.startswith("'") else f"'{value}'"
     return str(value) if takes.kind in (Kind.INTEGER, Kind.NUMERIC) else literal
+
+
+def _without_cast(written: str) -> str:
+    """PostgreSQL writes ``'new'::character varying`` and ``(0)::numeric``."""
+    shorter = _CAST.sub("", written).strip(" ()")
+    return written if shorter == written else _without_cast(shorter)
 
 
 def _value(literal: str) -> Any:

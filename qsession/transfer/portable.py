@@ -115,12 +115,13 @@ def _rebuild_column(column: Column[Any], making: _Making, keyed: bool) -> Column
     if isinstance(type_, types.Enum) and target.name == "postgresql":
         type_.name = making.another(str(type_.name))
     default, left_out = default_of(column, type_, target)
-    numbers: list[Any] = []
-    if _is_numbered(column) and not left_out and not _numbers_itself(column, target):
+    autoincrement, numbers = column.autoincrement, []
+    if _is_numbered(column) and not _numbers_itself(column, target):
         if target.name == "postgresql":
             numbers = [Identity()]
         else:
-            left_out = "numbering"
+            autoincrement = False
+            left_out = left_out or "numbering"
     if left_out:
         making.notes.append(f"{table.name}.{column.name}: left out its {left_out}")
     return Column(
@@ -129,7 +130,7 @@ def _rebuild_column(column: Column[Any], making: _Making, keyed: bool) -> Column
         *numbers,
         nullable=column.nullable,
         server_default=None if default is None else text(default.replace(":", r"\:")),
-        autoincrement=column.autoincrement,
+        autoincrement=autoincrement,
     )
 
 
@@ -138,9 +139,13 @@ def _is_numbered(column: Column[Any]) -> bool:
 
 
 def _numbers_itself(column: Column[Any], target: Dialect) -> bool:
-    """Whether it does as part of the primary key; in SQLite it has to be the whole of it."""
-    alone = target.name != "sqlite" or len(column.table.primary_key) == 1
-    return alone and column is column.table.autoincrement_column
+    """Whether it does as part of the primary key: all of it in SQLite, the first of it in MySQL."""
+    if column is not column.table.autoincrement_column:
+        return False
+    key = list(column.table.primary_key)
+    if target.name == "sqlite":
+        return len(key) == 1
+    return target.name == "postgresql" or key[0] is column
 
 
 def _add_indexes(table: Table, rebuilt: Table, making: _Making) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 
 from sqlalchemy import BigInteger, Table, Text, cast, exc, func, literal, select, text
 from sqlalchemy import column as column_
@@ -162,4 +163,6 @@ async def _auto_increment(
 
 
 async def _greatest(target: AsyncConnection, table: Table, column: str) -> int:
-    return int(await target.scalar(select(func.max(bare(table).c[column]))) or 0)
+    """The greatest number. A text may be made of one of a sequence, and is none."""
+    found = await target.scalar(select(func.max(bare(table).c[column])))
+    return int(found) if isinstance(found, int | float | Decimal) else 0
