@@ -84,14 +84,19 @@ async def test_references_in_another_case(new, tmp_path, kind):
     """SQLite takes ``REFERENCES Users (ID)`` for a reference to users, so the copy does."""
     script = """
     CREATE TABLE users (id INTEGER PRIMARY KEY);
-    CREATE TABLE posts (id INTEGER PRIMARY KEY, author INTEGER REFERENCES Users (ID));
+    CREATE TABLE posts (id INTEGER PRIMARY KEY, author INTEGER REFERENCES Users (ID),
+                        reader INTEGER REFERENCES USERS);
     INSERT INTO users VALUES (1);
-    INSERT INTO posts VALUES (1, 1), (2, 7);
+    INSERT INTO posts VALUES (1, 1, 1), (2, 7, 7);
     """
     source = made(tmp_path / "s.db", script)
     here = await new(kind)
-    with pytest.raises(CopyError, match="refers to a row of users that is not there"):
+    with pytest.raises(CopyError, match="refers to a row of users that is not there") as refused:
         await copy(source, here)
+    assert set(refused.value.counts) == {
+        ("posts", column, "refers to a row of users that is not there")
+        for column in ("author", "reader")
+    }
     await ask(source, "DELETE FROM posts WHERE id = 2")
     assert (await copy(source, here, verify=True)).rows == 2
 

@@ -24,7 +24,7 @@ from .defaults import FIRST
 from .inheritance import not_inherited, partitions, separate
 from .names import called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
-from .sqlite_schema import WRITTEN, complete, skip_indexes_of_expressions
+from .sqlite_schema import WRITTEN, complete, prepare
 
 BOOKS = "qsession_copy"
 """The table in the target that a copy which can be resumed keeps its progress in."""
@@ -64,7 +64,7 @@ def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     metadata = MetaData()
     apart = {BOOKS, *_virtual(connection), *partitions(connection)}
     there = set(inspect(connection).get_table_names()) - apart
-    skip_indexes_of_expressions()
+    prepare(connection)
     metadata.reflect(connection, only=sorted(there), resolve_fks=False)
     if given is not None:
         _reflect(connection, metadata, [each for each in given.tables.values() if each.schema])
@@ -82,7 +82,7 @@ def reflect_only(connection: Connection, tables: Sequence[Table]) -> MetaData:
     Raises :class:`CopyError` where two of them are one table.
     """
     metadata = MetaData()
-    skip_indexes_of_expressions()
+    prepare(connection)
     _reflect(connection, metadata, tables)
     if ignores_case(connection):
         resolve_references(metadata)

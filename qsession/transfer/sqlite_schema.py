@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
+from typing import Any
 
-from sqlalchemy import Connection, MetaData, Table, UniqueConstraint, exc, text
+from sqlalchemy import (
+    Connection,
+    Inspector,
+    MetaData,
+    Table,
+    UniqueConstraint,
+    exc,
+    text,
+)
 
 WRITTEN = "qsession_written"
 """In ``Table.info``: the statements that make the table, as they were written."""
@@ -27,14 +36,30 @@ _STATEMENTS = text(
 _COLLATION = re.compile(r"\bCOLLATE\s+[\"'\[`]?(\w+)", re.IGNORECASE)
 
 
-def skip_indexes_of_expressions() -> None:
-    """From now on SQLAlchemy does not warn of each: those of the source become notes.
+class _Inspector(Inspector):
+    """Knows that ``REFERENCES Users`` means the primary key of users, whatever the case."""
 
-    For good, as a filter of warnings that is taken back at the end of a reflection would take back
-    what other tasks have set meanwhile.
+    def get_multi_foreign_keys(self, *args: Any, **options: Any) -> Any:
+        found = super().get_multi_foreign_keys(*args, **options)
+        for key in [key for keys in found.values() for key in keys if not key["referred_columns"]]:
+            for name in self.get_table_names():
+                if name.lower() == key["referred_table"].lower():
+                    key["referred_columns"] = self.get_pk_constraint(name)["constrained_columns"]
+        return found
+
+
+def prepare(connection: Connection) -> None:
+    """Let SQLAlchemy reflect what it would fail at, and not warn of indexes of expressions.
+
+    Those of the source become notes. The filter stays: one that was taken back at the end of a
+    reflection would take back what other tasks have set meanwhile. The dialect is that of the
+    copy's own engine.
     """
-    message = "Skipped unsupported reflection of expression-based index"
-    warnings.filterwarnings("ignore", message, exc.SAWarning)
+    if connection.dialect.name == "sqlite":
+        message = "Skipped unsupported reflection of expression-based index"
+        warnings.filterwarnings("ignore", message, exc.SAWarning)
+        dialect: Any = connection.dialect
+        dialect.inspector = _Inspector
 
 
 def complete(connection: Connection, metadata: MetaData) -> None:
