@@ -193,7 +193,7 @@ def _of_mysql(takes: Wanted, type_: Any) -> Wanted:
         return replace(takes, digits=digits, aware=isinstance(type_, types.TIMESTAMP))
     if takes.kind in (Kind.TEXT, Kind.BYTES, Kind.JSON):
         fixed = isinstance(type_, types.CHAR | types.BINARY)
-        length = getattr(type_, "length", None)
+        length = text_length(type_)
         size = next((size for each, size in _BYTES.items() if isinstance(type_, each)), None)
         if size is None and isinstance(type_, types.Text | types.BLOB | types.LargeBinary):
             size = _TEXT_BYTES
@@ -201,6 +201,14 @@ def _of_mysql(takes: Wanted, type_: Any) -> Wanted:
             return replace(takes, length=size, in_bytes=True)
         return replace(takes, length=length, fixed=fixed)
     return takes
+
+
+def text_length(type_: Any) -> int | None:
+    """The greatest length of a text. That of a SET is all of its members, with commas."""
+    if isinstance(type_, mysql.SET):
+        return len(",".join(type_.values))
+    length: int | None = getattr(type_, "length", None)
+    return length
 
 
 def _scale(type_: Any) -> int | None:

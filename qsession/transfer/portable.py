@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
     Column,
     Dialect,
     ForeignKeyConstraint,
+    Identity,
     Index,
     MetaData,
     PrimaryKeyConstraint,
@@ -20,15 +22,47 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-from .kinds import Kind, kind_of, plain
+from .defaults import default_of, keep_sequences
+from .kinds import Kind, kind_of, plain, text_length
+from .sqlite_schema import LOST, WRITTEN
 
 KEY_LENGTH = 255
 """Characters of a text in a key of MySQL, which wants to know a greatest length."""
-_CONSTANTS = ("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "TRUE", "FALSE", "NULL")
 
 
 class NoEqual(Exception):
     """A type that the other database has nothing like; the text says which."""
+
+
+@dataclass(frozen=True)
+class _Making:
+    """The tables that are made, and what is known of them as a whole."""
+
+    source: Dialect
+    target: Dialect
+    metadata: MetaData
+    notes: list[str]
+    relations: set[str]
+    """Names of tables, their types and indexes, which are one set of names in PostgreSQL."""
+    references: set[str] = field(default_factory=set)
+    """Names of foreign keys, which are one set in MySQL."""
+
+    def once(self, name: Any, taken: set[str]) -> str | None:
+        """The name, if it is short enough and nothing has it; None leaves it to the database."""
+        on_mysql = self.target.name in ("mysql", "mariadb")
+        longest = 64 if on_mysql else self.target.max_identifier_length
+        if name is None or name.lower() in taken or len(name) > longest:
+            return None
+        taken.add(name.lower())
+        return str(name)
+
+    def another(self, name: str) -> str:
+        """The name, with a number if something has it already."""
+        number, found = 1, self.once(name, self.relations)
+        while found is None:
+            number += 1
+            found = self.once(f"{name[:50]}_{number}", self.relations)
+        return found
 
 
 def portable(tables: list[Table], source: Dialect, target: Dialect) -> tuple[MetaData, list[str]]:
@@ -40,105 +74,104 @@ def portable(tables: list[Table], source: Dialect, target: Dialect) -> tuple[Met
     notes: list[str] = []
     if source.name == target.name:
         for table in tables:
-            for column in table.to_metadata(metadata).columns:
-                if "nextval(" in str(getattr(column.server_default, "arg", "")):
-                    column.server_default = None  # a sequence of its own comes with the column
+            same = table.to_metadata(metadata)
+            if WRITTEN in table.info:
+                same.info[WRITTEN] = table.info[WRITTEN]
+            keep_sequences(same)
         return metadata, notes
+    names = {table.name.lower() for table in tables}
+    making = _Making(source, target, metadata, notes, names)
     for table in tables:
-        rebuilt = _rebuild(table, metadata, source, target, notes)
-        _add_indexes(table, rebuilt, notes)
+        rebuilt = _rebuild(table, making)
+        _add_indexes(table, rebuilt, making)
+        notes += [f"{table.name}: left out {lost}" for lost in table.info.get(LOST, ())]
     return metadata, notes
 
 
-def _rebuild(
-    table: Table, metadata: MetaData, source: Dialect, target: Dialect, notes: list[str]
-) -> Table:
+def _rebuild(table: Table, making: _Making) -> Table:
     keyed = {column.name for column in table.primary_key}
     for constraint in (*table.constraints, *table.indexes):
         if isinstance(constraint, UniqueConstraint | Index | ForeignKeyConstraint):
             keyed |= {column.name for column in constraint.columns}
-    columns: list[Any] = []
-    for column in table.columns:
-        type_ = _type_for(column, source, target, keyed=column.name in keyed)
-        default, left_out = _default_of(column, type_, target)
-        if left_out:
-            notes.append(f"{table.name}.{column.name}: left out its {left_out}")
-        columns.append(
-            Column(
-                column.name,
-                type_,
-                nullable=column.nullable,
-                server_default=None if default is None else text(default.replace(":", r"\:")),
-                autoincrement=column.autoincrement,
-            )
-        )
-    rebuilt = Table(table.name, metadata, *columns)
+    columns: list[Any] = [
+        _rebuild_column(column, making, column.name in keyed) for column in table.columns
+    ]
+    rebuilt = Table(table.name, making.metadata, *columns)
     for constraint in sorted(table.constraints, key=lambda each: str(each.name)):
         names = [column.name for column in getattr(constraint, "columns", ())]
         if isinstance(constraint, PrimaryKeyConstraint):
             rebuilt.append_constraint(PrimaryKeyConstraint(*names))
         elif isinstance(constraint, UniqueConstraint):
-            rebuilt.append_constraint(UniqueConstraint(*names, name=constraint.name))
+            name = making.once(constraint.name, making.relations)
+            rebuilt.append_constraint(UniqueConstraint(*names, name=name))
         elif isinstance(constraint, ForeignKeyConstraint):
-            rebuilt.append_constraint(_foreign_key(constraint, target))
+            rebuilt.append_constraint(_foreign_key(constraint, making))
     return rebuilt
 
 
-def _add_indexes(table: Table, rebuilt: Table, notes: list[str]) -> None:
-    taken = {index.name for each in rebuilt.metadata.tables.values() for index in each.indexes}
+def _rebuild_column(column: Column[Any], making: _Making, keyed: bool) -> Column[Any]:
+    table, target = column.table, making.target
+    type_ = _type_for(column, making.source, target, keyed)
+    if isinstance(type_, types.Enum) and target.name == "postgresql":
+        type_.name = making.another(str(type_.name))
+    default, left_out = default_of(column, type_, target)
+    autoincrement, numbers = column.autoincrement, []
+    if _is_numbered(column) and not _numbers_itself(column, target):
+        if target.name == "postgresql":
+            numbers = [Identity()]
+        else:
+            autoincrement = False
+            left_out = left_out or "numbering"
+    if left_out:
+        making.notes.append(f"{table.name}.{column.name}: left out its {left_out}")
+    return Column(
+        column.name,
+        type_,
+        *numbers,
+        nullable=column.nullable,
+        server_default=None if default is None else text(default.replace(":", r"\:")),
+        autoincrement=autoincrement,
+    )
+
+
+def _is_numbered(column: Column[Any]) -> bool:
+    return column.autoincrement is True or column.identity is not None
+
+
+def _numbers_itself(column: Column[Any], target: Dialect) -> bool:
+    """Whether it does as part of the primary key: all of it in SQLite, the first of it in MySQL."""
+    if column is not column.table.autoincrement_column:
+        return False
+    key = list(column.table.primary_key)
+    if target.name == "sqlite":
+        return len(key) == 1
+    return target.name == "postgresql" or key[0] is column
+
+
+def _add_indexes(table: Table, rebuilt: Table, making: _Making) -> None:
     for index in sorted(table.indexes, key=lambda each: str(each.name)):
         if any(options.get("where") is not None for options in index.dialect_options.values()):
-            notes.append(f"{table.name}: left out the partial index {index.name}")
+            making.notes.append(f"{table.name}: left out the partial index {index.name}")
         elif len(index.columns) != len(index.expressions):
-            notes.append(f"{table.name}: left out the index {index.name}, of an expression")
+            making.notes.append(f"{table.name}: left out the index {index.name}, of an expression")
         else:
             columns = [rebuilt.columns[column.name] for column in index.columns]
-            again = index.name in taken  # MySQL names them per table, others per database
-            name = f"{table.name}_{index.name}" if again else index.name
+            name = making.once(index.name, making.relations)  # MySQL names them per table
+            name = name or making.another(f"{table.name}_{index.name}")
             Index(name, *columns, unique=index.unique)
 
 
-def _foreign_key(constraint: ForeignKeyConstraint, target: Dialect) -> ForeignKeyConstraint:
-    waits = target.name in ("sqlite", "postgresql")  # MySQL has no constraints that wait
+def _foreign_key(constraint: ForeignKeyConstraint, making: _Making) -> ForeignKeyConstraint:
+    waits = making.target.name in ("sqlite", "postgresql")  # MySQL has no constraints that wait
     return ForeignKeyConstraint(
         [column.name for column in constraint.columns],
         [each.target_fullname for each in constraint.elements],
-        name=constraint.name,
+        name=making.once(constraint.name, making.references),
         ondelete=constraint.ondelete,
         onupdate=constraint.onupdate,
         deferrable=constraint.deferrable if waits else None,
         initially=constraint.initially if waits else None,
     )
-
-
-def _default_of(
-    column: Column[Any], type_: TypeEngine[Any], target: Dialect
-) -> tuple[str | None, str]:
-    """The default, if it means the same in every database; and what of it was left out."""
-    if column.computed is not None:
-        return None, "being computed: it is a column like others there, with the values it has"
-    default = getattr(column.server_default, "arg", None)
-    if default is None:
-        return None, ""
-    written = str(default).strip()
-    while written.startswith("(") and written.endswith(")"):
-        written = written[1:-1].strip()
-    literal = written.split("::")[0].strip()  # PostgreSQL writes 'new'::character varying
-    if "nextval(" in literal:
-        return None, ""  # what autoincrement stands for
-    number = literal.strip("'")
-    if target.name == "postgresql" and isinstance(type_, types.Boolean) and number in ("0", "1"):
-        return ("true" if number == "1" else "false"), ""
-    is_text = len(literal) > 1 and literal[0] == literal[-1] == "'" and "'" not in literal[1:-1]
-    is_number = literal.lstrip("+-").replace(".", "", 1).isdecimal()
-    takes_none = target.name in ("mysql", "mariadb") and isinstance(
-        type_, types.Text | types.JSON | mysql.LONGTEXT
-    )
-    if (is_text or is_number or literal.upper() in _CONSTANTS) and not takes_none:
-        if literal.upper() == "CURRENT_TIMESTAMP" and isinstance(type_, mysql.DATETIME):
-            return "CURRENT_TIMESTAMP(6)", ""
-        return literal, ""
-    return None, f"default {written}"
 
 
 def _type_for(
@@ -161,7 +194,7 @@ def _type_for(
     type_ = make(found, column, source)
     if target.name in ("mysql", "mariadb"):
         return _for_mysql(type_, keyed)
-    if target.name == "sqlite" and isinstance(type_, types.BigInteger):
+    if target.name == "sqlite" and isinstance(type_, types.Integer):
         return types.Integer()  # only INTEGER PRIMARY KEY gets its numbers by itself
     return type_
 
@@ -170,7 +203,8 @@ def _integer(found: Any, column: Column[Any], source: Dialect) -> TypeEngine[Any
     """As large as the source has them: 64 bits in SQLite, whatever the column is called."""
     unsigned = getattr(found, "unsigned", False)
     if isinstance(found, types.BigInteger) and unsigned:
-        return types.Numeric(20, 0)
+        is_key = column.autoincrement is True or column.foreign_keys  # of which there are fewer
+        return types.BigInteger() if is_key else types.Numeric(20, 0)
     if source.name == "sqlite" or unsigned or isinstance(found, types.BigInteger):
         return types.BigInteger()
     small = isinstance(found, types.SmallInteger | mysql.TINYINT)
@@ -182,7 +216,7 @@ def _numeric(found: Any, column: Column[Any], source: Dialect) -> TypeEngine[Any
 
 
 def _text(found: Any, column: Column[Any], source: Dialect) -> TypeEngine[Any]:
-    length = getattr(found, "length", None)
+    length = text_length(found)
     return types.String(length) if length and not isinstance(found, types.Text) else types.Text()
 
 

@@ -33,6 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ..engine import create_async_engine
 from ..handoff import to_end
 from ..sqlite.frozen import path_of
+from .inheritance import own_rows
 from .kinds import Kind, kind_of, plain
 
 BATCH_ROWS = 2_000
@@ -136,7 +137,8 @@ def select_rows(
 ) -> Select[Any]:
     """The columns of a table without their types, so that nothing is converted on the way."""
     expressions = [_expression(source.columns[name], dialect) for name in names]
-    return select(*expressions).select_from(bare(source)).order_by(*order)
+    rows = bare(source)
+    return own_rows(select(*expressions).select_from(rows).order_by(*order), rows, source)
 
 
 def bare(source: Table) -> Any:
@@ -200,5 +202,7 @@ def _bytes(rows: Sequence[Any]) -> int:
 
 async def count_rows(connection: AsyncConnection, source: Table) -> int:
     """How many rows a table has."""
-    found = await connection.scalar(select(func.count()).select_from(bare(source)))
+    rows = bare(source)
+    query = own_rows(select(func.count()).select_from(rows), rows, source)
+    found = await connection.scalar(query)
     return int(found or 0)

@@ -18,10 +18,12 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import CopyError
+from .inheritance import own_rows
+from .names import referred
 from .plan import TablePlan
 from .problems import SAMPLES, Problems
 from .reading import bare
-from .schema import Completing, referred
+from .schema import Completing
 
 
 async def find_orphans(
@@ -62,7 +64,9 @@ async def _find(
     pairs = list(zip(local, remote, strict=True))
     joined = rows.outerjoin(others, and_(*(rows.c[a] == others.c[b] for a, b in pairs)))
     orphaned = (*(rows.c[name].is_not(None) for name in local), others.c[remote[0]].is_(None))
-    count = await source.scalar(select(func.count()).select_from(joined).where(*orphaned))
+    counted = select(func.count()).select_from(joined).where(*orphaned)
+    counted = own_rows(counted, rows, child.source)
+    count = await source.scalar(counted)
     if not count:
         return
     reason = f"refers to a row of {parent.name} that is not there"
@@ -74,7 +78,7 @@ async def _find(
         .limit(SAMPLES)
     )
     columns = ", ".join(local)
-    named = (await source.execute(some)).all()
+    named = (await source.execute(own_rows(some, rows, child.source))).all()
     for number, row in enumerate(named, 1):
         value = row[0] if len(local) == 1 else tuple(row[: len(local)])
         name = dict(zip(key, row[len(local) :], strict=True)) or number

@@ -29,9 +29,10 @@ from .schema import (
     missing_tables,
     reflect,
     reflect_only,
+    refuse_what_is_no_table,
     sort,
 )
-from .sequences import past_the_rows
+from .sequences import after_commit, past_the_rows
 from .target import Traces, open_target
 
 
@@ -47,6 +48,7 @@ async def run(source: URL, target: URL, options: Options) -> Report:
             if not options.check:
                 await writing.commit()
                 traces.keep()
+                one.notes += await after_commit(writing, one.later)
         except CopyError as error:
             told = f"{error}. {one.left}"
             raise CopyError(told, error.problems, error.counts) from error.__cause__
@@ -69,6 +71,7 @@ class _Run:
         self.options = options
         self.traces = traces
         self.notes: list[str] = []
+        self.later: list[str] = []
         self.left = "The target is as it was"
 
     async def load(self) -> Loading:
@@ -93,7 +96,7 @@ class _Run:
             await targets.begin(self.target)
             await targets.complete(self.target, completing)
             await refuse_orphans(self.target, plans)
-            await past_the_rows(self.source, self.target, plans)
+            self.later = await past_the_rows(self.source, self.target, plans)
             if self.options.verify:
                 await loading.verify()
             if self.options.resume:
@@ -135,6 +138,7 @@ class _Run:
         made, completing = await self._create(declared)
         completing += [each for each in unfinished if each[0] not in made]
         there: MetaData = await self.target.run_sync(reflect_only, wanted)
+        refuse_what_is_no_table(wanted, there)
         ordered, _ = sort(there.tables.values())
         plans = [
             TablePlan(

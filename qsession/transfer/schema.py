@@ -20,7 +20,11 @@ from sqlalchemy import (
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from ..errors import CopyError
+from .defaults import FIRST
+from .inheritance import not_inherited, partitions, separate
+from .names import called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
+from .sqlite_schema import WRITTEN, complete, prepare
 
 BOOKS = "qsession_copy"
 """The table in the target that a copy which can be resumed keeps its progress in."""
@@ -54,30 +58,62 @@ def load_metadata(named: Any) -> MetaData:
 def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     """The tables of a database as they are: those of the default schema, and what ``given`` names.
 
-    What is SQLite's own, virtual tables and what they keep their data in are left out.
+    What is SQLite's own, virtual tables and what they keep their data in are left out, and so are
+    PostgreSQL's partitions, whose rows are those of the tables that they are parts of.
     """
     metadata = MetaData()
-    there = set(inspect(connection).get_table_names()) - _virtual(connection) - {BOOKS}
+    apart = {BOOKS, *_virtual(connection), *partitions(connection)}
+    there = set(inspect(connection).get_table_names()) - apart
+    prepare(connection)
     metadata.reflect(connection, only=sorted(there), resolve_fks=False)
     if given is not None:
         _reflect(connection, metadata, [each for each in given.tables.values() if each.schema])
+    if ignores_case(connection):
+        resolve_references(metadata)
+    if connection.dialect.name == "sqlite":
+        complete(connection, metadata)
+    separate(connection, metadata)
     return metadata
 
 
 def reflect_only(connection: Connection, tables: Sequence[Table]) -> MetaData:
-    """These tables as they are."""
+    """These tables as they are, by the names they have in ``tables``.
+
+    Raises :class:`CopyError` where two of them are one table.
+    """
     metadata = MetaData()
+    prepare(connection)
     _reflect(connection, metadata, tables)
+    if ignores_case(connection):
+        resolve_references(metadata)
+    separate(connection, metadata)
     return metadata
 
 
 def _reflect(connection: Connection, metadata: MetaData, tables: Sequence[Table]) -> None:
     inspector = inspect(connection)
+    any_case = ignores_case(connection)
     for schema in {table.schema for table in tables}:
-        there = set(inspector.get_table_names(schema=schema))
-        names = sorted({table.name for table in tables if table.schema == schema} & there)
-        if names:
-            metadata.reflect(connection, schema=schema, only=names, resolve_fks=False)
+        wanted = [table.name for table in tables if table.schema == schema]
+        called = called_there(wanted, inspector.get_table_names(schema=schema), any_case)
+        same = [name for name, there in called.items() if name == there]
+        if same:
+            metadata.reflect(connection, schema=schema, only=same, resolve_fks=False)
+        for name in called.keys() - set(same):
+            found = Table(
+                called[name], MetaData(), schema=schema, autoload_with=connection, resolve_fks=False
+            )
+            found.to_metadata(metadata, name=name)
+
+
+def refuse_what_is_no_table(wanted: Iterable[Table], there: MetaData) -> None:
+    """Raise :class:`CopyError` if the target has something else by the name of a table."""
+    names = ", ".join(sorted({table.key for table in wanted} - set(there.tables)))
+    if names:
+        raise CopyError(
+            f"nothing was copied: in the target, {names} is no table that rows can be copied to (a "
+            "view?). Rename or drop it there"
+        )
 
 
 def left_out(connection: Connection, schema_too: bool) -> list[str]:
@@ -91,8 +127,9 @@ def left_out(connection: Connection, schema_too: bool) -> list[str]:
     ]
     if not schema_too:
         return notes
-    inspector = inspect(connection)
-    notes += [f"{name}: left out, as it is a view" for name in inspector.get_view_names()]
+    views = inspect(connection).get_view_names()
+    notes += [f"{name}: left out, as it is a view" for name in views]
+    notes += not_inherited(connection)
     if connection.dialect.name == "sqlite":
         triggers = text("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY 1")
         notes += [
@@ -184,11 +221,6 @@ def sort(tables: Iterable[Table]) -> tuple[list[Table], list[ForeignKeyConstrain
     return ordered, sorted(unique.values(), key=lambda each: (_key(each), each.column_keys))
 
 
-def referred(constraint: ForeignKeyConstraint) -> str:
-    """The key of the table that a foreign key leads to, which need not be known."""
-    return constraint.elements[0].target_fullname.rpartition(".")[0]
-
-
 def _key(constraint: ForeignKeyConstraint) -> str:
     table = constraint.table
     return table.key
@@ -221,8 +253,11 @@ def create(
         for constraint in sort(declared.tables.values())[1]:
             if constraint.table.key in keys:
                 completing.append((constraint.table.key, _add(constraint, connection.dialect)))
-                _take_off(constraint)
-    declared.create_all(connection, tables=missing)
+                take_away(constraint)
+    for table in missing:
+        for statement in (*table.info.get(FIRST, ()), *table.info.get(WRITTEN, ())):
+            connection.exec_driver_sql(statement)
+    declared.create_all(connection, tables=[each for each in missing if WRITTEN not in each.info])
     return completing
 
 
@@ -231,11 +266,3 @@ def _add(constraint: ForeignKeyConstraint, dialect: Dialect) -> str:
         table = constraint.table.name
         constraint.name = f"fk_{table}_{'_'.join(constraint.column_keys)}"[:60]
     return str(AddConstraint(constraint).compile(dialect=dialect)).strip()
-
-
-def _take_off(constraint: ForeignKeyConstraint) -> None:
-    table = constraint.table
-    table.constraints.discard(constraint)
-    for each in constraint.elements:
-        table.foreign_keys.discard(each)
-        each.parent.foreign_keys.discard(each)

@@ -1,10 +1,12 @@
-"""Where PostgreSQL goes on counting: past every number that was copied."""
+"""Where a database goes on counting: past every number that was copied, or given out before."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from decimal import Decimal
 
-from sqlalchemy import BigInteger, Text, cast, exc, func, literal, select, text
+from sqlalchemy import BigInteger, Table, Text, cast, exc, func, literal, select, text
 from sqlalchemy import column as column_
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,10 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .plan import TablePlan
 from .reading import bare
 
-# Of each column: the sequence behind "serial" and "identity", or behind a default of nextval().
+# Of each column: the sequence behind "serial" and "identity", or behind a default of nextval();
+# its greatest number, and the last one that it gave out.
 _SEQUENCES = text(
     """
-    SELECT a.attname, s.oid::regclass::text, q.seqmax
+    SELECT a.attname, s.oid::regclass::text, q.seqmax,
+        CASE WHEN has_sequence_privilege(s.oid, 'SELECT, USAGE')
+            THEN pg_sequence_last_value(s.oid) END
     FROM pg_attribute a
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     JOIN pg_depend p ON
@@ -27,48 +32,137 @@ _SEQUENCES = text(
         THEN p.refobjid ELSE p.objid END AND s.relkind = 'S'
     JOIN pg_sequence q ON q.seqrelid = s.oid
     WHERE a.attrelid = to_regclass(:table) AND a.attnum > 0 AND NOT a.attisdropped
-    GROUP BY 1, 2, 3
+    GROUP BY 1, 2, 3, 4
     """
 )
 
 
+# The tables with AUTOINCREMENT (https://sqlite.org/autoinc.html).
+_AUTOINCREMENT = text(
+    """
+    SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%'
+    AND name = :table COLLATE NOCASE
+    AND EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence')
+    """
+)
+_NEXT = re.compile(r"\) .*\bAUTO_INCREMENT=(\d+)")
+_LOCK_WAIT = 60
+"""Seconds to wait for the others that use a table, before its numbers are left as they are."""
+
+
 async def past_the_rows(
     source: AsyncConnection, target: AsyncConnection, plans: Sequence[TablePlan]
-) -> None:
-    """Set each sequence of the tables past the greatest number in its column.
+) -> list[str]:
+    """See to it that the next number in each table of the target is a new one.
 
-    Where SQLite's AUTOINCREMENT remembers a greater one, of a row that was deleted, it is set past
-    that. MySQL and SQLite see to it by themselves. A sequence that is ahead already stays there.
+    It comes after the greatest one of the rows, and after those that the source gave to rows that
+    were deleted since, as far as both databases remember such numbers: in sequences, by
+    AUTOINCREMENT and by AUTO_INCREMENT. What is ahead already stays there.
+
+    Returns statements for :func:`after_commit`.
     """
-    if target.dialect.name != "postgresql":
-        return
-    used = await _autoincremented(source)
-    prepare = target.dialect.identifier_preparer
+    later: list[str] = []
     for plan in plans:
-        table = prepare.format_table(plan.target)
-        found = (await target.execute(_SEQUENCES, {"table": table})).all()
-        key = [each.name for each in plan.source.primary_key]
-        for column, sequence, limit in found:
-            highest = select(func.max(bare(plan.target).c[column]))
-            greatest = await target.scalar(highest)
-            if key == [column]:
-                greatest = max(greatest or 0, used.get(plan.source.name, 0)) or None
-            if greatest is None or greatest < 1:
-                continue
-            value = literal(min(int(greatest), limit), BigInteger)
-            named = cast(cast(literal(sequence), Text), REGCLASS)
-            await target.execute(
-                select(func.setval(named, value))
-                .select_from(text(sequence))
-                .where(column_("last_value") <= value)
-            )
+        given = await _given_out(source, plan.source)
+        if target.dialect.name == "postgresql":
+            await _set_sequences(target, plan.target, given)
+        elif target.dialect.name == "sqlite":
+            await _set_autoincrement(target, plan.target, given)
+        else:
+            later += await _auto_increment(target, plan.target, given)
+    return later
 
 
-async def _autoincremented(source: AsyncConnection) -> dict[str, int]:
-    if source.dialect.name != "sqlite":
+async def after_commit(target: AsyncConnection, statements: Sequence[str]) -> list[str]:
+    """Send what MySQL would have committed the rows with. Returns notes on what it refused."""
+    notes = []
+    for statement in statements:
+        try:
+            await target.exec_driver_sql(f"SET SESSION lock_wait_timeout = {_LOCK_WAIT}")
+            await target.exec_driver_sql(statement)
+        except exc.DBAPIError as error:
+            notes.append(f"not done: {statement}. The database says: {error.orig}")
+    return notes
+
+
+async def _given_out(source: AsyncConnection, table: Table) -> dict[str, int]:
+    """For each column that numbers itself the last number, as far as the source remembers it."""
+    name = source.dialect.identifier_preparer.format_table(table)
+    if source.dialect.name == "postgresql":
+        found = await source.execute(_SEQUENCES, {"table": name})
+        return {column: int(last) for column, _, _, last in found if last is not None}
+    if source.dialect.name == "sqlite":
+        key = [each.name for each in table.primary_key]
+        last = await _autoincremented(source, table)
+        return {} if last is None else {key[0]: last}
+    numbered = _numbered(table)
+    if numbered is None:
         return {}
-    try:
-        rows = await source.execute(text("SELECT name, seq FROM sqlite_sequence"))
-    except exc.OperationalError:  # no table has AUTOINCREMENT
-        return {}
-    return {str(name): int(number) for name, number in rows if isinstance(number, int)}
+    shown = await source.exec_driver_sql(f"SHOW CREATE TABLE {name}")
+    written = str(shown.mappings().one()["Create Table"])
+    found_next = _NEXT.search(written.rpartition("\n")[2])
+    return {numbered: int(found_next[1]) - 1} if found_next else {}
+
+
+async def _autoincremented(source: AsyncConnection, table: Table) -> int | None:
+    of = {"table": table.name}
+    if len(table.primary_key) != 1 or await source.scalar(_AUTOINCREMENT, of) is None:
+        return None
+    last = await source.scalar(
+        text("SELECT seq FROM sqlite_sequence WHERE name = :table COLLATE NOCASE"), of
+    )
+    return last if isinstance(last, int) else None
+
+
+def _numbered(table: Table) -> str | None:
+    """The column of a table of MySQL that has AUTO_INCREMENT."""
+    return next((each.name for each in table.columns if each.autoincrement is True), None)
+
+
+async def _set_sequences(target: AsyncConnection, table: Table, given: dict[str, int]) -> None:
+    name = target.dialect.identifier_preparer.format_table(table)
+    found = (await target.execute(_SEQUENCES, {"table": name})).all()
+    for column, sequence, limit, _ in found:
+        greatest = await _greatest(target, table, column)
+        value = min(max(greatest, given.get(column, 0)), limit)
+        if value < 1:
+            continue
+        named = cast(cast(literal(sequence), Text), REGCLASS)
+        number = literal(value, BigInteger)
+        await target.execute(
+            select(func.setval(named, number))
+            .select_from(text(sequence))
+            .where(column_("last_value") <= number)
+        )
+
+
+async def _set_autoincrement(target: AsyncConnection, table: Table, given: dict[str, int]) -> None:
+    number = max(given.get(each.name, 0) for each in table.primary_key) if table.primary_key else 0
+    name = await target.scalar(_AUTOINCREMENT, {"table": table.name}) if number else None
+    if name is None:
+        return
+    of = {"name": name, "number": number}
+    found = await target.execute(
+        text("UPDATE sqlite_sequence SET seq = max(seq, :number) WHERE name = :name"), of
+    )
+    if not found.rowcount:
+        await target.execute(
+            text("INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :number)"), of
+        )
+
+
+async def _auto_increment(
+    target: AsyncConnection, table: Table, given: dict[str, int]
+) -> list[str]:
+    """The statement that sets it. A smaller number than that of the rows changes nothing."""
+    column = _numbered(table)
+    if column is None or given.get(column, 0) <= await _greatest(target, table, column):
+        return []
+    name = target.dialect.identifier_preparer.format_table(table)
+    return [f"ALTER TABLE {name} AUTO_INCREMENT = {given[column] + 1}"]
+
+
+async def _greatest(target: AsyncConnection, table: Table, column: str) -> int:
+    """The greatest number. A text may be made of one of a sequence, and is none."""
+    found = await target.scalar(select(func.max(bare(table).c[column])))
+    return int(found) if isinstance(found, int | float | Decimal) else 0

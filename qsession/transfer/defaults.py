@@ -1,0 +1,110 @@
+"""The default of a column for another kind of database: one that means the same, or none."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Column, Dialect, Table, types
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
+
+from .kinds import Kind, wanted
+from .values import Unfit, converter
+
+FIRST = "qsession_first"
+"""In ``Table.info``: statements that are sent before the table is made."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+_TEXT = re.compile(r"'([^']*)'", re.DOTALL)
+_CAST = re.compile(r"::[\w\s\"\[\]().,]+$")
+_NEXTVAL = re.compile(r"nextval\('([^']+)'::regclass\)")
+_NOW = {
+    "CURRENT_TIMESTAMP": (Kind.TIMESTAMP, Kind.DATE, Kind.TIME, Kind.TEXT),
+    "CURRENT_DATE": (Kind.DATE, Kind.TIMESTAMP, Kind.TEXT),
+    "CURRENT_TIME": (Kind.TIME, Kind.TEXT),
+}
+"""What columns of which kinds take."""
+
+
+def keep_sequences(table: Table) -> None:
+    """Let defaults of PostgreSQL stay, with their sequences, which the copy sets at its end.
+
+    A primary key that has a sequence of its own gets a new one of its own.
+    """
+    statements: list[str] = []
+    for column in table.columns:
+        default = str(getattr(column.server_default, "arg", ""))
+        own = f"nextval('{table.name}_{column.name}_seq'::regclass)"
+        if list(table.primary_key) == [column] and default.replace('"', "") == own:
+            column.server_default = None
+        elif sequences := _NEXTVAL.findall(default):
+            column.autoincrement = False  # or it would be made with another sequence
+            statements += [f"CREATE SEQUENCE IF NOT EXISTS {name}" for name in sequences]
+    table.info[FIRST] = statements
+
+
+def default_of(
+    column: Column[Any], type_: TypeEngine[Any], target: Dialect
+) -> tuple[str | None, str]:
+    """The default for a column of ``type_``; and what of it was left out, for people."""
+    if column.computed is not None:
+        return None, "being computed: it is a column like others there, with the values it has"
+    default = getattr(column.server_default, "arg", None)
+    if default is None:
+        return None, ""
+    written = str(default).strip()
+    while written.startswith("(") and written.endswith(")"):
+        written = written[1:-1].strip()
+    if "nextval(" in written and column is column.table.autoincrement_column:
+        return None, ""  # what autoincrement stands for
+    found = _for(_without_cast(written), type_, target)
+    return found, ("" if found else f"default {written}")
+
+
+def _for(literal: str, type_: TypeEngine[Any], target: Dialect) -> str | None:
+    on_mysql = target.name in ("mysql", "mariadb")
+    if literal.upper() == "NULL":
+        return "NULL"
+    if on_mysql and isinstance(type_, types.Text | types.JSON | mysql.LONGTEXT | mysql.LONGBLOB):
+        return None  # https://dev.mysql.com/doc/refman/8.4/en/data-type-defaults.html
+    takes = wanted(Column("", type_), type_, target, None)
+    if literal.upper() in _NOW:
+        if takes.kind not in _NOW[literal.upper()]:
+            return None
+        if on_mysql:
+            precise = isinstance(type_, mysql.DATETIME) and literal.upper() == "CURRENT_TIMESTAMP"
+            return "CURRENT_TIMESTAMP(6)" if precise else f"({literal})"
+        return literal
+    value = _value(literal)
+    if value is None:
+        return None
+    try:
+        value = converter(takes)(value)
+    except Unfit:
+        return None
+    if takes.kind is Kind.BOOLEAN:
+        return str(value).lower() if target.name == "postgresql" else str(int(value))
+    if takes.kind is Kind.UUID and target.name != "postgresql":
+        return f"'{value.hex}'"
+    if takes.kind is Kind.INTERVAL and target.name != "postgresql":
+        return None
+    if takes.kind is Kind.JSON:
+        return literal if literal.startswith("'") else f"'{value}'"
+    return str(value) if takes.kind in (Kind.INTEGER, Kind.NUMERIC) else literal
+
+
+def _without_cast(written: str) -> str:
+    """PostgreSQL writes ``'new'::character varying`` and ``(0)::numeric``."""
+    shorter = _CAST.sub("", written).strip(" ()")
+    return written if shorter == written else _without_cast(shorter)
+
+
+def _value(literal: str) -> Any:
+    """What stands for itself: a number, a text, true or false, which are numbers in SQLite."""
+    if literal.upper() in ("TRUE", "FALSE"):
+        return int(literal.upper() == "TRUE")
+    if _NUMBER.fullmatch(literal):
+        return int(literal) if literal.lstrip("+-").isdecimal() else Decimal(literal)
+    text = _TEXT.fullmatch(literal)
+    return text and text[1]
