@@ -69,17 +69,28 @@ def sqlite_file(url: URL) -> Path | None:
 
 @contextlib.asynccontextmanager
 async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection. Cancelled, that to a server is dropped, and so rolled back there.
+    """A connection, rolled back at the end. Cancelled, that to a server is dropped instead.
 
-    Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail.
+    Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail. One that
+    fails all the same is no error: the connection is lost, so the server rolls back by itself, and
+    what is raised is what was raised before.
     """
     async with engine.connect() as connection:
         try:
             yield connection
         except asyncio.CancelledError:
-            if connection.dialect.name != "sqlite" and not connection.invalidated:
+            if connection.dialect.name != "sqlite":
                 await connection.invalidate()
             raise
+        finally:
+            await to_end(_roll_back(connection))
+
+
+async def _roll_back(connection: AsyncConnection) -> None:
+    try:
+        await connection.rollback()
+    except Exception:  # whatever the driver says of a connection that it has lost
+        await connection.invalidate()
 
 
 @contextlib.asynccontextmanager
@@ -191,7 +202,8 @@ async def batches(
             await connection.invalidate()  # to close the cursor would be to fetch all the rest
         raise
     finally:
-        await to_end(result.close())
+        with contextlib.suppress(Exception):  # of a connection that is lost, as told above
+            await to_end(result.close())
 
 
 def _bytes(rows: Sequence[Any]) -> int:
