@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
 from copy_databases import ask, database, made, tables
+from sqlalchemy import text
 
-from qsession import CopyError, copy
-from qsession.transfer import loading, reading
+from qsession import CopyError, copy, create_async_engine
+from qsession.transfer import loading, reading, run, target
 
 SERVERS = ("asyncpg", "psycopg", "asyncmy")
 MANY = """
@@ -32,6 +34,81 @@ def small_batches(monkeypatch):
     """Ten rows at a time."""
     monkeypatch.setattr(reading, "BATCH_ROWS", 10)
     monkeypatch.setattr(reading, "_FIRST_ROWS", 10)
+
+
+class Beside:
+    """A copy that has written its first rows when the tables of another one are to be dropped."""
+
+    def __init__(self, source, url):
+        self.wrote = asyncio.Event()
+        self.arguments = source, url
+        self.drop = target._drop
+        self.copying = None
+
+    def note(self, step):
+        if step.done:
+            self.wrote.set()
+
+    async def __call__(self, engine, traces):
+        if self.copying is not None:  # this is its own end
+            return
+        self.copying = asyncio.ensure_future(copy(*self.arguments, verify=True, progress=self.note))
+        await self.wrote.wait()
+        await self.drop(engine, traces)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("check", [True, False])
+async def test_tables_that_another_copy_fills(new, tmp_path, monkeypatch, check):
+    """A check, or a copy that failed, drops the tables that it made: not with rows of another."""
+    source, here = made(tmp_path / "s.db", MANY), await new("asyncmy")
+    beside = Beside(source, here)
+    monkeypatch.setattr(target, "_drop", beside)
+
+    def fail(step):
+        raise RuntimeError("stopped")
+
+    if check:
+        report = await copy(source, here, check=True)
+        assert report.notes[0].startswith("t, u: made by this copy, and not dropped")
+    else:
+        with pytest.raises(
+            CopyError, match=r"stopped\. The target is as it was, but for tables .*: t, u$"
+        ):
+            await copy(source, here, progress=fail)
+    assert (await beside.copying).rows == 1000
+    assert await ask(here, "SELECT count(*) FROM t") == [(500,)]
+    assert await ask(here, "SELECT count(*) FROM u") == [(500,)]
+
+
+@pytest.mark.servers
+async def test_tables_that_are_used_for_long(new, tmp_path, monkeypatch):
+    """They are left to whoever uses them, who is held up by nothing, and so is the check."""
+    source, here = made(tmp_path / "s.db", MANY), await new("asyncmy")
+    drop = target._drop
+    monkeypatch.setattr(target, "_ATTEMPTS", 2)
+    monkeypatch.setattr(target, "_PAUSE", 0)
+
+    async def beside(engine, traces):
+        others = create_async_engine(here)
+        async with others.begin() as other:
+            await other.execute(text("SELECT * FROM t"))
+            await drop(engine, traces)
+            await other.execute(text("INSERT INTO u VALUES (7)"))
+        await others.dispose()
+
+    monkeypatch.setattr(target, "_drop", beside)
+    report = await copy(source, here, check=True)
+    assert "as others use them" in report.notes[0]
+    assert await ask(here, "SELECT id FROM u") == [(7,)]
+
+
+async def test_tables_that_are_dropped_meanwhile(tmp_path, monkeypatch):
+    """A copy that relied on the tables of another one does not leave them out silently."""
+    monkeypatch.setattr(run, "missing_tables", lambda connection, declared: [])
+    source = made(tmp_path / "s.db", MANY)
+    with pytest.raises(CopyError, match="t, u of the target was dropped meanwhile"):
+        await copy(source, f"sqlite+aiosqlite:///{tmp_path / 'target.db'}")
 
 
 async def end_the_others(url):

@@ -40,6 +40,7 @@ async def run(source: URL, target: URL, options: Options) -> Report:
     started = time.monotonic()
     refuse_wrong_urls(source, target)
     traces = Traces()
+    failed: Exception | None = None
     async with snapshot(source) as reading, open_target(target, traces) as writing:
         one = _Run(reading, writing, options, traces)
         try:
@@ -47,11 +48,18 @@ async def run(source: URL, target: URL, options: Options) -> Report:
             if not options.check:
                 await writing.commit()
                 traces.keep()
-        except CopyError as error:
-            told = f"{error}. {one.left}"
-            raise CopyError(told, error.problems, error.counts) from error.__cause__
         except Exception as error:
-            raise CopyError(f"the copy failed: {reason_of(error)}. {one.left}") from error
+            failed = error  # told when all is cleaned up, and it is known what is left
+    if traces.tables:
+        names = ", ".join(each.fullname for each in traces.tables)
+        why = "not dropped, as others use them, or the server did not let us"
+        one.notes.append(f"{names}: made by this copy, and {why}")
+        one.left += f", but for tables that were made, and {why}: {names}"
+    if isinstance(failed, CopyError):
+        told = f"{failed}. {one.left}"
+        raise CopyError(told, failed.problems, failed.counts) from failed.__cause__
+    if failed is not None:
+        raise CopyError(f"the copy failed: {reason_of(failed)}. {one.left}") from failed
     seconds = time.monotonic() - started
     return Report(
         tuple(loading.reports), tuple(one.notes), not options.check, options.verify, seconds
@@ -135,6 +143,11 @@ class _Run:
         made, completing = await self._create(declared)
         completing += [each for each in unfinished if each[0] not in made]
         there: MetaData = await self.target.run_sync(reflect_only, wanted)
+        if gone := sorted(set(declared.tables) - set(there.tables)):
+            raise CopyError(
+                f"nothing was copied: {', '.join(gone)} of the target was dropped meanwhile, by "
+                "another copy that had made it"
+            )
         ordered, _ = sort(there.tables.values())
         plans = [
             TablePlan(
