@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 
 import pytest
 from copy_databases import ask, database, made, tables
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from qsession import CopyError, copy, create_async_engine
 from qsession.transfer import loading, reading, run, target
@@ -163,3 +164,30 @@ async def test_a_source_that_is_lost(new, tmp_path, lose, kind):
     with pytest.raises(CopyError, match=r"the copy failed: .*The target is as it was"):
         await copy(there, here)
     assert not list(tmp_path.glob("target*"))
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+async def test_rows_that_a_policy_hides(new, tmp_path, kind):
+    """Row-level security is no way to lose rows: PostgreSQL refuses, as source and as target."""
+    there, role = await new(kind), f"qsession_copy_{os.getpid()}_{kind}"
+    await ask(
+        there,
+        "CREATE TABLE t (id integer PRIMARY KEY, word text)",
+        "INSERT INTO t VALUES (1, 'mine'), (2, 'hidden')",
+        f"CREATE ROLE {role} LOGIN PASSWORD 'secret'",
+        f"GRANT ALL ON t TO {role}",
+        "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY p ON t USING (word = 'mine')",
+    )
+    theirs = make_url(there).set(username=role, password="secret")
+    file = f"sqlite+aiosqlite:///{tmp_path / 'file.db'}"
+    try:
+        with pytest.raises(CopyError, match="affected by row-level security"):
+            await copy(theirs, file, verify=True)
+        assert (await copy(there, file, verify=True)).rows == 2
+        await ask(there, "DELETE FROM t WHERE word = 'mine'")
+        with pytest.raises(CopyError, match="affected by row-level security"):
+            await copy(file, theirs)
+    finally:
+        await ask(there, f"DROP OWNED BY {role}", f"DROP ROLE {role}")

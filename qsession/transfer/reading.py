@@ -41,6 +41,13 @@ BATCH_BYTES = 1024 * 1024
 _FIRST_ROWS = 64
 _PATIENCE = 3600
 """Seconds that MySQL waits for the copy to take the next row, or to send something."""
+_SETTINGS = (
+    "intervalstyle = 'iso_8601'",
+    "statement_timeout = 0",
+    "idle_in_transaction_session_timeout = 0",
+    "row_security = off",
+)
+"""Of PostgreSQL: https://www.postgresql.org/docs/current/runtime-config-client.html"""
 
 
 def open_engine(url: URL) -> AsyncEngine:
@@ -123,11 +130,13 @@ async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
 
 
 async def settle(connection: AsyncConnection) -> None:
-    """Settings of a server's session that decide how values are written, and how long it waits."""
+    """Settings of a server's session that decide how values are written, and how long it waits.
+
+    Where a policy would hide rows of a table, PostgreSQL refuses to read it, as it does pg_dump.
+    """
     if connection.dialect.name == "postgresql":
-        for setting in ("intervalstyle = 'iso_8601'", "statement_timeout = 0"):
+        for setting in _SETTINGS:
             await connection.exec_driver_sql(f"SET LOCAL {setting}")
-        await connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
     elif connection.dialect.name in ("mysql", "mariadb"):
         await connection.exec_driver_sql(
             f"SET SESSION time_zone = '+00:00', net_write_timeout = {_PATIENCE}, "
