@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 from copy_databases import ask, database, made, tables
-from sqlalchemy import make_url, text
+from sqlalchemy import URL, make_url, text
+from sqlalchemy.exc import ArgumentError
 
 from qsession import CopyError, copy, create_async_engine
 from qsession.transfer import loading, reading, run, target
@@ -191,3 +192,39 @@ async def test_rows_that_a_policy_hides(new, tmp_path, kind):
             await copy(file, theirs)
     finally:
         await ask(there, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def other_name(url, kind):
+    """The same database under a name that looks like another one."""
+    found = make_url(url)
+    if kind == "asyncmy":
+        return found.set(drivername="mariadb+asyncmy")
+    query = {"host": f"{found.host}:{found.port}"}
+    return URL.create(
+        "postgresql+asyncpg", found.username, found.password, database=found.database, query=query
+    )
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_two_names_of_one_database(new, tmp_path, kind):
+    """It is neither emptied nor waited for; another database of the same server is another one."""
+    there = await new(kind)
+    await copy(made(tmp_path / "s.db", MANY), there)
+    with pytest.raises(ArgumentError, match="the same database"):
+        await asyncio.wait_for(copy(there, other_name(there, kind), replace=True), 20)
+    assert await ask(there, "SELECT count(*) FROM t") == [(500,)]
+    assert (await copy(there, await new(kind), replace=True, verify=True)).rows == 1000
+
+
+async def test_two_names_of_one_file(tmp_path):
+    """A hard link, a symbolic one, a detour."""
+    made(tmp_path / "s.db", MANY)
+    (tmp_path / "hard.db").hardlink_to(tmp_path / "s.db")
+    (tmp_path / "soft.db").symlink_to("s.db")
+    (tmp_path / "folder").mkdir()
+    for name in ("s.db", "hard.db", "soft.db", "folder/../s.db"):
+        with pytest.raises(ArgumentError, match="the same database"):
+            file = f"sqlite+aiosqlite:///{tmp_path}/{name}"
+            await copy(f"sqlite+aiosqlite:///{tmp_path}/s.db", file, replace=True)
+    assert await ask(f"sqlite+aiosqlite:///{tmp_path}/s.db", "SELECT count(*) FROM t") == [(500,)]

@@ -51,19 +51,17 @@ def _zone_of(name: str | None) -> tzinfo | None:
 
 
 def refuse_wrong_urls(source: URL, target: URL) -> None:
-    """Raise :class:`sqlalchemy.exc.ArgumentError` if there can be nothing to copy."""
+    """Raise :class:`sqlalchemy.exc.ArgumentError` if there can be nothing to copy.
+
+    Two names of one database on a server are found out when it is open.
+    """
     for url in (source, target):
         if url.get_backend_name() == "sqlite" and sqlite_file(url) is None:
             raise exc.ArgumentError("a database in memory cannot be copied by its URL")
-    file = sqlite_file(source)
-    if file is not None and not file.is_file():
+    file, other = sqlite_file(source), sqlite_file(target)
+    if file is None:
+        return
+    if not file.is_file():
         raise exc.ArgumentError(f"there is no database {str(file)!r} to copy")
-    if _place(source) == _place(target):
+    if other is not None and other.exists() and other.samefile(file):
         raise exc.ArgumentError("source and target are the same database")
-
-
-def _place(url: URL) -> tuple[Any, ...]:
-    file = sqlite_file(url)
-    if file is not None:
-        return "sqlite", file.resolve()
-    return url.get_backend_name(), url.host, url.port, url.database

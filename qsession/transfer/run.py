@@ -12,6 +12,7 @@ from ..handoff import to_end
 from . import books
 from . import target as targets
 from .events import Report
+from .identity import refuse_the_same
 from .loading import Loading, reason_of
 from .options import Options, refuse_wrong_urls
 from .plan import TablePlan
@@ -42,6 +43,7 @@ async def run(source: URL, target: URL, options: Options) -> Report:
     traces = Traces()
     failed: Exception | None = None
     async with snapshot(source) as reading, open_target(target, traces) as writing:
+        await refuse_the_same(reading, writing)
         one = _Run(reading, writing, options, traces)
         try:
             loading = await one.load()
