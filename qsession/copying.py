@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, make_url
-
 if TYPE_CHECKING:
+    from sqlalchemy import URL
+
     from .transfer.events import Listener, Report
 
 
@@ -45,8 +45,8 @@ async def copy(
     After an error or a cancellation the target is as it was, but for what ``resume`` goes on with.
     Only a cancellation in the middle of the last COMMIT may come too late.
     """
-    from .transfer.options import Options
+    from .transfer.options import Options, url_of
     from .transfer.run import run
 
     options = Options(metadata, resume, replace, verify, check, zone, progress)
-    return await run(make_url(source), make_url(target), options)
+    return await run(url_of(source), url_of(target), options)

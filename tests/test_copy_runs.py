@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from contextlib import AsyncExitStack
 
 import pytest
 from copy_databases import ask, database, made, tables
 from sqlalchemy import URL, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from typer.testing import CliRunner
 
 from qsession import CopyError, copy, create_async_engine
+from qsession.cli import app
 from qsession.transfer import loading, reading, run, target
 
 SERVERS = ("asyncpg", "psycopg", "asyncmy")
@@ -228,3 +231,53 @@ async def test_two_names_of_one_file(tmp_path):
             file = f"sqlite+aiosqlite:///{tmp_path}/{name}"
             await copy(f"sqlite+aiosqlite:///{tmp_path}/s.db", file, replace=True)
     assert await ask(f"sqlite+aiosqlite:///{tmp_path}/s.db", "SELECT count(*) FROM t") == [(500,)]
+
+
+def run_copy(*arguments):
+    """The command; anything but an exit is raised as it is."""
+    return CliRunner().invoke(app, ["copy", *map(str, arguments)], catch_exceptions=False)
+
+
+WRONG_URLS = {
+    "postgresql+asyncpg://me:secret@127.0.0.1:port/x": "no URL of a database",
+    "mysql+asyncmy://me:secret@127.0.0.1": "names no database",
+    "postgresql+asyncpg://me:secret@127.0.0.1/x?foo=1": "'foo'",
+    "postgresql+psycopg://me:secret@127.0.0.1/x?foo=1": '"foo"',
+    "mysql+asyncmy://me:secret@127.0.0.1/x?foo=1": "'foo'",
+}
+
+
+@pytest.mark.parametrize("url", WRONG_URLS)
+def test_wrong_urls(tmp_path, url):
+    """Each is told in a sentence, without the password, and is an ArgumentError in code."""
+    source = made(tmp_path / "s.db", MANY)
+    done = run_copy(tmp_path / "s.db", url)
+    assert done.exit_code == 2
+    assert WRONG_URLS[url] in " ".join(done.output.replace("│", "").split())
+    assert "secret" not in done.output
+    with pytest.raises(SQLAlchemyError, match=WRONG_URLS[url]):
+        asyncio.run(copy(source, url))
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["asyncpg", "asyncmy"])
+async def test_urls_that_say_no_driver(new, tmp_path, kind):
+    """They get the one that create_pool takes, and sslmode is what asyncpg calls ssl."""
+    there = make_url(await new(kind))
+    bare = there.set(drivername=there.get_backend_name())
+    if kind == "asyncpg":
+        bare = bare.update_query_dict({"sslmode": "disable"})
+    assert (await copy(made(tmp_path / "s.db", MANY), bare)).rows == 1000
+
+
+@pytest.mark.parametrize("line", ["raise KeyError('key')", "x = = 1", "import sys; sys.exit()"])
+def test_models_that_cannot_be_imported(tmp_path, monkeypatch, line):
+    """The module and its error are named, whatever it raises."""
+    made(tmp_path / "s.db", MANY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "broken_models.py").write_text(line)
+    done = run_copy("s.db", "target.db", "--metadata", "broken_models:Base")
+    assert done.exit_code == 2
+    assert "'broken_models:Base' cannot be imported: " in done.output
+    assert any(each in done.output for each in ("KeyError: 'key'", "SyntaxError", "SystemExit"))

@@ -20,6 +20,7 @@ from sqlalchemy import (
     cast,
     column,
     event,
+    exc,
     func,
     literal_column,
     select,
@@ -81,23 +82,29 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail. One that
     fails all the same is no error: the connection is lost, so the server rolls back by itself, and
     what is raised is what was raised before.
+
+    Raises what SQLAlchemy and the driver raise when it cannot be opened.
     """
-    async with engine.connect() as connection:
-        try:
-            yield connection
-        except asyncio.CancelledError:
-            if connection.dialect.name != "sqlite":
-                await connection.invalidate()
-            raise
-        finally:
-            await to_end(_roll_back(connection))
+    try:
+        connection = await engine.connect()
+    except (TypeError, ValueError) as error:  # of arguments in the URL that the driver lacks
+        raise exc.ArgumentError(f"{engine.url!r} cannot be opened: {error}") from error
+    try:
+        yield connection
+    except asyncio.CancelledError:
+        if connection.dialect.name != "sqlite":
+            await connection.invalidate()
+        raise
+    finally:
+        await to_end(_leave(connection))
 
 
-async def _roll_back(connection: AsyncConnection) -> None:
+async def _leave(connection: AsyncConnection) -> None:
     try:
         await connection.rollback()
     except Exception:  # whatever the driver says of a connection that it has lost
         await connection.invalidate()
+    await connection.close()
 
 
 @contextlib.asynccontextmanager
