@@ -281,3 +281,20 @@ def test_models_that_cannot_be_imported(tmp_path, monkeypatch, line):
     assert done.exit_code == 2
     assert "'broken_models:Base' cannot be imported: " in done.output
     assert any(each in done.output for each in ("KeyError: 'key'", "SyntaxError", "SystemExit"))
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+async def test_floats_of_32_bits(new, kind):
+    """They arrive as they were, infinity and NaN included."""
+    there, here = await new(kind), await new(kind)
+    values = "(1, 1.1, 1.1), (2, 3.4e38, 0.1), (3, 'NaN', '-Infinity')"
+    await ask(
+        there,
+        "CREATE TABLE t (id integer PRIMARY KEY, narrow real, wide float8)",
+        f"INSERT INTO t VALUES {values}",
+    )
+    await copy(there, here, verify=True)
+    same = "SELECT id FROM t WHERE (id, narrow, wide) IN (VALUES (1, 1.1::real, 1.1::float8), "
+    same += "(2, 3.4e38, 0.1), (3, 'NaN', '-Infinity'))"
+    assert await ask(here, f"SELECT count(*) FROM ({same}) AS s") == [(3,)]

@@ -175,12 +175,16 @@ def bare(source: Table) -> Any:
 def _expression(source: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
     """What drivers make something else of: PostgreSQL's JSON, and its intervals with months.
 
-    MySQL shows six digits of a FLOAT, unless it is part of a calculation.
+    A float of 32 bits is asked for as one of 64: what psycopg is sent of it is the shortest text
+    that stands for it, 1.1, which is another number. MySQL shows six digits, unless it is part of a
+    calculation.
     """
     plain: ColumnElement[Any] = column(source.name)
     kind = kind_of(source.type, dialect)
     if dialect.name == "postgresql" and kind in (Kind.JSON, Kind.INTERVAL):
         return cast(plain, types.Text)
+    if dialect.name == "postgresql" and kind is Kind.FLOAT:
+        return cast(plain, types.Double)
     if dialect.name in ("mysql", "mariadb") and kind is Kind.FLOAT:
         return (plain * literal_column("1e0")).label(source.name)
     return plain
