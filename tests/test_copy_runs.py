@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from qsession import CopyError, copy, create_async_engine
 from qsession.cli import app
-from qsession.transfer import loading, reading, run, target
+from qsession.transfer import books, loading, reading, run, target
 
 SERVERS = ("asyncpg", "psycopg", "asyncmy")
 MANY = """
@@ -298,3 +298,34 @@ async def test_floats_of_32_bits(new, kind):
     same = "SELECT id FROM t WHERE (id, narrow, wide) IN (VALUES (1, 1.1::real, 1.1::float8), "
     same += "(2, 3.4e38, 0.1), (3, 'NaN', '-Infinity'))"
     assert await ask(here, f"SELECT count(*) FROM ({same}) AS s") == [(3,)]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+async def test_books_that_were_only_opened(new, tmp_path, kind):
+    """A copy that was killed behind CREATE TABLE, which MySQL commits, is resumed like others."""
+    source, here = made(tmp_path / "s.db", MANY), await new(kind)
+    engine = create_async_engine(here)
+    async with engine.begin() as connection:
+        await connection.run_sync(books.books.create)
+    await engine.dispose()
+    assert (await copy(source, here, resume=True, verify=True)).rows == 1000
+    assert await tables(here) == {"t", "u"}
+
+
+async def test_a_source_that_has_changed(tmp_path):
+    """The error says one thing to do, not two that contradict each other."""
+    source, here = made(tmp_path / "s.db", MANY), f"sqlite+aiosqlite:///{tmp_path / 't.db'}"
+
+    def stop(step):
+        if step.done > 100:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(CopyError, match="Go on with --resume"):
+        await copy(source, here, resume=True, progress=stop)
+    await ask(source, "UPDATE t SET word = 'other' WHERE id = 5")
+    with pytest.raises(CopyError, match="Begin anew with replace") as refused:
+        await copy(source, here, resume=True)
+    assert "Go on" not in str(refused.value)
+    assert "the target keeps what was copied" in str(refused.value)
+    assert (await copy(source, here, resume=True, replace=True, verify=True)).rows == 1000

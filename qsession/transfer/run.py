@@ -57,6 +57,8 @@ async def run(source: URL, target: URL, options: Options) -> Report:
         why = "not dropped, as others use them, or the server did not let us"
         one.notes.append(f"{names}: made by this copy, and {why}")
         one.left += f", but for tables that were made, and {why}: {names}"
+    if isinstance(failed, books.SourceChanged):
+        one.left = "Until then the target keeps what was copied"
     if isinstance(failed, CopyError):
         told = f"{failed}. {one.left}"
         raise CopyError(told, failed.problems, failed.counts) from failed.__cause__
