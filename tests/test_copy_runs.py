@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from qsession import CopyError, copy, create_async_engine
 from qsession.cli import app
 from qsession.transfer import books, loading, reading, run, target
+from qsession.transfer.digest import Digest
+from qsession.transfer.kinds import Kind
 
 SERVERS = ("asyncpg", "psycopg", "asyncmy")
 MANY = """
@@ -298,6 +300,41 @@ async def test_floats_of_32_bits(new, kind):
     same = "SELECT id FROM t WHERE (id, narrow, wide) IN (VALUES (1, 1.1::real, 1.1::float8), "
     same += "(2, 3.4e38, 0.1), (3, 'NaN', '-Infinity'))"
     assert await ask(here, f"SELECT count(*) FROM ({same}) AS s") == [(3,)]
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("levels", [300, 800])
+async def test_json_of_many_levels(new, tmp_path, levels):
+    """What can be read can be compared, too; what has too many levels is named by its row."""
+    here, deep = await new("asyncpg"), f"{'[' * levels}1{']' * levels}"
+    script = f"""
+    CREATE TABLE t (id INTEGER PRIMARY KEY, j JSON);
+    INSERT INTO t VALUES (1, '{deep}'), (2, '{deep.replace("[", '{"a":').replace("]", "}")}');
+    """
+    source = made(tmp_path / "s.db", script)
+    assert (await copy(source, here, verify=True)).rows == 2
+    await ask(source, f"INSERT INTO t VALUES (3, '{'[' * 100_000}{']' * 100_000}')")
+    with pytest.raises(CopyError, match="more levels than Python reads") as refused:
+        await copy(source, here, replace=True)
+    assert [each.row for each in refused.value.problems] == ["id=3"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ('{"a": 1, "b": [1.50, true]}', '{"b":[15e-1,true],"a":1.0}', True),
+        ("1", '"1"', False),
+        ("[1, 2]", "[2, 1]", False),
+        ("1", "true", False),
+        (str(10**30), "1e30", True),
+    ],
+)
+def test_json_by_value(one, other, same):
+    """Numbers are the same in each notation, and none is a text."""
+    first, second = Digest([Kind.JSON]), Digest([Kind.JSON])
+    first.add([(one,)])
+    second.add([(other,)])
+    assert (first.text == second.text) is same
 
 
 @pytest.mark.servers
