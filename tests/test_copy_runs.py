@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack
+from decimal import Decimal
 
 import pytest
 from copy_databases import ask, database, made, tables
@@ -17,7 +18,8 @@ from qsession import CopyError, copy, create_async_engine
 from qsession.cli import app
 from qsession.transfer import books, loading, reading, run, target
 from qsession.transfer.digest import Digest
-from qsession.transfer.kinds import Kind
+from qsession.transfer.kinds import Kind, Wanted
+from qsession.transfer.values import Unfit, converter
 
 SERVERS = ("asyncpg", "psycopg", "asyncmy")
 MANY = """
@@ -366,3 +368,15 @@ async def test_a_source_that_has_changed(tmp_path):
     assert "Go on" not in str(refused.value)
     assert "the target keeps what was copied" in str(refused.value)
     assert (await copy(source, here, resume=True, replace=True, verify=True)).rows == 1000
+
+
+def test_a_decimal_that_is_no_number():
+    """NaN goes where the database knows it; infinity needs a column without limits."""
+    takes = Wanted(Kind.NUMERIC, nan=True, precision=10, scale=2)
+    assert converter(takes)(Decimal("NaN")).is_nan()
+    for value in (Decimal("Infinity"), Decimal("-Infinity"), float("inf")):
+        with pytest.raises(Unfit, match="infinity or NaN"):
+            converter(takes)(value)
+    for value in (Decimal("NaN"), float("nan")):
+        with pytest.raises(Unfit, match="infinity or NaN"):
+            converter(Wanted(Kind.NUMERIC, nan=False))(value)

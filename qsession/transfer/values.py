@@ -106,7 +106,9 @@ def to_float(value: Any, takes: Wanted) -> float:
 
 
 def to_numeric(value: Any, takes: Wanted) -> Decimal:
-    """A decimal, within the digits that the column has before and after its point."""
+    """A decimal, within the digits that the column has before and after its point; or NaN."""
+    if takes.nan and isinstance(value, Decimal) and value.is_nan():
+        return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise Unfit("infinity or NaN in a column of decimals")
