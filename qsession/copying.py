@@ -43,7 +43,8 @@ async def copy(
     that do not fit (``problems`` names some of each kind, ``counts`` counts all), and for what goes
     wrong on the way; and what SQLAlchemy and the driver raise when a database cannot be opened.
     After an error or a cancellation the target is as it was, but for what ``resume`` goes on with.
-    Only a cancellation in the middle of the last COMMIT may come too late.
+    Only a cancellation in the middle of the last COMMIT may come too late, and a connection that is
+    lost there leaves it open whether it took effect; the error says so.
     """
     from .transfer.options import Options, url_of
     from .transfer.run import run

@@ -81,9 +81,7 @@ async def test_tables_that_another_copy_fills(new, tmp_path, monkeypatch, check)
         report = await copy(source, here, check=True)
         assert report.notes[0].startswith("t, u: made by this copy, and not dropped")
     else:
-        with pytest.raises(
-            CopyError, match=r"stopped\. The target is as it was, but for tables .*: t, u$"
-        ):
+        with pytest.raises(CopyError, match=r"stopped\. The target is as it was; tables .*: t, u$"):
             await copy(source, here, progress=fail)
     assert (await beside.copying).rows == 1000
     assert await ask(here, "SELECT count(*) FROM t") == [(500,)]
@@ -160,6 +158,20 @@ async def test_a_connection_that_is_lost(new, tmp_path, lose, kind, resume):
         await copy(source, here, resume=resume)
     assert await tables(here) == ({"t", "u", "qsession_copy"} if resume else set())
     assert (await copy(source, here, resume=resume, verify=True)).rows == 1000
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_a_connection_that_is_lost_at_commit(new, tmp_path, monkeypatch, kind):
+    """Nobody knows then what the server has done, so nothing is promised of the target."""
+    source, here = made(tmp_path / "s.db", MANY), await new(kind)
+
+    async def lose_it(*arguments):
+        await end_the_others(here)
+
+    monkeypatch.setattr(run, "past_the_rows", lose_it)
+    with pytest.raises(CopyError, match="not known whether COMMIT took effect"):
+        await copy(source, here)
 
 
 @pytest.mark.servers

@@ -48,15 +48,14 @@ async def run(source: URL, target: URL, options: Options) -> Report:
         try:
             loading = await one.load()
             if not options.check:
-                await writing.commit()
-                traces.keep()
+                await one.commit()
         except Exception as error:
             failed = error  # told when all is cleaned up, and it is known what is left
     if traces.tables:
         names = ", ".join(each.fullname for each in traces.tables)
         why = "not dropped, as others use them, or the server did not let us"
         one.notes.append(f"{names}: made by this copy, and {why}")
-        one.left += f", but for tables that were made, and {why}: {names}"
+        one.left += f"; tables that were made are {why}: {names}"
     if isinstance(failed, books.SourceChanged):
         one.left = "Until then the target keeps what was copied"
     if isinstance(failed, CopyError):
@@ -111,6 +110,16 @@ class _Run:
             if self.options.resume:
                 await books.end(self.target)
         return loading
+
+    async def commit(self) -> None:
+        """The last COMMIT. Where the connection is lost in it, nobody here knows how it ended."""
+        try:
+            await self.target.commit()
+        except Exception:
+            if self.target.invalidated:
+                self.left = "It is not known whether COMMIT took effect: look into the target"
+            raise
+        self.traces.keep()
 
     async def _open_books(self) -> tuple[dict[str, books.Entry], Completing]:
         """How far an earlier copy came, and what completes the schema that it left.
