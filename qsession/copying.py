@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, make_url
-
 if TYPE_CHECKING:
+    from sqlalchemy import URL
+
     from .transfer.events import Listener, Report
 
 
@@ -43,10 +43,11 @@ async def copy(
     that do not fit (``problems`` names some of each kind, ``counts`` counts all), and for what goes
     wrong on the way; and what SQLAlchemy and the driver raise when a database cannot be opened.
     After an error or a cancellation the target is as it was, but for what ``resume`` goes on with.
-    Only a cancellation in the middle of the last COMMIT may come too late.
+    Only a cancellation in the middle of the last COMMIT may come too late, and a connection that is
+    lost there leaves it open whether it took effect; the error says so.
     """
-    from .transfer.options import Options
+    from .transfer.options import Options, url_of
     from .transfer.run import run
 
     options = Options(metadata, resume, replace, verify, check, zone, progress)
-    return await run(make_url(source), make_url(target), options)
+    return await run(url_of(source), url_of(target), options)

@@ -22,8 +22,8 @@ def url_of(target: str) -> URL | None:
         return None
     try:
         return make_url(target)
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error)) from None
+    except (ArgumentError, ValueError) as error:  # of a port that is no number, a ValueError
+        raise typer.BadParameter(f"this is no URL of a database: {error}") from None
 
 
 def file_of(target: str) -> Path:

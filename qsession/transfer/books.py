@@ -38,6 +38,10 @@ books = Table(
 _STATEMENT = "statement "
 
 
+class SourceChanged(CopyError):
+    """The source does not hold any more what was copied, so nothing can go on from there."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """How far one table is."""
@@ -53,7 +57,7 @@ async def are_there(target: AsyncConnection) -> bool:
 
 async def begin(target: AsyncConnection, names: list[str], completing: Completing) -> None:
     """Begin them, with the statements that complete the schema when all rows are there."""
-    await target.run_sync(books.create)
+    await target.run_sync(books.create, checkfirst=True)  # MySQL may have kept it, empty
     rows = [_row(name) for name in names]
     rows += [
         _row(f"{_STATEMENT}{number:06} {table}", statement)

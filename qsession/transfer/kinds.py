@@ -166,7 +166,7 @@ def _of_postgresql(takes: Wanted, type_: Any) -> Wanted:
         single = isinstance(type_, types.REAL) or (precision is not None and precision <= 24)
         return replace(takes, single=single and not isinstance(type_, types.Double))
     if takes.kind is Kind.NUMERIC:
-        return replace(takes, precision=precision, scale=_scale(type_), nan=False, infinity=False)
+        return replace(takes, precision=precision, scale=_scale(type_), infinity=False)
     if takes.kind is Kind.TEXT:
         return replace(takes, length=type_.length, fixed=isinstance(type_, types.CHAR))
     if takes.kind in (Kind.TIMESTAMP, Kind.TIME, Kind.INTERVAL):

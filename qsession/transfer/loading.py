@@ -152,7 +152,7 @@ def _entry(digest: Digest) -> books.Entry:
 
 def _refuse_changes(plan: TablePlan, entry: books.Entry, digest: Digest) -> None:
     if (digest.rows, digest.text) != (entry.rows, entry.digest):
-        raise CopyError(
+        raise books.SourceChanged(
             f"the source has changed since the copy was begun: the first {entry.rows} rows of "
             f"{plan.source.fullname} are not those that were copied. Begin anew with replace "
             "(--replace) and resume"

@@ -7,8 +7,9 @@ from datetime import timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import URL, exc
+from sqlalchemy import URL, MetaData, exc, make_url
 
+from ..pool_api.pool import database_url
 from .events import Listener
 from .reading import sqlite_file
 from .schema import load_metadata
@@ -35,8 +36,20 @@ class Options:
         if self.check and (self.resume or self.replace or self.verify):
             raise exc.ArgumentError("check writes nothing: give it without resume, replace, verify")
         if self.metadata is not None:
-            object.__setattr__(self, "metadata", load_metadata(self.metadata))
+            object.__setattr__(self, "metadata", _load(self.metadata))
         object.__setattr__(self, "zone", _zone_of(self.zone))
+
+
+def _load(named: Any) -> MetaData:
+    """The MetaData of the models, whose module may raise anything when it is imported."""
+    try:
+        return load_metadata(named)
+    except exc.ArgumentError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise exc.ArgumentError(
+            f"{named!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _zone_of(name: str | None) -> tzinfo | None:
@@ -50,20 +63,31 @@ def _zone_of(name: str | None) -> tzinfo | None:
         raise exc.ArgumentError(f"no time zone {name!r}: say UTC, or Europe/Berlin") from None
 
 
+def url_of(given: str | URL) -> URL:
+    """The URL of a database, with the driver that `create_pool` would take for it.
+
+    Raises :class:`sqlalchemy.exc.ArgumentError`.
+    """
+    try:
+        return database_url(make_url(given))
+    except ValueError as error:  # the port is no number
+        raise exc.ArgumentError(f"this is no URL of a database: {error}") from None
+
+
 def refuse_wrong_urls(source: URL, target: URL) -> None:
-    """Raise :class:`sqlalchemy.exc.ArgumentError` if there can be nothing to copy."""
+    """Raise :class:`sqlalchemy.exc.ArgumentError` if there can be nothing to copy.
+
+    Two names of one database on a server are found out when it is open.
+    """
     for url in (source, target):
         if url.get_backend_name() == "sqlite" and sqlite_file(url) is None:
             raise exc.ArgumentError("a database in memory cannot be copied by its URL")
-    file = sqlite_file(source)
-    if file is not None and not file.is_file():
+        if url.get_backend_name() in ("mysql", "mariadb") and not url.database:
+            raise exc.ArgumentError(f"{url!r} names no database: append /name")
+    file, other = sqlite_file(source), sqlite_file(target)
+    if file is None:
+        return
+    if not file.is_file():
         raise exc.ArgumentError(f"there is no database {str(file)!r} to copy")
-    if _place(source) == _place(target):
+    if other is not None and other.exists() and other.samefile(file):
         raise exc.ArgumentError("source and target are the same database")
-
-
-def _place(url: URL) -> tuple[Any, ...]:
-    file = sqlite_file(url)
-    if file is not None:
-        return "sqlite", file.resolve()
-    return url.get_backend_name(), url.host, url.port, url.database

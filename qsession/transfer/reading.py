@@ -20,6 +20,7 @@ from sqlalchemy import (
     cast,
     column,
     event,
+    exc,
     func,
     literal_column,
     select,
@@ -42,6 +43,13 @@ BATCH_BYTES = 1024 * 1024
 _FIRST_ROWS = 64
 _PATIENCE = 3600
 """Seconds that MySQL waits for the copy to take the next row, or to send something."""
+_SETTINGS = (
+    "intervalstyle = 'iso_8601'",
+    "statement_timeout = 0",
+    "idle_in_transaction_session_timeout = 0",
+    "row_security = off",
+)
+"""Of PostgreSQL: https://www.postgresql.org/docs/current/runtime-config-client.html"""
 
 
 def open_engine(url: URL) -> AsyncEngine:
@@ -70,17 +78,34 @@ def sqlite_file(url: URL) -> Path | None:
 
 @contextlib.asynccontextmanager
 async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection. Cancelled, that to a server is dropped, and so rolled back there.
+    """A connection, rolled back at the end. Cancelled, that to a server is dropped instead.
 
-    Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail.
+    Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail. One that
+    fails all the same is no error: the connection is lost, so the server rolls back by itself, and
+    what is raised is what was raised before.
+
+    Raises what SQLAlchemy and the driver raise when it cannot be opened.
     """
-    async with engine.connect() as connection:
-        try:
-            yield connection
-        except asyncio.CancelledError:
-            if connection.dialect.name != "sqlite" and not connection.invalidated:
-                await connection.invalidate()
-            raise
+    try:
+        connection = await engine.connect()
+    except (TypeError, ValueError) as error:  # of arguments in the URL that the driver lacks
+        raise exc.ArgumentError(f"{engine.url!r} cannot be opened: {error}") from error
+    try:
+        yield connection
+    except asyncio.CancelledError:
+        if connection.dialect.name != "sqlite":
+            await connection.invalidate()
+        raise
+    finally:
+        await to_end(_leave(connection))
+
+
+async def _leave(connection: AsyncConnection) -> None:
+    try:
+        await connection.rollback()
+    except Exception:  # whatever the driver says of a connection that it has lost
+        await connection.invalidate()
+    await connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -113,11 +138,13 @@ async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
 
 
 async def settle(connection: AsyncConnection) -> None:
-    """Settings of a server's session that decide how values are written, and how long it waits."""
+    """Settings of a server's session that decide how values are written, and how long it waits.
+
+    Where a policy would hide rows of a table, PostgreSQL refuses to read it, as it does pg_dump.
+    """
     if connection.dialect.name == "postgresql":
-        for setting in ("intervalstyle = 'iso_8601'", "statement_timeout = 0"):
+        for setting in _SETTINGS:
             await connection.exec_driver_sql(f"SET LOCAL {setting}")
-        await connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
     elif connection.dialect.name in ("mysql", "mariadb"):
         await connection.exec_driver_sql(
             f"SET SESSION time_zone = '+00:00', net_write_timeout = {_PATIENCE}, "
@@ -150,12 +177,16 @@ def bare(source: Table) -> Any:
 def _expression(source: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
     """What drivers make something else of: PostgreSQL's JSON, and its intervals with months.
 
-    MySQL shows six digits of a FLOAT, unless it is part of a calculation.
+    A float of 32 bits is asked for as one of 64: what psycopg is sent of it is the shortest text
+    that stands for it, 1.1, which is another number. MySQL shows six digits, unless it is part of a
+    calculation.
     """
     plain: ColumnElement[Any] = column(source.name)
     kind = kind_of(source.type, dialect)
     if dialect.name == "postgresql" and kind in (Kind.JSON, Kind.INTERVAL):
         return cast(plain, types.Text)
+    if dialect.name == "postgresql" and kind is Kind.FLOAT:
+        return cast(plain, types.Double)
     if dialect.name in ("mysql", "mariadb") and kind is Kind.FLOAT:
         return (plain * literal_column("1e0")).label(source.name)
     return plain
@@ -193,7 +224,8 @@ async def batches(
             await connection.invalidate()  # to close the cursor would be to fetch all the rest
         raise
     finally:
-        await to_end(result.close())
+        with contextlib.suppress(Exception):  # of a connection that is lost, as told above
+            await to_end(result.close())
 
 
 def _bytes(rows: Sequence[Any]) -> int:

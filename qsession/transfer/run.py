@@ -12,6 +12,7 @@ from ..handoff import to_end
 from . import books
 from . import target as targets
 from .events import Report
+from .identity import refuse_the_same
 from .loading import Loading, reason_of
 from .options import Options, refuse_wrong_urls
 from .plan import TablePlan
@@ -41,19 +42,29 @@ async def run(source: URL, target: URL, options: Options) -> Report:
     started = time.monotonic()
     refuse_wrong_urls(source, target)
     traces = Traces()
+    failed: Exception | None = None
     async with snapshot(source) as reading, open_target(target, traces) as writing:
+        await refuse_the_same(reading, writing)
         one = _Run(reading, writing, options, traces)
         try:
             loading = await one.load()
             if not options.check:
-                await writing.commit()
-                traces.keep()
+                await one.commit()
                 one.notes += await after_commit(writing, one.later)
-        except CopyError as error:
-            told = f"{error}. {one.left}"
-            raise CopyError(told, error.problems, error.counts) from error.__cause__
         except Exception as error:
-            raise CopyError(f"the copy failed: {reason_of(error)}. {one.left}") from error
+            failed = error  # told when all is cleaned up, and it is known what is left
+    if traces.tables:
+        names = ", ".join(each.fullname for each in traces.tables)
+        why = "not dropped, as others use them, or the server did not let us"
+        one.notes.append(f"{names}: made by this copy, and {why}")
+        one.left += f"; tables that were made are {why}: {names}"
+    if isinstance(failed, books.SourceChanged):
+        one.left = "Until then the target keeps what was copied"
+    if isinstance(failed, CopyError):
+        told = f"{failed}. {one.left}"
+        raise CopyError(told, failed.problems, failed.counts) from failed.__cause__
+    if failed is not None:
+        raise CopyError(f"the copy failed: {reason_of(failed)}. {one.left}") from failed
     seconds = time.monotonic() - started
     return Report(
         tuple(loading.reports), tuple(one.notes), not options.check, options.verify, seconds
@@ -102,6 +113,16 @@ class _Run:
             if self.options.resume:
                 await books.end(self.target)
         return loading
+
+    async def commit(self) -> None:
+        """The last COMMIT. Where the connection is lost in it, nobody here knows how it ended."""
+        try:
+            await self.target.commit()
+        except Exception:
+            if self.target.invalidated:
+                self.left = "It is not known whether COMMIT took effect: look into the target"
+            raise
+        self.traces.keep()
 
     async def _open_books(self) -> tuple[dict[str, books.Entry], Completing]:
         """How far an earlier copy came, and what completes the schema that it left.

@@ -111,8 +111,8 @@ def refuse_what_is_no_table(wanted: Iterable[Table], there: MetaData) -> None:
     names = ", ".join(sorted({table.key for table in wanted} - set(there.tables)))
     if names:
         raise CopyError(
-            f"nothing was copied: in the target, {names} is no table that rows can be copied to (a "
-            "view?). Rename or drop it there"
+            f"nothing was copied: in the target, {names} is no table that rows can be copied to. "
+            "If it is a view, rename or drop it; or another copy has made it, and dropped it"
         )
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import URL, Table, delete, literal, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from ..errors import ConflictError
 from ..handoff import to_end
+from ..servers.failures import code_of
 from .reading import bare, connected, open_engine, settle, sqlite_file
 from .schema import Completing, reflect_only
 
 _BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
-_LOCK_WAIT = 60
-"""Seconds to wait for the server to let go of tables that are to be dropped."""
+_ATTEMPTS, _PAUSE = 300, 0.2
+"""How often the server is asked for tables that are to be dropped, and seconds in between."""
+_IN_USE = 1205
+"""ER_LOCK_WAIT_TIMEOUT."""
 
 
 @dataclass
@@ -24,7 +30,8 @@ class Traces:
     """What a failed copy has to remove, because no rollback does."""
 
     tables: list[Table] = field(default_factory=list)
-    """Tables that were made where DDL is no part of a transaction."""
+    """Tables that were made where DDL is no part of a transaction. In the end: those that stayed,
+    as others are at work with them, or the server could not be asked to drop them."""
     file: Path | None = None
     """A file of SQLite that was not there before."""
 
@@ -56,7 +63,8 @@ async def open_target(url: URL, traces: Traces) -> AsyncIterator[AsyncConnection
 
 async def _clean(engine: AsyncEngine, traces: Traces) -> None:
     try:
-        await _drop(engine, traces.tables)
+        with contextlib.suppress(Exception):  # the server may be gone; what stays there is told
+            await _drop(engine, traces)
     finally:
         await engine.dispose()
         if traces.file is not None:
@@ -68,20 +76,47 @@ def _remove(file: Path) -> None:
         Path(f"{file}{end}").unlink(missing_ok=True)
 
 
-async def _drop(engine: AsyncEngine, tables: Sequence[Table]) -> None:
-    if not tables:
+async def _drop(engine: AsyncEngine, traces: Traces) -> None:
+    """Drop the tables that were made, unless others work with them or have rows there.
+
+    A DROP TABLE waits for transactions that use the table, and goes through after their COMMIT,
+    whatever they wrote. LOCK TABLES waits in the same way, so it is looked for rows behind it.
+    """
+    if not traces.tables:
         return
     prepare = engine.dialect.identifier_preparer
-    async with engine.connect() as connection:
-        await connection.exec_driver_sql(
-            f"SET SESSION foreign_key_checks = 0, lock_wait_timeout = {_LOCK_WAIT}"
-        )
-        there = (await connection.run_sync(reflect_only, tables)).tables
-        made = [each for each in tables if each.key in there]
-        if await occupied(connection, made):
+    async with connected(engine) as connection:
+        await connection.exec_driver_sql("SET SESSION foreign_key_checks = 0")
+        there = (await connection.run_sync(reflect_only, traces.tables)).tables
+        traces.tables = [each for each in traces.tables if each.key in there]
+        names = [prepare.format_table(each) for each in traces.tables]
+        if not (names and await _lock(connection, names)):
+            return
+        if await occupied(connection, traces.tables):
             return  # the COMMIT came through after all, or somebody else was quicker
-        for each in made:
-            await connection.exec_driver_sql(f"DROP TABLE {prepare.format_table(each)}")
+        await connection.exec_driver_sql(f"DROP TABLE {', '.join(names)}")
+        traces.tables.clear()
+
+
+async def _lock(connection: AsyncConnection, names: Sequence[str]) -> bool:
+    """Lock tables of MySQL until the connection ends; False if others keep them for too long.
+
+    It asks time and again instead of waiting in the server's line, which would hold up all that
+    come behind. A copy in the middle of its rows is one of them, and it would lose by a deadlock.
+    """
+    least = 0 if getattr(connection.dialect, "is_mariadb", False) else 1
+    await connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {least}")
+    locking = f"LOCK TABLES {', '.join(f'{name} WRITE' for name in names)}"
+    for _ in range(_ATTEMPTS):
+        try:
+            await connection.exec_driver_sql(locking)
+        except (ConflictError, OperationalError) as error:
+            if code_of(error.__cause__ or error) != _IN_USE:
+                raise
+            await asyncio.sleep(_PAUSE)
+        else:
+            return True
+    return False
 
 
 async def begin(target: AsyncConnection) -> None:

@@ -106,7 +106,9 @@ def to_float(value: Any, takes: Wanted) -> float:
 
 
 def to_numeric(value: Any, takes: Wanted) -> Decimal:
-    """A decimal, within the digits that the column has before and after its point."""
+    """A decimal, within the digits that the column has before and after its point; or NaN."""
+    if takes.nan and isinstance(value, Decimal) and value.is_nan():
+        return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise Unfit("infinity or NaN in a column of decimals")
@@ -175,12 +177,15 @@ def to_json(value: Any, takes: Wanted) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Unfit(f"{_name(value)} in a column of JSON")
     text = value if isinstance(value, str) else json.dumps(value)
+    escaped = not takes.nul and "\\u" in text
     try:
         found = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        plain = json.dumps(found, ensure_ascii=False) if escaped else ""
+    except ValueError:
         raise Unfit("text that is no JSON") from None
-    if not takes.nul and "\\u" in text:
-        plain = json.dumps(found, ensure_ascii=False)
+    except RecursionError:
+        raise Unfit("JSON of more levels than Python reads") from None
+    if escaped:
         if "\\u0000" in plain:
             raise Unfit("JSON with the character NUL, which the database does not take")
         try:
