@@ -114,9 +114,7 @@ async def test_tables_that_are_dropped_meanwhile(tmp_path, monkeypatch):
     """A copy that relied on the tables of another one does not leave them out silently."""
     monkeypatch.setattr(run, "missing_tables", lambda connection, declared: [])
     source = made(tmp_path / "s.db", MANY)
-    with pytest.raises(
-        CopyError, match=r"t, u is no table .* has made it, and dropped it"
-    ):
+    with pytest.raises(CopyError, match=r"t, u is no table .* has made it, and dropped it"):
         await copy(source, f"sqlite+aiosqlite:///{tmp_path / 'target.db'}")
 
 
