@@ -52,8 +52,11 @@ def explain(context: ExceptionContext) -> Exception | None:
             f"{_first_line(error)}). Nothing of it was written. Roll back and run it again, or "
             "let qsession.run do so."
         )
-        if context.connection is not None and not context.connection._is_autocommit_isolation():
-            context.connection.info[CONFLICT] = code, str(conflict)
+        connection = context.connection
+        if connection is not None and not (
+            connection.invalidated or connection._is_autocommit_isolation()
+        ):
+            connection.info[CONFLICT] = code, str(conflict)
         return conflict
     if code in READ_ONLY:
         return ReadOnlyError(
@@ -94,13 +97,15 @@ def refuse_after_conflict(connection: Connection, *_: object) -> None:
     MySQL would run the next statement, after a deadlock in a new transaction, and commit it without
     what came before; PostgreSQL would answer a COMMIT with a rollback, and no error.
     """
-    if CONFLICT in connection.info:
+    if not connection.invalidated and CONFLICT in connection.info:
         _, message = connection.info[CONFLICT]
         raise ConflictError(f"The transaction has ended in a conflict already: {message}")
 
 
 def note_rollback_to_savepoint(connection: Connection, *_: object) -> None:
     """Listens for each: what was before the savepoint is still there, but for a deadlock."""
+    if connection.invalidated:
+        return
     code, _message = connection.info.get(CONFLICT, (DEADLOCK, ""))
     if code != DEADLOCK:
         del connection.info[CONFLICT]
