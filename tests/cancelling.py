@@ -18,6 +18,8 @@ from qsession import create_async_engine
 
 PATIENCE = 20.0
 """Seconds after which something that should have ended is taken for stuck."""
+STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
+"""Warnings are errors, but that an engine was not disposed of, which sqlite3 and aiosqlite tell."""
 MARKS = 3
 """Rows that each transaction of a scenario writes; all of them are there afterwards, or none."""
 READ = text("SELECT id, value FROM items ORDER BY id")

@@ -11,7 +11,7 @@ import sys
 import textwrap
 
 import pytest
-from cancelling import assert_free, rows
+from cancelling import STRICT, assert_free, rows
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
@@ -82,7 +82,7 @@ def refused(function):
 def run(path, code):
     """What a script prints; it must end well, and without a word on stderr."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code), str(path)],
+        [sys.executable, *STRICT, "-c", PRELUDE + textwrap.dedent(code), str(path)],
         capture_output=True,
         check=False,
         text=True,

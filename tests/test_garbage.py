@@ -175,7 +175,7 @@ async def test_collector_runs_at_any_moment(bench):
     assert rows(bench.path, "SELECT DISTINCT value FROM items") == [(27,)]
 
 
-@pytest.mark.filterwarnings("ignore:.*was deleted before being closed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_engine_dropped(tmp_path):
     """One that nobody disposes of gives back its files and threads when it is collected."""
 

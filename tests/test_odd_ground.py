@@ -84,7 +84,7 @@ async def test_missing_folder_is_named_and_may_be_made_later(tmp_path: Path) -> 
 async def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
     """A folder is not a database, and the error says what cannot be opened."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}")
-    with pytest.raises(OperationalError, match=r"unable to open database file.*cannot be opened"):
+    with pytest.raises(OperationalError, match=r"unable to open database file.*is a folder"):
         await count(engine)
     await engine.dispose()
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cancelling import assert_free, rows
+from cancelling import STRICT, assert_free, rows
 from project import FAMILY, Project
 
 HERE = Path(__file__).parent
@@ -54,7 +54,7 @@ def test_eight_start_at_once(tmp_path, act):
     code = f"import sys\n{before}\nprint(flush=True)\nsys.stdin.readline()\n{action}\n"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code],
+            [sys.executable, *STRICT, "-c", code],
             cwd=project.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -175,7 +175,7 @@ def test_multiprocessing(tmp_path, method):
     """A pool of processes, and its parent, use the engine of one module."""
     (tmp_path / "pool.py").write_text(POOL)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "pool.py", method],
+        [sys.executable, *STRICT, "pool.py", method],
         cwd=tmp_path,
         capture_output=True,
         check=False,
