@@ -25,7 +25,7 @@ def _frozen_row(row: Any) -> Any:
         return {name: _frozen_value(value) for name, value in row.items()}
     if not isinstance(row, (tuple, list)):
         return row
-    if isinstance(row, tuple) and all(type(each) in _PLAIN for each in row):
+    if isinstance(row, tuple) and _PLAIN.issuperset(map(type, row)):
         return row
     return tuple(map(_frozen_value, row))
 
