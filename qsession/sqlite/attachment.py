@@ -36,9 +36,12 @@ class Attachment(Running):
         if self.state is State.HOLDING:
             return
         self._pool.admission.enter(self)
+        ends = self.ends
         if isinstance(self.lease, ReaderLease):
-            for stream in self.lease.streams:  # what comes of it later has to be as old as this
+            for stream in self.lease.streams:  # rows fetched later would be older than what follows
                 stream.read_to_end()
+            if self.ends != ends:
+                raise self._ended_elsewhere()
             if self.log.complete:
                 self.detach_reader()  # who waits holds no reader; the replay will find out
             else:
@@ -46,7 +49,6 @@ class Attachment(Running):
         self.may_read_instead = (
             self.lease is None and statement.need.may_only_read and not self.has_settings
         )
-        ends = self.ends
         try:
             lease = self._ask(statement.nowait)
         finally:
