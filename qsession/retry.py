@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import exc
 
-from qsession.errors import ConflictError
+from qsession.errors import ConflictError, GroupAborted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,8 +35,8 @@ def longest_pause(attempt: int) -> float:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether running again can help: a conflict, or a group of nothing else."""
-    if isinstance(error, ConflictError):
+    """Whether running again can help: lost to others with nothing written, or a group of that."""
+    if isinstance(error, (ConflictError, GroupAborted)):
         return True
     if isinstance(error, _Group):
         return all(is_conflict(each) for each in error.exceptions)

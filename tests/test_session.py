@@ -22,7 +22,7 @@ from sqlalchemy.util import await_only
 from qsession import QueuedAsyncEngine, retry
 from qsession import create_async_engine as qsession_engine
 from qsession import session as session_module
-from qsession.errors import ConflictError, UncommittedChangesWarning
+from qsession.errors import ConflictError, GroupAborted, UncommittedChangesWarning
 from qsession.session import QSession, SessionMaker
 
 
@@ -926,9 +926,9 @@ async def test_transactional_with_and_without_arguments(maker, engine, pauses):
         return name.upper()
 
     @maker.transactional(attempts=2, access="auto", priority=5)
-    async def conflict(s: QSession) -> None:
+    async def conflict(s: QSession, error: type[Exception] = ConflictError) -> None:
         seen.append((s.access, s.priority))
-        raise ConflictError("again")
+        raise error("again")
 
     assert await add("Dee") == "DEE"
     assert await add(name="Eve") == "EVE"
@@ -936,6 +936,9 @@ async def test_transactional_with_and_without_arguments(maker, engine, pauses):
     with pytest.raises(ConflictError):
         await conflict()
     assert seen == [("auto", 5)] * 2
+    with pytest.raises(GroupAborted) as told:
+        await conflict(GroupAborted)
+    assert vars(told.value)["attempts"] == 2
     assert (await names(engine))[3:] == ["Dee", "Eve"]
 
 
