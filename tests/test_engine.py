@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from engines import Make, notes, settings, works
-from sqlalchemy import literal, select
+from sqlalchemy import literal, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, async_engine_from_config
@@ -193,3 +193,18 @@ async def test_values_come_back_as_from_the_stock_driver(make: Make, tmp_path: P
             seen.append(tuple(result.one()))
     assert seen[0] == seen[1]
     await stock.dispose()
+
+
+async def test_a_cache_is_not_shared(tmp_path: Path) -> None:
+    """With a shared cache, a reader and the writer of one process would lock each other out."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///file:{tmp_path}/a.db?cache=shared&uri=true")
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (x)"))
+    reading = engine.execution_options(qsession_access="read")
+    async with reading.connect() as reader:
+        assert await reader.scalar(text("SELECT count(*) FROM t")) == 0
+        async with engine.begin() as connection:
+            await connection.execute(text("INSERT INTO t VALUES (1)"))
+            async with reading.connect() as other:
+                assert await other.scalar(text("SELECT count(*) FROM t")) == 0
+    await engine.dispose()

@@ -136,6 +136,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             url = url.set(database=self._memory.path).difference_update_query(
                 ["mode", "cache", "uri", "vfs"]
             )
+        elif "uri" in url.query:  # connections that share a cache lock tables for one another
+            url = url.difference_update_query(["cache"])
         args, options = super().create_connect_args(url)
         self.database = "a memory database" if self._memory is not None else args[0]
         return args, options
