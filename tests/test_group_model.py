@@ -134,7 +134,10 @@ class Party:
             now.outcome = UNSURE if now.outcome == UNSURE else ROLLED_BACK
         finally:
             now.ended = self.tick()
-            await connection.close()
+            try:
+                await connection.close()
+            except GroupAborted as error:  # what it had read was undone
+                now.error, now.outcome = error, ROLLED_BACK
 
     async def step(self, connection: Any, step: str, now: Transaction) -> None:
         if step == PAUSE:
