@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 WAIT = 600.0
-"""Seconds a worker waits for the migration of another, unless the URL sets ``queue_timeout``."""
+"""Seconds a worker waits for that of another; on SQLite the URL may set ``queue_timeout``."""
 
-_SQLITE = {"render_as_batch": True, "transactional_ddl": True}  # BEGIN is really sent
+_SQLITE: dict[str, Any] = {
+    "render_as_batch": True,
+    "transactional_ddl": True,  # BEGIN is really sent
+}
 _OURS, _BACKUP = "qsession_connection", "qsession_backup"  # from upgrade() to run(), through env.py
 
 # The names in alembic.context belong to one run at a time in a process, so that two upgrades,
@@ -177,7 +180,7 @@ def _migrate(
     from alembic import context
 
     on_server = connection.dialect.name != "sqlite"
-    context.configure(connection=connection, **({} if on_server else _SQLITE) | options)
+    context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
     asked = context.get_context().opts
     looks_only = bool(asked.get("dont_mutate"))  # alembic current
     if on_server:
@@ -203,10 +206,14 @@ def _migrate_through(connection: Connection, options: dict[str, Any]) -> None:
     """Run it on a connection whose transaction and settings are not ours to change."""
     from alembic import context
 
-    defaults = _SQLITE if connection.dialect.name == "sqlite" else {}
-    context.configure(connection=connection, **defaults | options)
+    context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
     with context.begin_transaction():
         context.run_migrations()
+
+
+def _defaults(backend: str) -> dict[str, Any]:
+    """What Alembic is told of a database, unless env.py says otherwise."""
+    return _SQLITE if backend == "sqlite" else {}
 
 
 def _at_target() -> bool:
@@ -224,12 +231,11 @@ def _at_target() -> bool:
 def _print_sql(url: URL, options: dict[str, Any]) -> None:
     from alembic import context
 
-    defaults = _SQLITE if url.get_backend_name() == "sqlite" else {}
     context.configure(
         url=url,
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
-        **defaults | options,
+        **_defaults(url.get_backend_name()) | options,
     )
     with context.begin_transaction():
         context.run_migrations()

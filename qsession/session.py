@@ -139,8 +139,8 @@ class SessionMaker(async_sessionmaker[QSession]):
         Runs it again in a new session after a `ConflictError`, or a `GroupAborted`, of which
         nothing was written either: `attempts` times at the most, after pauses of a random length
         that may grow to a second. The last error is raised with their count as
-        ``error.attempts``. Other errors are raised at once. So `fn`
-        must do nothing that may not be done twice. Cancellation rolls back and is raised.
+        ``error.attempts``. Other errors are raised at once. So `fn` must do nothing that may not be
+        done twice. Cancellation rolls back and is raised.
         """
         return await retry.run(self.begin, attempts, fn, *args, **kw)
 

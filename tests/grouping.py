@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -39,6 +40,23 @@ async def ready(path: Any, **kw: Any) -> Bench:
     bench = await Bench.ready(path, **kw)
     known_short(bench, ADD, COUNT, ITEMS, RAISE)
     return bench
+
+
+async def ready_with(path: Any, schema: str) -> Bench:
+    """The same with tables more. Its connections are still to be opened: listeners may be added."""
+    bench = await ready(path)
+    outside = sqlite3.connect(bench.path)
+    outside.executescript(schema)
+    outside.close()
+    await bench.engine.dispose()
+    return bench
+
+
+def check_foreign_keys(connection: Any, _: Any) -> None:
+    """As SQLAlchemy's documentation has it."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
 
 
 @asynccontextmanager

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sqlite3
 from collections import deque
 
 import pytest
 from cancelling import PATIENCE, assert_free, eventually, rows
-from grouping import COUNT, known_short, patient, ready, together, waiters, write
+from grouping import (
+    COUNT,
+    check_foreign_keys,
+    known_short,
+    patient,
+    ready_with,
+    together,
+    waiters,
+    write,
+)
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -39,16 +47,8 @@ WRITE = {"qsession_access": "write"}
 async def bench(tmp_path, monkeypatch):
     """An engine whose groups are patient, with tables more; found whole and free after the test."""
     patient(monkeypatch)
-    made = await ready(tmp_path / "app.db")
-    outside = sqlite3.connect(made.path)
-    outside.executescript(SCHEMA)
-    outside.close()
-    await made.engine.dispose()
-
-    @event.listens_for(made.engine.sync_engine, "connect")
-    def keys(connection, record):
-        connection.raw.execute("PRAGMA foreign_keys=ON")
-
+    made = await ready_with(tmp_path / "app.db", SCHEMA)
+    event.listen(made.engine.sync_engine, "connect", check_foreign_keys)
     known_short(made, "INSERT INTO blobs (data) VALUES (?)", GET, CHILD, CHILDREN, RETURNING)
     known_short(made, "UPDATE items SET value = ? WHERE id = ?")
     yield made

@@ -13,10 +13,12 @@ from grouping import (
     COUNT,
     RAISE,
     Gate,
+    check_foreign_keys,
     known_short,
     marks,
     patient,
     ready,
+    ready_with,
     together,
     traced,
     waiters,
@@ -46,22 +48,11 @@ STAMP = text("INSERT INTO stamps DEFAULT VALUES")
 STAMPS = text("SELECT stamp FROM stamps")
 
 
-def check_foreign_keys(connection, record):
-    """As SQLAlchemy's documentation has it."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
 @pytest.fixture
 async def bench(tmp_path, monkeypatch):
     """An engine with foreign keys that is found whole and free after the test."""
     patient(monkeypatch)
-    made = await ready(tmp_path / "app.db")
-    outside = sqlite3.connect(made.path)
-    outside.executescript(SCHEMA)
-    outside.close()
-    await made.engine.dispose()
+    made = await ready_with(tmp_path / "app.db", SCHEMA)
     event.listen(made.engine.sync_engine, "connect", check_foreign_keys)
     async with made.engine.begin() as connection:
         await connection.execute(RAISE)

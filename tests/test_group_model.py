@@ -14,7 +14,7 @@ from unittest import mock
 
 import hypothesis
 from cancelling import PATIENCE
-from grouping import AGES
+from grouping import AGES, check_foreign_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interleave import COMMITTED, OPEN, ROLLED_BACK, Transaction, serial_order
@@ -72,13 +72,6 @@ members = st.builds(
     st.sampled_from(["commit", "commit", "commit", "rollback", "close"]),
     st.none() | st.none() | st.integers(0, 12),
 )
-
-
-def check_foreign_keys(connection: Any, _: Any) -> None:
-    """As SQLAlchemy's documentation has it."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
 
 
 class Party:

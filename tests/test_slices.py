@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import threading
 
 import pytest
 from cancelling import PATIENCE, Bench, assert_free, rows
-from grouping import ADD, known_short, patient, ready, together, write
+from grouping import (
+    ADD,
+    check_foreign_keys,
+    known_short,
+    patient,
+    ready_with,
+    together,
+    write,
+)
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
-from test_group_failures import CHILD, SCHEMA, check_foreign_keys
+from test_group_failures import CHILD, SCHEMA
 
 from qsession import QSessionError
 from qsession.sqlite import pace, running
@@ -31,11 +38,7 @@ def numbers(count, first=100):
 async def bench(tmp_path, monkeypatch):
     """An engine that has foreign keys and a function that tells where it was called."""
     patient(monkeypatch)
-    made = await ready(tmp_path / "app.db")
-    outside = sqlite3.connect(made.path)
-    outside.executescript(SCHEMA)
-    outside.close()
-    await made.engine.dispose()
+    made = await ready_with(tmp_path / "app.db", SCHEMA)
     loop = threading.get_ident()
     made.places = []
 

@@ -122,8 +122,7 @@ class RoutedConnection(PoolProxiedConnection):
     def commit(self) -> None:
         """Commit; if that fails, roll back: SQLAlchemy takes it for ended, and sends nothing."""
         try:
-            if self.transaction.busy:
-                self.transaction.wait_for_others()
+            self.transaction.wait_for_others()
             self.transaction.commit()
         except BaseException:
             self.transaction.abandon()
@@ -185,11 +184,11 @@ class RoutedConnection(PoolProxiedConnection):
         self._detached = True
 
     def __del__(self) -> None:
+        lease = self.transaction.lease
         idle = self.transaction.state is State.IDLE and not self.streams
-        if self.transaction.lease is None and (idle or not self._open):
+        if lease is None and (idle or not self._open):
             self._pool.admission.leave(self.transaction)
             return
-        lease = self.transaction.lease
         for stream in list(self.streams or ()):
             stream.close()
         self.transaction.abandon()

@@ -31,8 +31,7 @@ class Transaction(Ending):
         Raises what SQLite raises, and the errors of :mod:`qsession.errors`. Cancelled: the
         transaction is rolled back, in the background, and what it held is passed on.
         """
-        if self.busy:
-            self.wait_for_others()
+        self.wait_for_others()
         if self.failure is not None:
             if _rolls_back_to(statement):
                 return _nothing_sent()  # a session rolls back its savepoints one by one
