@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from array import array
 from collections import deque
 
 import pytest
@@ -22,7 +23,7 @@ from grouping import (
     write,
 )
 from sqlalchemy import event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import ConflictError, GroupAborted, QSessionError
@@ -393,3 +394,138 @@ async def test_a_savepoint_by_hand_that_is_released(bench, release):
         await connection.execute(BLOB, {"data": "kept"})
         await connection.execute(text(release))
         assert blobs(bench) == ["kept"]
+
+
+ORDER = text("INSERT INTO blobs (data) VALUES (:data)")
+
+
+async def test_a_rowid_that_is_not_the_same_again(bench):
+    """A member that has seen the rowid of a text's INSERT is not replayed with another one."""
+
+    async def bad():
+        async with bench.engine.begin() as connection:
+            await connection.execute(ORDER, {"data": "bad"})
+            await connection.execute(CHILD)
+
+    async def good():
+        async with bench.engine.begin() as connection:
+            return (await connection.execute(ORDER, {"data": "good"})).lastrowid
+
+    outcomes = await together(bench, bad(), good(), write(bench, 1))
+    assert [type(each) for each in outcomes] == [IntegrityError, GroupAborted, type(None)]
+    assert blobs(bench) == []
+
+
+async def test_parameters_that_change_while_their_statement_waits(bench):
+    """What counts is what they were when it was sent, not when its turn came."""
+    first, second = bytearray(b"first"), array("B", b"first")
+
+    async def save(data):
+        async with bench.engine.begin() as connection:
+            await connection.execute(BLOB, {"data": data})
+
+    made = await waiters(bench, save(first), save(second))
+    first[:] = b"other"
+    second[:] = array("B", b"other")
+    assert await made.go() == [None, None]
+    assert blobs(bench) == [b"first", b"first"]
+
+
+async def test_a_buffer_that_is_filled_again_before_a_replay(bench):
+    """Whatever has a buffer is copied, as SQLite binds it."""
+
+    async def execute(connection):
+        buffer = array("B", b"first")
+        await connection.execute(BLOB, {"data": buffer})
+        buffer[:] = array("B", b"other")
+
+    assert await together(bench, slow(bench, execute)) == [None]
+    assert bench.engine.stats().replays == 1
+    assert blobs(bench) == [b"first"]
+
+
+async def test_an_error_that_says_something_else_in_its_replay(bench):
+    """Two triggers may fail with the same code; what they say is what the application acts on."""
+    await trigger(bench, "poor", "new.value < 0", "not enough money")
+    async with bench.engine.connect() as connection:
+        with pytest.raises(IntegrityError, match="not enough money"):
+            await connection.execute(PUT, {"id": 1, "value": -1})
+        bench.engine.pool.writer.queue.holder.owner.suspend()
+        await trigger(bench, "frozen", "1", "account is frozen")
+        with pytest.raises(ConflictError):
+            await connection.execute(BLOB, {"data": "order failed: not enough money"})
+        await connection.rollback()
+    assert blobs(bench) == []
+
+
+async def trigger(bench, name, when, message):
+    async with bench.engine.begin() as connection:
+        await connection.exec_driver_sql(
+            f"CREATE TRIGGER {name} BEFORE UPDATE ON items WHEN {when} "
+            f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+        )
+
+
+async def test_an_error_of_python_s_is_an_observation_too(bench):
+    """A number that SQLite cannot hold is refused again, and the transaction goes on."""
+    async with bench.engine.connect() as connection:
+        with pytest.raises(OverflowError):
+            await connection.execute(text("SELECT :big"), {"big": 2**70})
+        bench.engine.pool.writer.queue.holder.owner.suspend()
+        await connection.execute(BLOB, {"data": "kept"})
+        await connection.commit()
+    assert blobs(bench) == ["kept"]
+
+
+@pytest.mark.parametrize("number", [1, 70])
+async def test_a_converter_whose_values_look_alike(bench, number):
+    """Whoever has read what is changed since is told, though it has neither equality nor repr()."""
+    select = "SELECT CAST(value AS TEXT) FROM items ORDER BY id LIMIT {}".format
+    event.listen(bench.engine.sync_engine, "connect", mask)
+    await fill(bench, number)
+    for _ in range(READ_ONLY_RUNS):
+        bench.engine.pool.writer.prediction.note(select(number), wrote=False)
+    async with bench.engine.connect() as connection:
+        read = (await connection.execute(text(select(number)))).scalars().first()
+        await add_one(bench, 1)
+        with pytest.raises(ConflictError):
+            await connection.execute(PUT, {"id": 1, "value": read.secret + 1})
+        await connection.rollback()
+
+
+async def add_one(bench, id_):
+    async with bench.engine.begin() as connection:
+        await connection.execute(
+            text("UPDATE items SET value = value + 1 WHERE id = :id"), {"id": id_}
+        )
+
+
+class Masked:
+    """It has no equality, and its repr() does not tell its value."""
+
+    def __init__(self, text_):
+        self.secret = int(text_)
+
+    def __repr__(self):
+        return "Masked('****')"
+
+
+def mask(connection, _):
+    connection.raw.text_factory = lambda data: Masked(data) if data.isdigit() else data.decode()
+
+
+async def fill(bench, number):
+    async with bench.engine.begin() as connection:
+        values = [{"id": n, "value": 0} for n in range(6, number + 1)] or [{"id": 6, "value": 0}]
+        await connection.execute(text("INSERT INTO items (id, value) VALUES (:id, :value)"), values)
+
+
+async def test_a_reader_keeps_no_log(bench):
+    """It is never replayed, so what it has read need not be remembered."""
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(qsession_access="read")
+        await connection.execute(text("SELECT zeroblob(1000000)"))
+        with pytest.raises(OperationalError):
+            await connection.execute(text("SELECT nothing"))
+        routed = (await connection.get_raw_connection()).dbapi_connection
+        assert routed.transaction.log.entries == []

@@ -160,3 +160,44 @@ async def test_a_text_that_writes_needs_a_reader_once(make: Make) -> None:
             await connection.execute(text("DELETE FROM notes"))
             with pytest.raises(PoolTimeout):
                 await connection.execute(text("DELETE FROM notes WHERE id=1"))
+
+
+async def test_savepoints_of_one_name(make: Make) -> None:
+    """The innermost one is released; the outermost is still there to be rolled back to."""
+    _, connection = await autocommit(make)
+    delete = "DELETE FROM notes"
+    assert await run(connection, "SAVEPOINT a", "SAVEPOINT a", delete, "RELEASE a") == 3
+    assert await run(connection, "ROLLBACK TO a", "RELEASE a") == 3
+    await connection.close()
+
+
+async def test_savepoints_behind_comments(make: Make) -> None:
+    """As tools put them there that tell where a statement comes from."""
+    engine, connection = await autocommit(make)
+    delete = "DELETE FROM notes"
+    assert await run(connection, "/* app */ SAVEPOINT a", delete, "/* app */ RELEASE a") == 0
+    assert engine.stats().holder is None
+    await connection.close()
+
+
+async def test_or_fail_keeps_what_came_before(make: Make) -> None:
+    """SQLite commits the rows before the one that failed (https://sqlite.org/lang_conflict.html)."""
+    engine, connection = await autocommit(make)
+    with pytest.raises(IntegrityError):
+        await connection.execute(text("INSERT OR FAIL INTO notes (id) VALUES (7), (1)"))
+    assert engine.stats().holder is None
+    assert await connection.scalar(COUNT) == 4
+    await connection.close()
+
+
+async def test_many_rows_with_returning(make: Make) -> None:
+    """However many there are, the driver says that there are columns, and gives no rows."""
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        for first, number in ((0, 2), (100, 50)):
+            ids = [(first + n,) for n in range(number)]
+            found = await connection.exec_driver_sql(
+                "INSERT INTO notes (id) VALUES (?) RETURNING id", ids
+            )
+            assert found.returns_rows

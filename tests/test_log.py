@@ -20,7 +20,7 @@ from qsession.sqlite.log import (
     Statement,
     StreamDigest,
     digest,
-    error_digest,
+    error_seen,
     execute,
     run,
 )
@@ -48,7 +48,7 @@ def seen(raw: sqlite3.Connection, statement: Statement) -> Entry:
     try:
         return Entry(statement, digest(execute(raw, statement)))
     except sqlite3.Error as error:
-        return Entry(statement, error_digest(error))
+        return Entry(statement, error_seen(error))
 
 
 @given(ROWS, ROWS)

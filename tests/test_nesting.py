@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from cancelling import PATIENCE, Bench, Item, rows
+from cancelling import PATIENCE, Bench, Item, eventually, rows
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -51,19 +51,49 @@ async def test_outer_has_written(benches):
     assert rows(one.path, "SELECT value FROM items WHERE id < 3") == [(1,), (1,)]
 
 
-@pytest.mark.parametrize("by", ["the task", "a child task"])
-async def test_outer_has_only_read(benches, by):
+async def test_outer_has_only_read(benches):
     """The outer one gives way, and goes on as if nothing had happened."""
     one, other = benches
     async with AsyncSession(one.engine) as outer:
         item = await outer.get_one(Item, 1)
         assert one.engine.stats().holder is not None
-        writing = add(other, 2)
-        await (writing if by == "the task" else asyncio.gather(writing))
+        await add(other, 2)
         item.value += 1
         await outer.commit()
     assert rows(one.path, "SELECT value FROM items WHERE id < 3") == [(1,), (1,)]
     assert one.engine.stats().suspensions == 1
+
+
+@pytest.mark.parametrize("engines", ["one engine", "two engines"])
+async def test_a_child_that_nobody_waits_for(benches, engines):
+    """It waits its turn as any task does, and does not change what its parent has read."""
+    one, other = benches if engines == "two engines" else [benches[0]] * 2
+    async with AsyncSession(one.engine) as outer:
+        item = await outer.get_one(Item, 1)
+        child = asyncio.create_task(add(other, 1))
+        await eventually(lambda: other.engine.pool.writer.turn.waits or one.engine.stats().waiting)
+        item.value += 1
+        await outer.commit()
+    await child
+    assert rows(one.path, "SELECT value FROM items WHERE id = 1") == [(2,)]
+    assert one.engine.stats().suspensions == 0
+
+
+@pytest.mark.parametrize("engines", ["one engine", "two engines"])
+async def test_a_child_that_is_waited_for(tmp_path, engines):
+    """Its parent idles, and gives way after a while."""
+    one = await Bench.ready(tmp_path / "app.db", stall_after=0.01)
+    other = Bench(tmp_path / "app.db") if engines == "two engines" else one
+    async with AsyncSession(one.engine) as outer:
+        item = await outer.get_one(Item, 1)
+        await asyncio.gather(add(other, 2))
+        item.value += 1
+        await outer.commit()
+    assert rows(one.path, "SELECT value FROM items WHERE id < 3") == [(1,), (1,)]
+    assert one.engine.stats().suspensions == 1
+    for each in {one, other}:
+        await each.check()
+        await each.engine.dispose()
 
 
 async def test_outer_has_read_what_the_inner_one_writes(benches):

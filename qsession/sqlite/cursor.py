@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import util
 
 from .lease import ReaderLease
-from .log import Outcome, Statement, StreamDigest, fetch
+from .log import Outcome, Statement, fetch
 from .need import need_of
+from .parameters import frozen
+from .seen import StreamDigest
+from .words import inserts
 
 if TYPE_CHECKING:
     from .connection import RoutedConnection
@@ -48,11 +51,11 @@ class RoutedCursor:
     def run(self, sql: str, parameters: Any, context: Any = None, many: bool = False) -> None:
         """Send one statement; ``context`` is what SQLAlchemy knows of it."""
         need, nowait = need_of(context, sql)
-        inserts = context is None or context.compiled is None or context.isinsert
         options = util.EMPTY_DICT if context is None else context.execution_options
         if many and not isinstance(parameters, list):
             parameters = list(parameters)
-        statement = Statement(sql, parameters or (), need, many, self.stream, nowait, inserts)
+        bound = frozen(parameters or (), many)
+        statement = Statement(sql, bound, need, many, self.stream, nowait, inserts(sql))
         self._take(self._connection.transaction.execute(statement, options))
 
     def _take(self, outcome: Outcome) -> None:

@@ -16,9 +16,10 @@ from .attachment import Attachment
 from .driver import DriverConnection
 from .group import finish, leave
 from .lease import Lease, ReaderLease, WriterLease
-from .log import Log, Outcome, Report, Statement, StreamDigest, digest, error_digest
+from .log import Log, Outcome, Report, Statement, digest
 from .need import Need
 from .place import BUSY_RETRY, State
+from .seen import StreamDigest, error_seen
 
 _SUSPECT = {
     errors.SQLITE_IOERR,
@@ -37,7 +38,7 @@ class Ending(Attachment):
     @property
     def untouched(self) -> bool:
         """Whether nothing was asked of it since it began."""
-        asked = self.first is not None or self._by_hand is not None or self.log.entries
+        asked = self.first is not None or self._by_hand or self.log.entries
         return self.state is State.IDLE and not asked
 
     def _settle(self, statement: Statement, report: Report) -> Outcome:
@@ -59,21 +60,22 @@ class Ending(Attachment):
             elif self.began and not report.in_transaction:
                 self._dropped(error)
             elif self.began:
-                self.log.append(statement, error_digest(error))
+                if self._may_be_replayed:
+                    self.log.append(statement, error_seen(error))
                 if self.state is State.HOLDING:
                     self.wrote = self.wrote or report.changed  # OR FAIL keeps what came before
             raise self._pool.explain(error)
         assert outcome is not None
-        seen: Any
+        seen: Any = None
         if outcome.cursor is not None and statement.stream is not None:
             seen = StreamDigest()
             statement.stream.open(lease, outcome.cursor, seen)
-        else:
+        elif self._may_be_replayed:
             seen = digest(outcome)
         if self.began:
             if self.state is State.HOLDING and statement.need is not Need.SAVEPOINT:
                 self.wrote = self.wrote or statement.need is Need.WRITE or outcome.changed
-            if self.log.append(statement, seen):
+            if self._may_be_replayed and self.log.append(statement, seen):
                 self._outgrow_log(lease)
             if outcome.changed and outcome.description is not None:
                 self._pool.pace.keep_alone(statement.sql)
@@ -81,6 +83,11 @@ class Ending(Attachment):
             self._pool.make_ready_again(lease.driver)
             self.has_settings = self.has_settings or self.state is State.HOLDING
         return outcome
+
+    @property
+    def _may_be_replayed(self) -> bool:
+        """Whether a log is kept. A transaction that may only read stays where it is."""
+        return self.began and self._access != "read"
 
     def _outgrow_log(self, lease: Lease) -> None:
         """Too long to be replayed from now on, so it must not be in anybody's way as a member."""

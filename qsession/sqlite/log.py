@@ -5,10 +5,8 @@ The functions at the end run in a connection's thread. They decide nothing: they
 
 from __future__ import annotations
 
-import hashlib
-import marshal
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +14,13 @@ from ..errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
 from .need import Need
 from .parameters import size_of
 from .processor import Spent, mark, spent
+from .seen import StreamDigest, error_seen, rows_seen
 
 if TYPE_CHECKING:
     from .cursor import StreamCursor
 
 MAX_STATEMENTS = 1_000
 MAX_BYTES = 4 * 1024 * 1024
-_ROWS_KEPT = 64
-"""A result of more rows is kept as a digest."""
 
 
 @dataclass(slots=True)
@@ -64,31 +61,7 @@ class Outcome:
         self.lastrowid = slice_.lastrowid
         self.changed = self.changed or slice_.changed
         self.inserted = self.inserted or slice_.inserted
-
-
-class StreamDigest:
-    """The digest of a result that is fetched little by little."""
-
-    __slots__ = ("_hash", "count", "ended")
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b()
-        self.count = 0
-        self.ended = False
-        """Whether it was seen that no further row comes."""
-
-    def add(self, rows: Iterable[Any]) -> None:
-        for row in rows:
-            self._hash.update(_encode(row))
-            self.count += 1
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StreamDigest):
-            return NotImplemented
-        mine, others = (self.count, self.ended), (other.count, other.ended)
-        return mine == others and self._hash.digest() == other._hash.digest()
-
-    __hash__ = None  # type: ignore[assignment]
+        self.description = slice_.description
 
 
 @dataclass(slots=True)
@@ -152,16 +125,8 @@ class Report:
 
 def digest(outcome: Outcome) -> Any:
     """What the application has seen of an outcome, in a form that can be compared."""
-    rows: Any = outcome.rows
-    if len(rows) > _ROWS_KEPT:
-        stream = StreamDigest()
-        stream.add(rows)
-        rows = stream
-    return rows, outcome.rowcount, outcome.lastrowid if outcome.inserted else None
-
-
-def error_digest(error: Exception) -> Any:
-    return type(error), sqlite_code(error)
+    inserted = outcome.lastrowid if outcome.inserted else None
+    return rows_seen(outcome.rows), outcome.rowcount, inserted
 
 
 def run(
@@ -270,25 +235,21 @@ def fetch(
 def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
     try:
         outcome = execute(raw, entry.statement)
-    except sqlite3.Error as error:
-        if sqlite_code(error) == SQLITE_BUSY:
+    except Exception as error:
+        same = bool(error_seen(error) == entry.seen)
+        if sqlite_code(error) == SQLITE_BUSY or not (same or isinstance(error, sqlite3.Error)):
             raise
-        return bool(error_digest(error) == entry.seen)
+        return same
     if outcome.cursor is None:
         return bool(digest(outcome) == entry.seen)
     again = StreamDigest()
     try:
+        if not isinstance(entry.seen, StreamDigest):
+            return False  # it failed before
         if entry.seen.ended:
             fetch(raw, outcome.cursor, None, again)
         elif entry.seen.count:
             fetch(raw, outcome.cursor, entry.seen.count, again)
     finally:
         outcome.cursor.close()
-    return bool(again == entry.seen)
-
-
-def _encode(row: Any) -> bytes:
-    try:
-        return marshal.dumps(row, 2)  # version 2 has no back references: equal rows, equal bytes
-    except ValueError:  # a converter or row factory made something else of it
-        return repr(tuple(row)).encode()
+    return again == entry.seen

@@ -28,15 +28,13 @@ def settle(holder: Ticket | None, transaction: Place, ticket: Ticket) -> bool | 
     :class:`NestedWriteError`.
     """
     outer: Place | None = holder.owner if holder is not None else None
-    if outer is None or outer is transaction or not outer.is_of_this_context():
+    if outer is None or outer is transaction or outer.task is not asyncio.current_task():
         return None
     if outer.lease is None:
         return None  # it was abandoned, and is being rolled back: that needs no help
     if outer.suspendable():
         outer.suspend(heir=ticket)
         return True
-    if outer.task is not asyncio.current_task():
-        return None
     if transaction.may_read_instead:
         return False
     raise _error(outer, transaction)
@@ -51,14 +49,12 @@ def settle_between_engines(transaction: Place, driver: DriverConnection) -> bool
     outer = None if found is None else found()
     if outer is None or outer.writer.queue is transaction.writer.queue:
         return True
-    if outer.loop is not asyncio.get_running_loop() or not isinstance(outer.lease, WriterLease):
+    if outer.task is not asyncio.current_task() or not isinstance(outer.lease, WriterLease):
         return True
     if driver.identity is None or outer.lease.driver.identity != driver.identity:
         return True
     if outer.suspendable():
         outer.suspend()
-        return True
-    if outer.task is not asyncio.current_task():
         return True
     if transaction.may_read_instead:
         return False
@@ -66,8 +62,9 @@ def settle_between_engines(transaction: Place, driver: DriverConnection) -> bool
 
 
 def _error(outer: Place, inner: Place) -> NestedWriteError:
+    why = "uncommitted writes" if outer.wrote else "an open stream, or too much to be run again"
     return NestedWriteError(
-        f"This task would wait for itself: it holds the write ticket with uncommitted writes "
+        f"This task would wait for itself: it holds the write ticket with {why} "
         f"(the last statement there: {shorten(outer.last_statement)!r}) and now writes in a "
         f"second transaction ({shorten(inner.last_statement)!r}). Commit the first one "
         "before, or use one session for both."

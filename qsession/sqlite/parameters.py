@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 _ROWS_MEASURED = 64
 _PLAIN = frozenset((int, float, str, bytes, type(None)))
 """Types of values that nobody can change, and that SQLite takes as they are."""
+_AS_IT_IS = (int, float, str, bytes)
+_TUPLE = frozenset((tuple,))
 
 
 def frozen(parameters: Any, many: bool) -> Any:
@@ -15,9 +19,11 @@ def frozen(parameters: Any, many: bool) -> Any:
 
     A replay has to bind the same again. What has an adapter is adapted here, once.
     """
-    if many:
-        return [_frozen_row(row) for row in parameters]
-    return _frozen_row(parameters)
+    if not many:
+        return _frozen_row(parameters)
+    if _TUPLE.issuperset(map(type, parameters)) and _are_plain(chain.from_iterable(parameters)):
+        return list(parameters)
+    return [_frozen_row(row) for row in parameters]
 
 
 def _frozen_row(row: Any) -> Any:
@@ -25,18 +31,21 @@ def _frozen_row(row: Any) -> Any:
         return {name: _frozen_value(value) for name, value in row.items()}
     if not isinstance(row, (tuple, list)):
         return row
-    if isinstance(row, tuple) and _PLAIN.issuperset(map(type, row)):
+    if isinstance(row, tuple) and _are_plain(row):
         return row
     return tuple(map(_frozen_value, row))
+
+
+def _are_plain(values: Iterable[Any]) -> bool:
+    return _PLAIN.issuperset(map(type, values))
 
 
 def _frozen_value(value: Any) -> Any:
     if type(value) in _PLAIN:
         return value
-    if isinstance(value, (bytearray, memoryview)):
-        return bytes(value)
     try:
-        return sqlite3.adapt(value, sqlite3.PrepareProtocol, value)
+        value = sqlite3.adapt(value, sqlite3.PrepareProtocol, value)
+        return value if isinstance(value, _AS_IT_IS) else memoryview(value).tobytes()
     except Exception:
         return value  # SQLite will say what is wrong with it
 

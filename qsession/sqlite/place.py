@@ -54,10 +54,11 @@ class Place(Busy):
     """
 
     __slots__ = (
-        "__weakref__", "_access", "_asked", "_by_hand", "_limit", "_pool", "_snapshot", "_task",
-        "autocommit", "began", "connection", "ends", "failure", "first", "has_settings",
-        "last_statement", "lease", "log", "loop", "may_read_instead", "pinned", "priority",
-        "reading_since", "settings", "site", "state", "turn", "unsure", "writer", "wrote",
+        "__weakref__", "_access", "_asked", "_by_hand", "_limit", "_pool", "_savepoints",
+        "_snapshot", "_task", "autocommit", "began", "connection", "ends", "failure", "first",
+        "has_settings", "last_statement", "lease", "log", "loop", "may_read_instead", "pinned",
+        "priority", "reading_since", "settings", "site", "state", "turn", "unsure", "writer",
+        "wrote",
     )  # fmt: skip
 
     def __init__(
@@ -101,8 +102,10 @@ class Place(Busy):
         self.site: int | None = None
         """Where in the application it began, if :attr:`first` is known to have begun readers."""
         self._access: Access | None = None
-        self._by_hand: str | None = None
-        """Begun by a statement of the application: its outermost savepoint, or "" for BEGIN."""
+        self._by_hand = False
+        """Begun by a BEGIN of the application, or by its use of the driver's connection."""
+        self._savepoints: list[str] = []
+        """Those that are open, where the outermost one began the transaction."""
         self.priority = 0
         self._snapshot: ReaderLease | None = None
         self._limit: asyncio.TimerHandle | None = None
@@ -189,11 +192,6 @@ class Place(Busy):
         return self.may_read_instead and not (elsewhere and self._access == "write")
 
     # Giving up the ticket.
-
-    def is_of_this_context(self) -> bool:
-        """Whether the running task, or one that it was started by, took the ticket for this."""
-        mine = held_here.get()
-        return self.task is asyncio.current_task() or (mine is not None and mine() is self)
 
     def suspendable(self) -> bool:
         """Whether it can lose the ticket unnoticed: it has only read, and can read it again."""

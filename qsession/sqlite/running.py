@@ -16,7 +16,6 @@ from .lease import Lease, WriterLease
 from .log import Entry, Outcome, Report, Statement, close_unclaimed, run
 from .need import Need
 from .pace import BUDGET, Who
-from .parameters import frozen
 from .place import BUSY_RETRY, Place, State
 from .processor import Spent
 
@@ -67,7 +66,6 @@ class Running(Place):
         lease = self.lease
         assert lease is not None
         driver = lease.driver
-        statement.parameters = frozen(statement.parameters, statement.many)
         assert not isinstance(lease, WriterLease) or self.writer.queue.holder is lease.ticket
         if not self.began:
             self._check_file(driver)
@@ -78,6 +76,8 @@ class Running(Place):
             here = here and driver.quiet and not (begins and self._has_to_replay())
             report = self._send(lease, statement, begins, here, only_reads)
             if here and report.error is not None and _broken_off(report.error):
+                if self._is_gone(lease, report):
+                    return report
                 here = False  # it was over its budget: once more, in the thread
                 continue
             if driver.frozen:
@@ -89,6 +89,11 @@ class Running(Place):
             elif time.monotonic() >= deadline:
                 raise self.lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
+
+    def _is_gone(self, lease: Lease, report: Report) -> bool:
+        """Whether what had been begun was rolled back with it, as by a write broken off."""
+        joined = isinstance(lease, WriterLease) and lease.joined_at is not None
+        return (self.began or joined) and not report.in_transaction
 
     def enter_turn(self, begins: bool = False, spent: bool = False) -> None:
         """Wait for a later turn of the loop if this one is over, or spoken for, or ``spent``.

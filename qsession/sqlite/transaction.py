@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
@@ -15,6 +15,7 @@ from .log import Outcome, Statement, digest
 from .need import Need
 from .place import State
 from .prediction import call_site
+from .words import rolls_back_to, savepoints_after
 
 if TYPE_CHECKING:
     from .driver import DriverConnection
@@ -33,7 +34,7 @@ class Transaction(Ending):
         """
         self.wait_for_others()
         if self.failure is not None:
-            if _rolls_back_to(statement):
+            if statement.need is Need.SAVEPOINT and rolls_back_to(statement.sql):
                 return _nothing_sent()  # a session rolls back its savepoints one by one
             raise self.failure
         self.busy += 1
@@ -52,7 +53,7 @@ class Transaction(Ending):
             self.rest()
 
     def pin(self) -> DriverConnection:
-        self._by_hand = self._by_hand or ""
+        self._begins_by_hand()
         self.busy += 1
         try:
             return super().pin()
@@ -65,22 +66,32 @@ class Transaction(Ending):
             self.commit() if need is Need.COMMIT else self.rollback()
             return _nothing_sent()
         if self.lease is None and need in (Need.BEGIN, Need.BEGIN_WRITE):
-            self._by_hand = self._by_hand or ""
+            self._begins_by_hand()
             if need is Need.BEGIN_WRITE:
                 self._access = "write"
             return _nothing_sent()
         if self.lease is None and need is Need.SAVEPOINT:
-            if self.autocommit and self._by_hand is None:
-                self._by_hand = _savepoint_in(statement)
             nothing = _nothing_sent()
             self.log.append(statement, digest(nothing))  # the first statement will replay it
+            self._follow_savepoints(statement)
             return nothing
-        if self.autocommit and self._by_hand is None:  # each statement is its own transaction
-            return self._execute_alone(statement, options)
+        if self.autocommit and not (self._by_hand or self._savepoints):
+            return self._execute_alone(statement, options)  # it is its own transaction
         outcome = self._execute(statement, options)
-        if self._by_hand and self.autocommit and _releases(statement, self._by_hand):
-            self.commit()  # as SQLite does, where the outermost savepoint began the transaction
+        if need is Need.SAVEPOINT:
+            self._follow_savepoints(statement)
         return outcome
+
+    def _begins_by_hand(self) -> None:
+        self._by_hand = not self._savepoints  # else it is an error of the application's
+
+    def _follow_savepoints(self, statement: Statement) -> None:
+        """Under AUTOCOMMIT the outermost savepoint is BEGIN, and its RELEASE is COMMIT."""
+        if not self.autocommit or self._by_hand:
+            return
+        self._savepoints = savepoints_after(self._savepoints, statement.sql)
+        if not self._savepoints:
+            self.commit()
 
     def _execute(self, statement: Statement, options: Any) -> Outcome:
         if self.first is None:
@@ -183,6 +194,12 @@ class Transaction(Ending):
             self.rollback()
             self._take_options(options)
             return None
+        except sqlite3.Error:
+            if self.began and self.failure is None:
+                self.commit()  # OR FAIL keeps the rows that came before
+            else:
+                self.rollback()
+            raise
         except Exception:
             self.rollback()
             raise
@@ -197,17 +214,3 @@ def _nothing_sent() -> Outcome:
     """
     await_only(asyncio.sleep(0))
     return Outcome()
-
-
-def _rolls_back_to(statement: Statement) -> bool:
-    return statement.need is Need.SAVEPOINT and statement.sql.lstrip()[:8].upper() == "ROLLBACK"
-
-
-def _releases(statement: Statement, savepoint: str) -> bool:
-    return statement.sql.split()[0].upper() == "RELEASE" and _savepoint_in(statement) == savepoint
-
-
-def _savepoint_in(statement: Statement) -> str:
-    """The name at the end of a statement about a savepoint; SQLite's names ignore case."""
-    without_comments = re.sub(r"--[^\n]*|/\*.*?\*/", " ", statement.sql, flags=re.DOTALL)
-    return without_comments.rstrip("; \t\n\r\f").split()[-1].strip("\"'`[]").lower()

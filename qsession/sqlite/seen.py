@@ -1,0 +1,83 @@
+"""Seen: what an application has seen of a result, kept so that a replay can be compared with it.
+
+It is a copy, made before the application gets the rows, and small: an application may change an
+object that a converter has made, and a transaction may read much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import marshal
+import pickle
+import sqlite3
+from collections.abc import Iterable
+from typing import Any
+
+ROWS_KEPT = 64
+"""More rows are digested one by one."""
+BYTES_KEPT = 512
+"""What takes more is kept as a digest."""
+
+
+class StreamDigest:
+    """The digest of a result that is fetched little by little."""
+
+    __slots__ = ("_hash", "_knowable", "count", "ended")
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b()
+        self._knowable = True
+        self.count = 0
+        self.ended = False
+        """Whether it was seen that no further row comes."""
+
+    def add(self, rows: Iterable[Any]) -> None:
+        for row in rows:
+            data = _encode([row])
+            self._knowable = self._knowable and data is not None
+            self._hash.update(data or b"")
+            self.count += 1
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StreamDigest):
+            return NotImplemented
+        mine, others = (self.count, self.ended), (other.count, other.ended)
+        knowable = self._knowable and other._knowable
+        return knowable and mine == others and self._hash.digest() == other._hash.digest()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def rows_seen(rows: list[Any]) -> object:
+    """What was seen of rows that were all fetched: equal to another one of equal rows only."""
+    if not rows:
+        return b""
+    if len(rows) > ROWS_KEPT:
+        stream = StreamDigest()
+        stream.add(rows)
+        return stream
+    data = _encode(rows)
+    if data is None:
+        return object()  # as good as changed: nobody can tell
+    return data if len(data) <= BYTES_KEPT else hashlib.blake2b(data).digest()
+
+
+def error_seen(error: Exception) -> object:
+    """What was seen of an error. Its text counts: a trigger's RAISE() says in it what is wrong."""
+    return type(error), str(error)
+
+
+def _encode(rows: list[Any]) -> bytes | None:
+    """The same bytes for equal rows, and for no others; None where there is no telling."""
+    try:
+        return marshal.dumps(rows, 2)  # version 2 has no back references
+    except ValueError:  # a converter or a row factory has made something else of it
+        pass
+    try:
+        return pickle.dumps([_plain(row) for row in rows])
+    except Exception:  # of any class of the application
+        return None
+
+
+def _plain(row: Any) -> Any:
+    return tuple(row) if isinstance(row, (tuple, sqlite3.Row)) else row
