@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import util
 
 from .lease import ReaderLease
-from .log import Outcome, Statement, fetch
+from .log import Outcome, Rowid, Statement, fetch
 from .need import need_of
 from .parameters import frozen
 from .seen import StreamDigest
@@ -33,12 +33,17 @@ class RoutedCursor:
     stream: StreamCursor | None = None
     description: Any = None
     rowcount = -1
-    lastrowid: int | None = None
     arraysize = 1
 
     def __init__(self, connection: RoutedConnection) -> None:
         self._connection = connection
         self._rows: Iterator[Any] = _NO_ROWS
+        self._rowid: Rowid | None = None
+        self._lastrowid: int | None = None
+
+    @property
+    def lastrowid(self) -> int | None:
+        return self._lastrowid if self._rowid is None else self._rowid.ask()
 
     def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
         self.run(operation, parameters)
@@ -55,14 +60,18 @@ class RoutedCursor:
         if many and not isinstance(parameters, list):
             parameters = list(parameters)
         bound = frozen(parameters or (), many)
-        statement = Statement(sql, bound, need, many, self.stream, nowait, inserts(sql))
+        self._rowid = Rowid() if inserts(sql) else None
+        statement = Statement(sql, bound, need, many, self.stream, nowait, self._rowid)
         self._take(self._connection.transaction.execute(statement, options))
 
     def _take(self, outcome: Outcome) -> None:
         self._rows = iter(outcome.rows)
         self.description = outcome.description
         self.rowcount = outcome.rowcount
-        self.lastrowid = outcome.lastrowid
+        if self._rowid is None:
+            self._lastrowid = outcome.lastrowid
+        else:
+            self._rowid.value = outcome.lastrowid
 
     def fetchone(self) -> Any:
         return next(self._rows, None)

@@ -23,6 +23,28 @@ MAX_STATEMENTS = 1_000
 MAX_BYTES = 4 * 1024 * 1024
 
 
+class Rowid:
+    """The rowid that an INSERT was given, and whether the application has asked for it."""
+
+    __slots__ = ("asked", "value")
+
+    def __init__(self) -> None:
+        self.value: int | None = None
+        self.asked = False
+
+    def ask(self) -> int | None:
+        self.asked = True
+        return self.value
+
+    def is_now(self, value: int | None) -> bool:
+        """Take note of the rowid in a replay; false if the application has got another one.
+
+        It may ask in its own thread meanwhile, so the value comes before the question.
+        """
+        before, self.value = self.value, value
+        return before == value or not self.asked
+
+
 @dataclass(slots=True)
 class Statement:
     """One statement on its way to the database."""
@@ -34,7 +56,8 @@ class Statement:
     stream: StreamCursor | None = None
     """Who fetches the rows little by little; None where all are fetched at once."""
     nowait: bool = False
-    may_insert: bool = True
+    rowid: Rowid | None = None
+    """Where it may insert; for other statements SQLite repeats an older rowid."""
     alone: bool = False
     """One of several slices: it joins no group."""
     unclaimed: sqlite3.Cursor | None = None
@@ -51,8 +74,6 @@ class Outcome:
     lastrowid: int | None = None
     changed: bool = False
     """Whether rows were changed, or something was done that yields no rows."""
-    inserted: bool = False
-    """Whether ``lastrowid`` is of this statement; for others SQLite repeats an older one."""
     cursor: sqlite3.Cursor | None = None
 
     def add(self, slice_: Outcome) -> None:
@@ -60,7 +81,6 @@ class Outcome:
         self.rowcount += slice_.rowcount
         self.lastrowid = slice_.lastrowid
         self.changed = self.changed or slice_.changed
-        self.inserted = self.inserted or slice_.inserted
         self.description = slice_.description
 
 
@@ -125,8 +145,7 @@ class Report:
 
 def digest(outcome: Outcome) -> Any:
     """What the application has seen of an outcome, in a form that can be compared."""
-    inserted = outcome.lastrowid if outcome.inserted else None
-    return rows_seen(outcome.rows), outcome.rowcount, inserted
+    return rows_seen(outcome.rows), outcome.rowcount
 
 
 def run(
@@ -182,15 +201,14 @@ def execute(raw: sqlite3.Connection, statement: Statement) -> Outcome:
         description = cursor.description
         keep = statement.stream is not None and description is not None
         rows = cursor.fetchall() if description is not None and not keep else []
-        changed_rows = raw.total_changes != before
+        changed = description is None or raw.total_changes != before
         statement.unclaimed = cursor if keep else None
         return Outcome(
             rows,
             description,
             cursor.rowcount,
             cursor.lastrowid,
-            changed=description is None or changed_rows or (keep and _writes(raw, statement)),
-            inserted=changed_rows and statement.may_insert,
+            changed=changed or (keep and _writes(raw, statement)),
             cursor=cursor if keep else None,
         )
     finally:
@@ -241,7 +259,7 @@ def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
             raise
         return same
     if outcome.cursor is None:
-        return bool(digest(outcome) == entry.seen)
+        return bool(digest(outcome) == entry.seen) and _same_rowid(entry.statement, outcome)
     again = StreamDigest()
     try:
         if not isinstance(entry.seen, StreamDigest):
@@ -253,3 +271,9 @@ def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
     finally:
         outcome.cursor.close()
     return again == entry.seen
+
+
+def _same_rowid(statement: Statement, outcome: Outcome) -> bool:
+    if statement.rowid is None or outcome.rowcount < 1:
+        return True
+    return statement.rowid.is_now(outcome.lastrowid)
