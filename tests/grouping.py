@@ -31,7 +31,8 @@ def patient(monkeypatch: Any) -> None:
 
 def steady(monkeypatch: Any) -> None:
     """A text that was once known for a short one stays so, however slow the machine is."""
-    for module, name in ((pace, "SHORT"), (pace, "BUDGET"), (running, "BUDGET")):
+    limits = ((pace, "SHORT"), (pace, "BUDGET"), (running, "BUDGET"), (running, "LONG_WRITE"))
+    for module, name in limits:
         monkeypatch.setattr(module, name, AGES)
 
 

@@ -113,7 +113,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         """Run ``function(raw, *args)`` on the loop, with the thread quiet.
 
         ``budget`` seconds, where given, are all it gets: then SQLite breaks it off with
-        SQLITE_INTERRUPT. Only for reads: a write that is broken off takes its transaction along.
+        SQLITE_INTERRUPT, and a write with its whole transaction
+        (https://sqlite.org/c3ref/interrupt.html).
         """
         raw = self.raw
         if budget is None:
