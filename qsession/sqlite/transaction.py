@@ -187,22 +187,24 @@ class Transaction(Ending):
         """
         if statement.need is not Need.WRITE or statement.many or self.settings.group_size == 1:
             return None
+        failed: Exception | None = None
         try:
-            outcome = self._execute(statement, options)
+            try:
+                outcome = self._execute(statement, options)
+            except sqlite3.IntegrityError as error:
+                if self.failure is not None:
+                    raise
+                failed = error  # OR FAIL keeps the rows that came before
             self.commit()
         except (errors.ConflictError, errors.GroupAborted):
             self.rollback()
             self._take_options(options)
             return None
-        except sqlite3.Error:
-            if self.began and self.failure is None:
-                self.commit()  # OR FAIL keeps the rows that came before
-            else:
-                self.rollback()
-            raise
         except Exception:
             self.rollback()
             raise
+        if failed is not None:
+            raise failed
         return outcome
 
 
