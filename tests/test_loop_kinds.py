@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from cancelling import READ, Bench, Item, assert_free, connection_threads, eventually, rows
+from eager import start_tasks_eagerly
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -65,7 +66,7 @@ def test_uvloop(tmp_path):
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks before 3.12")
 async def test_eager_tasks(tmp_path):
     """AsyncSession closes in a task, which then begins, and often ends, where it is made."""
-    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    start_tasks_eagerly()
     bench = await Bench.ready(tmp_path / "app.db")
     await storm(bench)
     await bench.check()

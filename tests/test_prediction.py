@@ -6,6 +6,7 @@ import asyncio
 import sys
 
 import pytest
+from eager import start_tasks_eagerly
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -160,7 +161,7 @@ async def test_a_call_site_is_told_by_all_its_callers() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks before 3.12")
 async def test_who_made_an_eager_task_is_not_its_call_site() -> None:
     """It begins beneath the line that makes it, which is not one that waits for it."""
-    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    start_tasks_eagerly()
 
     async def site() -> int:
         return await greenlet_spawn(call_site, "SELECT a")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from contract_tables import Counter, Database
+from eager import start_tasks_eagerly
 from sqlalchemy import event, select
 from sqlalchemy.util import await_only
 
@@ -157,7 +158,7 @@ def test_loops_of_uvloop(engine: QueuedAsyncEngine) -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="there are no eager tasks before 3.12")
 async def test_eager_tasks(engine: QueuedAsyncEngine) -> None:
     """A task that begins where it is made, inside of a greenlet, is not lost there."""
-    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    start_tasks_eagerly()
     maker = SessionMaker(bind=engine)
     async with maker() as s:
         assert await s.scalar(select(1)) == 1  # on a server, another connection is opened for later
