@@ -28,7 +28,8 @@ def backup(
     """Copy a database while it is in use, and check the copy.
 
     The application goes on reading and writing. The copy holds what was committed when it began.
-    It is there whole or not at all. Exit code 1: it was not made.
+    It is there whole or not at all. A database that it replaces must not be open anywhere. Exit
+    code 1: it was not made.
     """
     file = file_of(source)
     if target.is_dir():

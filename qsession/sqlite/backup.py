@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import get_ident
+
+from ..errors import SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_NOTADB, sqlite_code
+from .processes import user_names
 
 PAGES = 256
 """Pages that are copied between two calls of ``progress``."""
 BUSY_TIMEOUT = 30.0
 """Seconds to wait for a lock of another process, where the database is not in WAL mode."""
+BESIDE = ("-journal", "-wal", "-shm")
+"""What SQLite adds to the name of a database for the files that belong to it."""
 
 Progress = Callable[[int, int], object]
 """Told how many pages are done, of how many."""
 
 
 class BackupError(sqlite3.DatabaseError):
-    """The copy is not what it should be; it was removed."""
+    """The copy would harm what lies at its place, or is not what it should be and was removed."""
 
 
 def back_up(
@@ -35,10 +40,12 @@ def back_up(
     on, and what they commit meanwhile is not in it. Without the snapshot each commit of another
     process would make the copy start again. The copy is written beside ``target``, checked by
     ``PRAGMA integrity_check``, flushed to disk and renamed, so that ``target`` is never half there.
+    A database that is replaced must not be open anywhere; it gets the copy in one transaction.
 
     Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced,
     ``FileNotFoundError`` if ``source`` does not, ``OSError`` or ``sqlite3.Error`` for what went
-    wrong with either, and :class:`BackupError` if the copy is damaged, as then the source may be.
+    wrong with either, and :class:`BackupError` if somebody has ``target`` open, if files of another
+    database lie beside it, or if the copy is damaged, as then the source may be.
     Whatever is raised, ``KeyboardInterrupt`` included, leaves ``target`` as it was.
     """
     source, target = Path(source), Path(target)
@@ -51,17 +58,107 @@ def back_up(
     if not target.parent.is_dir():
         raise NotADirectoryError(f"there is no folder {str(target.parent)!r} for the copy")
     unfinished = target.with_name(f"{target.name}.{os.getpid()}-{get_ident()}.unfinished")
+    with _taken(target) as replaced:
+        try:
+            _copy(source, unfinished, progress)
+            _flush(unfinished)
+            if replaced is not None:
+                _write_into(replaced, unfinished)
+                Path(f"{target}-shm").unlink(missing_ok=True)  # of a program that was killed
+            elif replace:
+                unfinished.replace(target)
+            else:
+                os.link(unfinished, target)  # unlike a rename it fails where a file has come to be
+            _flush(target.parent)
+        finally:
+            for end in ("", *BESIDE):
+                Path(f"{unfinished}{end}").unlink(missing_ok=True)
+
+
+@contextmanager
+def _taken(target: Path) -> Iterator[sqlite3.Connection | None]:
+    """The database at ``target``, locked for this connection alone; None if there is none.
+
+    What lies beside a database belongs to it: SQLite would play its ``-wal`` or ``-journal`` back
+    into whatever file has its name later (https://sqlite.org/howtocorrupt.html, 1.4 and 2). An
+    exclusive lock is refused while another connection is open in WAL mode, or in a transaction.
+    One that idles in another mode is not noticed, and finds the copy by SQLite's own rules.
+    """
+    if not target.exists():
+        _refuse_what_lies_beside(target, "does not exist")
+        yield None
+        return
+    if not target.is_file():
+        raise BackupError(f"{str(target)!r} is not a regular file: name another one")
+    if os.path.lexists(f"{target}-wal"):
+        with closing(_opened(target, "ro")) as raw:  # "rw" drops a log that it can make no use of
+            _refuse_what_lies_beside_unreadable(raw, target)
+    with closing(_opened(target, "rw")) as raw:
+        if _lock(raw, target):
+            yield raw
+            return
+    yield None
+
+
+def _opened(target: Path, mode: str) -> sqlite3.Connection:
+    address = f"{target.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=0, isolation_level=None)
+
+
+def _lock(raw: sqlite3.Connection, target: Path) -> bool:
+    """Lock it until it is closed; False if it is no database, or a damaged one."""
     try:
-        _copy(source, unfinished, progress)
-        _flush(unfinished)
-        if replace:
-            unfinished.replace(target)
-        else:
-            os.link(unfinished, target)  # unlike a rename it fails where a file has come into being
-        _flush(target.parent)
-    finally:
-        for end in ("", "-journal", "-wal", "-shm"):
-            Path(f"{unfinished}{end}").unlink(missing_ok=True)
+        raw.execute("PRAGMA locking_mode=EXCLUSIVE").fetchone()
+        raw.execute("BEGIN EXCLUSIVE")  # the lock outlives the transaction
+        raw.execute("COMMIT")
+    except sqlite3.Error as error:
+        code = sqlite_code(error)
+        if code in (SQLITE_NOTADB, SQLITE_CORRUPT):
+            return False
+        why = f"cannot be replaced: {error}"
+        if code == SQLITE_BUSY:
+            names = user_names(str(target))
+            why = (
+                f"is in use{names and f' by {names}'}: stop whatever has it open, then copy again. "
+                "It is as it was"
+            )
+        raise BackupError(f"{str(target)!r} {why}") from error
+    return True
+
+
+def _refuse_what_lies_beside_unreadable(raw: sqlite3.Connection, target: Path) -> None:
+    try:
+        raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        if sqlite_code(error) in (SQLITE_NOTADB, SQLITE_CORRUPT):
+            _refuse_what_lies_beside(target, f"cannot be read ({error})")
+
+
+def _refuse_what_lies_beside(target: Path, why: str) -> None:
+    beside = [f"{target}{end}" for end in BESIDE if os.path.lexists(f"{target}{end}")]
+    if beside:
+        names = ", ".join(map(repr, beside))
+        raise BackupError(
+            f"{str(target)!r} {why}, and SQLite would take {names} for a part of the copy. They "
+            "may hold the last commits of a database that had this name: when no program uses it, "
+            "move them away together with it, then copy again"
+        )
+
+
+def _write_into(target: sqlite3.Connection, unfinished: Path) -> None:
+    """Give a database that is locked the content of the copy, in one transaction.
+
+    In WAL mode it could not get another size of page; what its ``-wal`` holds goes into it.
+    """
+    (mode,) = target.execute("PRAGMA journal_mode").fetchone()
+    target.execute("PRAGMA synchronous=EXTRA")
+    target.execute("PRAGMA journal_mode=DELETE").fetchone()
+    try:
+        with closing(sqlite3.connect(unfinished)) as copy:
+            copy.backup(target)
+    except BaseException:
+        target.execute(f"PRAGMA journal_mode={mode}").fetchone()
+        raise
 
 
 def _copy(source: Path, unfinished: Path, progress: Progress | None) -> None:

@@ -73,6 +73,14 @@ def users(path: str) -> list[int]:
     return found
 
 
+def user_names(path: str) -> str:
+    """The other processes that have a file open, in words; empty where they cannot be told."""
+    with suppress(ImportError, OSError):
+        others = [each for each in users(path) if each != os.getpid()]
+        return ", ".join(map(describe_process, others))
+    return ""
+
+
 def lock_owner(path: str) -> str:
     """Who is in the way of a writer, for a message.
 
@@ -82,10 +90,8 @@ def lock_owner(path: str) -> str:
     holders = [describe_process(each) for each in lock_holders(path)]
     if holders:
         return " and ".join(holders)
-    if not _LOCKS.exists():
-        with suppress(ImportError, OSError):
-            if others := [each for each in users(path) if each != os.getpid()]:
-                return f"one of those that have it open: {', '.join(map(describe_process, others))}"
+    if not _LOCKS.exists() and (others := user_names(path)):
+        return f"one of those that have it open: {others}"
     return "a process that the system does not name"
 
 
