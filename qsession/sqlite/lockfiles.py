@@ -7,7 +7,10 @@ behind those that wait there. The system frees the locks of a process that dies.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import stat
 import time
 import weakref
 from contextlib import suppress
@@ -17,6 +20,11 @@ from . import locking
 system: locking.Locking = locking.of_system()
 NOTE = 32
 """Bytes of the note that says who has the turn."""
+_NEVER_ELSEWHERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Neither through a symbolic link, nor waiting for the other end of a pipe."""
+_warned: set[str] = set()
+
+logger = logging.getLogger("qsession")
 
 
 class LockFiles:
@@ -88,20 +96,52 @@ def names(path: str) -> tuple[str, str]:
 def last_holder(path: str) -> tuple[int, float] | None:
     """The process that took the turn on a file last, and when; None if that cannot be told."""
     try:
-        with open(names(path)[1], "rb") as file:
-            file.seek(system.note_at)
-            pid, since = file.read(NOTE).split()
+        file = _open_regular(names(path)[1], os.O_RDONLY)
+        try:
+            os.lseek(file, system.note_at, os.SEEK_SET)
+            pid, since = os.read(file, NOTE).split()
+        finally:
+            os.close(file)
         return int(pid), float(since)
     except (OSError, ValueError):
         return None
 
 
 def _open(name: str, mode: int) -> int:
-    """Whoever may write to the database may lock: as SQLite does with its -wal and -shm."""
-    found = os.open(name, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), mode)
-    if hasattr(os, "geteuid") and os.fstat(found).st_uid == os.geteuid():
-        os.fchmod(found, mode)
-    return found
+    """Whoever may write to the database may lock: as SQLite does with its -wal and -shm.
+
+    Only a file that is made here gets the mode: one that was found could be any file of this user.
+    """
+    try:
+        try:
+            made = _open_regular(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        except FileExistsError:
+            return _open_regular(name, os.O_RDWR)
+    except OSError as error:
+        if os.path.lexists(name) and name not in _warned:
+            _warned.add(name)
+            logger.warning(
+                "The lock file %r cannot be used (%s). Processes that write to the database go on "
+                "without the order that it keeps: SQLite's own lock decides who is next. Remove "
+                "what lies there, or give this user the rights to it that it has to the database.",
+                name,
+                error.strerror,
+            )
+        raise
+    if hasattr(os, "fchmod"):
+        with suppress(OSError):  # a file system without modes
+            os.fchmod(made, mode)
+    return made
+
+
+def _open_regular(name: str, flags: int, mode: int = 0) -> int:
+    """Open a file that has this one name only, and is none of somebody else by a link to it."""
+    file = os.open(name, flags | _NEVER_ELSEWHERE | getattr(os, "O_BINARY", 0), mode)
+    found = os.fstat(file)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return file
+    os.close(file)
+    raise OSError(errno.EPERM, "it is no regular file, or has another name", name)
 
 
 def _close(files: list[int]) -> None:

@@ -1,0 +1,78 @@
+"""Lock files in a folder that others may write to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import sys
+from contextlib import closing
+
+import pytest
+from cancelling import rows
+from sqlalchemy import text
+
+from qsession import create_async_engine
+from qsession.sqlite import lockfiles
+from qsession.sqlite.lockfiles import LockFiles, last_holder, names
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links and modes")
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A database that all may write to."""
+    made = tmp_path / "app.db"
+    with closing(sqlite3.connect(made)) as raw, raw:
+        raw.execute("CREATE TABLE t (x)")
+    made.chmod(0o666)
+    return made
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_link_to_another_file(link, number, path, tmp_path, caplog):
+    """That file is left alone; writers go on, and a warning says what is missing."""
+    victim = tmp_path / "victim"
+    victim.write_text("12345 1.5")
+    victim.chmod(0o600)
+    link(victim, names(str(path))[number])
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    with caplog.at_level(logging.WARNING, "qsession"):
+        for _ in range(2):
+            async with engine.begin() as connection:
+                await connection.execute(text("INSERT INTO t VALUES (1)"))
+    await engine.dispose()
+    assert rows(path, "SELECT count(*) FROM t") == [(2,)]
+    assert victim.read_text() == "12345 1.5"
+    assert victim.stat().st_mode & 0o777 == 0o600
+    (warning,) = [each.getMessage() for each in caplog.records if "lock file" in each.message]
+    assert names(str(path))[number] in warning
+    assert last_holder(str(path)) is None
+
+
+def test_a_pipe(path):
+    """Nobody waits for its other end."""
+    os.mkfifo(names(str(path))[1])
+    with pytest.raises(OSError, match="no regular file"):
+        LockFiles(str(path))
+    assert last_holder(str(path)) is None
+
+
+def test_only_a_new_one_gets_the_mode_of_the_database(path):
+    """One that was there may be a file that somebody else has put there."""
+    hold = names(str(path))[1]
+    with open(hold, "wb"):
+        os.chmod(hold, 0o600)
+    LockFiles(str(path)).close()
+    assert [os.stat(each).st_mode & 0o777 for each in names(str(path))] == [0o666, 0o600]
+
+
+def test_a_file_that_cannot_be_opened_is_told_once(path, caplog, monkeypatch):
+    """As one of another user, whose rights are not those of the database."""
+    monkeypatch.setattr(lockfiles, "_warned", set())
+    os.mkdir(names(str(path))[0])
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            LockFiles(str(path))
+    assert len(caplog.records) == 1
