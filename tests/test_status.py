@@ -193,7 +193,7 @@ async def test_asked_at_any_moment(engine, tmp_path):
     def ask():
         found = os.stat(tmp_path / "app.db")
         while not over:
-            answers.append(status._ask(os.getpid(), found.st_dev, found.st_ino))
+            answers.append(status._ask(os.getpid(), found))
 
     async def write():
         for _ in range(20):
@@ -208,7 +208,7 @@ async def test_asked_at_any_moment(engine, tmp_path):
     finally:
         over = True
         await asyncio.to_thread(asking.join)
-    counts = [engine["commits"] for (engine,) in answers]
+    counts = [engine["commits"] for _, (engine,) in answers]
     assert counts == sorted(counts)
     assert engine.stats().commits == 201
 
@@ -222,16 +222,18 @@ def test_nonsense_is_not_answered(said, engine, tmp_path):
         asking.sendall(said)
         asking.shutdown(socket.SHUT_WR)
         assert asking.recv(100) in (b"", b"[]")
-    found = os.stat(tmp_path / "app.db")
-    assert len(status._ask(os.getpid(), found.st_dev, found.st_ino)) == 1
+    assert [each for each, _ in status.engines_on(str(tmp_path / "app.db"))] == [os.getpid()]
 
 
 def test_other_users_get_no_answer(engine, tmp_path, monkeypatch):
     """Only the same user, and root."""
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    monkeypatch.setattr(status.struct, "unpack", lambda *_: (1, 54321, 1))
-    found = os.stat(tmp_path / "app.db")
-    assert status._ask(os.getpid(), found.st_dev, found.st_ino) == []
+    here = threading.get_ident()
+
+    def peer(_):
+        return os.getpid(), os.geteuid() if threading.get_ident() == here else 54321
+
+    monkeypatch.setattr(status, "_peer", peer)
+    assert list(status.engines_on(str(tmp_path / "app.db"))) == []
 
 
 def test_no_socket_can_be_made(monkeypatch, tmp_path):

@@ -47,8 +47,8 @@ def serve() -> None:
     if os.environ.get("QSESSION_STATUS", "").lower() == "off":
         return
     try:
-        listening = socket.socket(socket.AF_UNIX)
         address = _address(_serving, make=True)
+        listening = socket.socket(socket.AF_UNIX)
         if not _ABSTRACT:
             Path(address).unlink(missing_ok=True)  # of a process that had this number before
         listening.bind(address)
@@ -67,6 +67,9 @@ def _address(pid: int, make: bool = False) -> str:
     folder = Path(tempfile.gettempdir()) / f"qsession-{os.getuid()}"
     if make:
         folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise OSError(f"{str(folder)!r} is not a folder for this user alone")
     return str(folder / f"{_NAME}{pid}")
 
 
@@ -94,11 +97,18 @@ def _answer(asking: socket.socket) -> None:
 
 def _may_ask(asking: socket.socket) -> bool:
     """Whether this user or root is at the other end; elsewhere the folder sees to that."""
-    if not _ABSTRACT:
-        return True
-    credentials = asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
-    return user in (0, os.geteuid())
+    return not _ABSTRACT or _peer(asking)[1] in (0, os.geteuid())
+
+
+def _peer(connected: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end, by the kernel: see unix(7), SO_PEERCRED.
+
+    The process is 0 where its number means nothing here: it is in another namespace.
+    """
+    size = struct.calcsize("iII")
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, user, _ = struct.unpack("iII", credentials)
+    return pid, user
 
 
 def _engines(identity: tuple[int, int]) -> list[dict[str, Any]]:
@@ -123,31 +133,68 @@ def _of(pool: WriteQueuePool) -> dict[str, Any]:
 
 
 def engines_on(path: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The processes with engines on a file, and what those say. Raises ``OSError`` without it."""
+    """The processes with engines on a file, and what those say. Raises ``OSError`` without it.
+
+    Any user can make a socket by a name of ours on Linux, and answer there. So the kernel is asked
+    who did. Only this user, root and the owner of the file are believed.
+    """
     found = os.stat(path)
-    for pid in sorted(_processes()):
+    for name in sorted(_names()):
         with suppress(OSError, ValueError):
-            if engines := _ask(pid, found.st_dev, found.st_ino):
+            pid, engines = _ask(name, found)
+            if pid and engines:
                 yield pid, engines
 
 
-def _processes() -> set[int]:
-    """Who serves. Without a list of the system, whoever has left a socket."""
+def _names() -> set[int]:
+    """Who serves, by their own numbers. Without a list of the system, whoever has left a socket."""
     if _ABSTRACT:
         lines = _SOCKETS.read_text(encoding="utf-8", errors="replace").splitlines()
         names = [line.rpartition(" @")[2] for line in lines if f" @{_NAME}" in line]
     else:
-        names = [each.name for each in Path(_address(0)).parent.glob(f"{_NAME}*")]
-    return {int(each.removeprefix(_NAME)) for each in names}
+        try:
+            names = [each.name for each in Path(_address(0)).parent.glob(f"{_NAME}*")]
+        except OSError:  # nobody has served yet
+            names = []
+    numbers = [each.removeprefix(_NAME) for each in names]
+    return {int(each) for each in numbers if each.isascii() and each.isdecimal()}
 
 
-def _ask(pid: int, device: int, inode: int) -> list[dict[str, Any]]:
+def _ask(name: int, found: os.stat_result) -> tuple[int, list[dict[str, Any]]]:
+    """The process behind a socket, and what its engines say; 0 if it is not to be believed."""
     answer = b""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(TIMEOUT)
-        asking.connect(_address(pid))
-        asking.sendall(f"{device} {inode}".encode())
+        asking.connect(_address(name))
+        pid, user = _peer(asking) if _ABSTRACT else (name, os.geteuid())
+        if user not in (0, os.geteuid(), found.st_uid):
+            return 0, []
+        asking.sendall(f"{found.st_dev} {found.st_ino}".encode())
         while more := asking.recv(65536):
             answer += more
-    told: list[dict[str, Any]] = json.loads(answer or b"[]")
-    return told
+    told = json.loads(answer or b"[]")
+    return pid, [each for each in told if _fits(each, _TOLD)] if isinstance(told, list) else []
+
+
+_TOLD: dict[str, Any] = {
+    **dict.fromkeys(("waiting", "readers", "commits", "groups", "conflicts"), int),
+    "turn": str,
+    "draining": bool,
+    "holder": (
+        None,
+        {"task": str, "statement": str, "where": str, "held": (int, float), "wrote": bool},
+    ),
+    "waits": {"bounds": list, "counts": list, "total": (int, float), "maximum": (int, float)},
+}
+"""What `who` and `top` need of each engine."""
+
+
+def _fits(told: Any, form: Any) -> bool:
+    """Whether an answer has a form; that of a process with another version may not."""
+    if isinstance(form, dict):
+        return isinstance(told, dict) and all(
+            key in told and _fits(told[key], form[key]) for key in form
+        )
+    if isinstance(form, tuple):
+        return any(_fits(told, each) for each in form)
+    return told is None if form is None else isinstance(told, form)
