@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.elements import RollbackToSavepointClause
 
-from ..errors import ConflictError, ReadOnlyError
+from ..errors import ConflictError, QSessionError, ReadOnlyError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
@@ -26,9 +27,16 @@ READ_ONLY: tuple[object, ...] = ("25006", 1792)
 LOST: tuple[object, ...] = ("57P01", "57P02", "57P03", 1053, 1927)
 """The server ends, or has ended this connection. Drivers may still take it for open."""
 COMMITTING = "qsession_committing"
-CONFLICT = "qsession_conflict"
-DEADLOCK = 1213
-"""After it, unlike after MySQL's other refusals, the whole transaction is gone on the server."""
+REFUSED = "qsession_refused"
+"""Why a transaction can only be rolled back: a code, and the error that whoever goes on gets."""
+RETURNING = "qsession_returning"
+"""The same, while or after a ROLLBACK TO SAVEPOINT may have made up for it."""
+NO_SAVEPOINT = 1305
+GONE: tuple[object, ...] = (1213, 1020, NO_SAVEPOINT)
+"""After these, unlike after MySQL's other refusals, the whole transaction is gone on the server.
+
+https://mariadb.com/kb/en/innodb-system-variables/#innodb_snapshot_isolation for 1020.
+"""
 
 
 def code_of(error: BaseException) -> object:
@@ -43,6 +51,11 @@ def explain(context: ExceptionContext) -> Exception | None:
     error = context.original_exception
     code = code_of(error)
     statement = _shorten(context.statement or "COMMIT, or what ends the transaction otherwise")
+    if _rolls_back_to_savepoint(context):
+        assert context.connection is not None
+        gone = _savepoint_failed(context.connection, code)
+        if gone is not None:
+            return gone
     if code in CONFLICTS:
         counters = getattr(context.engine and context.engine.pool, "counters", None)
         if counters is not None:
@@ -56,7 +69,7 @@ def explain(context: ExceptionContext) -> Exception | None:
         if connection is not None and not (
             connection.invalidated or connection._is_autocommit_isolation()
         ):
-            connection.info[CONFLICT] = code, str(conflict)
+            connection.info[REFUSED] = code, _already(conflict)
         return conflict
     if code in READ_ONLY:
         return ReadOnlyError(
@@ -70,6 +83,43 @@ def explain(context: ExceptionContext) -> Exception | None:
         context.is_disconnect = True
     if context.is_disconnect:
         context.sqlalchemy_exception.add_detail(_fate(context.connection))
+    return None
+
+
+def _rolls_back_to_savepoint(context: ExceptionContext) -> bool:
+    """Whether it is one of SQLAlchemy's own; the application may have written another one wrong."""
+    compiled = getattr(context.execution_context, "compiled", None)
+    return isinstance(getattr(compiled, "statement", None), RollbackToSavepointClause)
+
+
+def _already(conflict: ConflictError) -> ConflictError:
+    return ConflictError(f"The transaction has ended in a conflict already: {conflict}")
+
+
+def _savepoint_failed(connection: Connection, code: object) -> ConflictError | None:
+    """What a ROLLBACK TO SAVEPOINT that failed means; None if its own error says it.
+
+    Where the savepoint is gone, so is what was before it: InnoDB drops the whole transaction at
+    1205, too, with innodb_rollback_on_timeout, and MySQL commits it at DDL.
+    """
+    if connection.invalidated:
+        return None
+    refused = connection.info.pop(RETURNING, None)
+    if code != NO_SAVEPOINT:
+        if refused is not None:
+            connection.info[REFUSED] = refused
+        return None
+    if refused is not None:
+        connection.info[REFUSED] = NO_SAVEPOINT, refused[1]
+        return ConflictError(
+            f"The savepoint is gone, and with it all of the transaction before it. {refused[1]}"
+        )
+    lost = QSessionError(
+        "The transaction was ended on the server before it was rolled back to a savepoint, by DDL, "
+        "which commits, or by an error. What was before the savepoint may be written or lost. Roll "
+        "back, and look before the work is done again."
+    )
+    connection.info[REFUSED] = NO_SAVEPOINT, lost
     return None
 
 
@@ -87,8 +137,8 @@ def _fate(connection: Connection) -> str:
 
 def note_begin(connection: Connection) -> None:
     """Listens for the beginning of each transaction."""
-    connection.info.pop(COMMITTING, None)
-    connection.info.pop(CONFLICT, None)
+    for name in (COMMITTING, REFUSED, RETURNING):
+        connection.info.pop(name, None)
 
 
 def refuse_after_conflict(connection: Connection, *_: object) -> None:
@@ -97,18 +147,18 @@ def refuse_after_conflict(connection: Connection, *_: object) -> None:
     MySQL would run the next statement, after a deadlock in a new transaction, and commit it without
     what came before; PostgreSQL would answer a COMMIT with a rollback, and no error.
     """
-    if not connection.invalidated and CONFLICT in connection.info:
-        _, message = connection.info[CONFLICT]
-        raise ConflictError(f"The transaction has ended in a conflict already: {message}")
+    if not connection.invalidated and REFUSED in connection.info:
+        _, error = connection.info[REFUSED]
+        raise type(error)(*error.args)
 
 
 def note_rollback_to_savepoint(connection: Connection, *_: object) -> None:
-    """Listens for each: what was before the savepoint is still there, but for a deadlock."""
+    """Listens for each, before it is sent: what was before the savepoint may still be there."""
     if connection.invalidated:
         return
-    code, _message = connection.info.get(CONFLICT, (DEADLOCK, ""))
-    if code != DEADLOCK:
-        del connection.info[CONFLICT]
+    code, _error = connection.info.get(REFUSED, (None, None))
+    if code not in GONE:
+        connection.info[RETURNING] = connection.info.pop(REFUSED, None)
 
 
 def note_commit(connection: Connection) -> None:
