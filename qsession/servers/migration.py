@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import await_only
 
-from ..errors import QueueTimeout
-from .failures import code_of
+from ..errors import QSessionError, QueueTimeout
 from .isolation import is_mysql
 
 _LOCK = "qsession.migrate"
 _KEY = int.from_bytes(_LOCK.encode()[:8], "big")
 """Of PostgreSQL's advisory lock, which belongs to one database; MySQL's belong to the server."""
 _NAME = f"CONCAT('{_LOCK}.', MD5(DATABASE()))"
-_NOT_AVAILABLE = "55P03"
+LONGEST_PAUSE = 0.5
+"""Seconds between two looks at the lock, at the most."""
+_pause = asyncio.sleep
 
 
 @contextmanager
@@ -34,7 +36,6 @@ def one_at_a_time(connection: Connection, wait: float) -> Iterator[None]:
         return
     try:
         held = _lock(connection, wait)
-        connection.commit()
     except BaseException:
         connection.invalidate()  # the server may have given it the lock all the same
         raise
@@ -47,19 +48,37 @@ def one_at_a_time(connection: Connection, wait: float) -> Iterator[None]:
 
 
 def _lock(connection: Connection, wait: float) -> bool:
-    if is_mysql(connection.dialect):
-        return (
-            connection.exec_driver_sql(f"SELECT GET_LOCK({_NAME}, {math.ceil(wait)})").scalar() == 1
-        )
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(wait * 1000)}")
-    try:
-        connection.exec_driver_sql(f"SELECT pg_advisory_lock({_KEY})")
-    except DBAPIError as error:
-        if error.orig is None or code_of(error.orig) != _NOT_AVAILABLE:
-            raise
-        connection.rollback()
-        return False
+    """Ask for the lock until it is free, or ``wait`` is over. In a greenlet.
+
+    Waiting for it on the server would keep a snapshot, which CREATE INDEX CONCURRENTLY of the one
+    that holds the lock waits for (https://www.postgresql.org/docs/current/sql-createindex.html,
+    "Building Indexes Concurrently"), and would end with the server's limit on statements.
+    """
+    deadline = time.monotonic() + wait
+    pause = 0.01
+    while not _lock_now(connection):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        await_only(_pause(min(pause, left)))
+        pause = min(2 * pause, LONGEST_PAUSE)
     return True
+
+
+def _lock_now(connection: Connection) -> bool:
+    """Get the lock if it is free; no transaction is open afterwards."""
+    ask = f"SELECT pg_try_advisory_lock({_KEY})"
+    if is_mysql(connection.dialect):
+        ask = f"SELECT GET_LOCK({_NAME}, 0)"
+    got = connection.exec_driver_sql(ask).scalar()
+    connection.commit()
+    if got is None:  # https://mariadb.com/kb/en/get_lock/
+        raise QSessionError(
+            "The server could not say whether another process migrates this database: GET_LOCK "
+            "returned NULL, as when it is out of memory or the statement was killed. Nothing was "
+            "migrated; run it again."
+        )
+    return bool(got)
 
 
 def _unlock(connection: Connection) -> None:
