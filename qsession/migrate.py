@@ -177,7 +177,7 @@ def _migrate(
     connection: Connection, options: dict[str, Any], backup: str | os.PathLike[str] | None = None
 ) -> None:
     """Run the current Alembic command on a connection of our own, in one transaction."""
-    from alembic import context
+    from alembic import context, util
 
     on_server = connection.dialect.name != "sqlite"
     context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
@@ -194,6 +194,12 @@ def _migrate(
         if "destination_rev" not in asked:  # not upgrade, downgrade or stamp
             context.run_migrations()
             return
+        if options.get("transaction_per_migration"):
+            raise util.CommandError(
+                "transaction_per_migration=True: on SQLite a run of migrations is one transaction, "
+                "in which no other worker comes between and references are checked in the end. "
+                "Pass it to qsession.migrate.run() for servers only"
+            )
         hold_without_foreign_keys(connection)
         if backup is not None and not _at_target():
             back_up(connection, Path(backup))

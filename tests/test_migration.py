@@ -14,6 +14,9 @@ from sqlalchemy import event, text
 from qsession import create_async_engine
 from qsession.migrate import upgrade
 
+REBUILD = "with op.batch_alter_table('{}', recreate='always') as batch:\n        {}"
+ORPHAN = "op.execute('DELETE FROM parent WHERE id = 1')"
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
@@ -59,6 +62,87 @@ async def test_references_that_were_broken_before_are_no_hindrance(project: Proj
     project.add(REBUILD_PARENT)
     await upgrade(config=project.config)
     assert project.execute("SELECT version_num FROM alembic_version") == [("0002",)]
+
+
+async def test_one_reference_mended_and_another_broken(project: Project) -> None:
+    """As many as before are not the same as before."""
+    project.add(FAMILY)
+    await upgrade(config=project.config)
+    project.execute("INSERT INTO child VALUES (11, 99)")
+    before = project.dump()
+    project.add("op.execute('INSERT INTO parent VALUES (99, NULL)')\n    " + ORPHAN)
+    with pytest.raises(CommandError, match="1 in 'child' to 'parent'"):
+        await upgrade(config=project.config)
+    assert project.dump() == before
+
+
+async def test_a_reference_that_cannot_be_checked_hides_no_other_table(project: Project) -> None:
+    """To columns that are not unique: SQLite refuses to look at that table."""
+    project.add(FAMILY)
+    await upgrade(config=project.config)
+    project.execute(
+        "CREATE TABLE words (word TEXT)",
+        "CREATE TABLE uses (id INTEGER PRIMARY KEY, word TEXT REFERENCES words (word))",
+        "CREATE TABLE spoken (word TEXT REFERENCES words (word))",
+    )
+    before = project.dump()
+    project.add(ORPHAN)
+    with pytest.raises(CommandError, match=r"exist: 1 in 'child' to 'parent'\. It"):
+        await upgrade(config=project.config)
+    assert project.dump() == before
+
+
+async def test_a_reference_that_cannot_be_checked_any_more(project: Project) -> None:
+    """It is told as a broken one."""
+    project.add(FAMILY)
+    await upgrade(config=project.config)
+    project.add("op.execute('CREATE TABLE odd (n TEXT REFERENCES parent (name))')")
+    with pytest.raises(CommandError, match="1 in 'odd' to 'columns that are not unique'"):
+        await upgrade(config=project.config)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "op.rename_table('child', 'Kid')",
+        "op.rename_table('child', 'kid')\n    op.execute('CREATE TABLE child (id INTEGER)')",
+        "op.rename_table('parent', 'mother')",
+        REBUILD.format("child", "batch.alter_column('parent_id', new_column_name='of')"),
+        REBUILD.format("odd table", "batch.add_column(sa.Column('age', sa.Integer))"),
+        REBUILD.format("bare", "batch.add_column(sa.Column('age', sa.Integer))"),
+    ],
+)
+async def test_old_broken_references_in_a_table_that_is_changed(
+    project: Project, step: str
+) -> None:
+    """Renamed, or built anew with other numbers for its rows and references: they are the same."""
+    project.add(FAMILY)
+    await upgrade(config=project.config)
+    project.execute(
+        "INSERT INTO child VALUES (11, 99)",
+        "CREATE TABLE gone (id INTEGER PRIMARY KEY)",
+        'CREATE TABLE "odd table" (rowid TEXT, parent_id REFERENCES parent,'
+        ' "to" REFERENCES gone (id))',
+        """INSERT INTO "odd table" VALUES ('a', 1, NULL), ('b', 98, 7), ('c', 97, 7)""",
+        """DELETE FROM "odd table" WHERE rowid = 'a'""",
+        "CREATE TABLE bare (name TEXT PRIMARY KEY, parent_id REFERENCES parent) WITHOUT ROWID",
+        "INSERT INTO bare VALUES ('a', 98)",
+    )
+    project.add(step)
+    await upgrade(config=project.config)
+    project.add(ORPHAN if "mother" not in step else "op.execute('DELETE FROM mother')")
+    with pytest.raises(CommandError, match="the migration would leave"):
+        await upgrade(config=project.config)
+
+
+async def test_a_transaction_for_each_migration_is_refused(project: Project) -> None:
+    """References would be checked when all is committed, and other workers come between."""
+    env = project.folder / "migrations" / "env.py"
+    env.write_text("from qsession import migrate\nmigrate.run(transaction_per_migration=True)\n")
+    project.add(FAMILY)
+    with pytest.raises(CommandError, match="transaction_per_migration=True: on SQLite"):
+        await upgrade(config=project.config)
+    assert not project.execute("SELECT * FROM sqlite_master")
 
 
 async def test_an_empty_leftover_of_another_driver_is_dropped(project: Project) -> None:

@@ -7,7 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, MetaData, Table, exists, inspect, select
 from sqlalchemy.exc import DBAPIError
@@ -80,8 +80,15 @@ def refuse_new_orphans(connection: Connection) -> None:
         return
     with connection.engine.connect() as outside:  # a snapshot from before: nothing is committed
         outside.execution_options(qsession_access="read")
-        new = after - _orphans(outside)
-    if new:
+        before = _orphans(outside)
+        origin = _origins(_tables(outside), _tables(connection))
+    new: Counter[tuple[str, str]] = Counter()
+    for (child, parent, key), count in after.items():
+        old = (origin.get(child, child), origin.get(parent, parent), key)
+        known = min(count, before[old])
+        before[old] -= known
+        new[child, parent] += count - known
+    if new := +new:
         broken = ", ".join(
             f"{count} in {child!r} to {parent!r}" for (child, parent), count in new.items()
         )
@@ -91,15 +98,85 @@ def refuse_new_orphans(connection: Connection) -> None:
         )
 
 
-def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
-    """How many rows of which table refer to a missing row of which other table."""
-    try:
-        rows = connection.exec_driver_sql(
-            'SELECT "table", parent, count(*) FROM pragma_foreign_key_check GROUP BY 1, 2'
+_Orphans = Counter[tuple[str, str, tuple[Any, ...]]]
+"""How many rows of which table refer to which table by which key, and there is no such row.
+
+The key is what is left of a row in a table that is built anew, which gives out the numbers of its
+rows and of its references anew. Names are in lower case.
+"""
+
+
+def _orphans(connection: Connection) -> _Orphans:
+    """By ``PRAGMA foreign_key_check``, table by table: a reference to columns that are not unique
+    makes it fail (https://sqlite.org/foreignkeys.html, section 3), for all tables if it is asked
+    for all.
+    """
+    found: _Orphans = Counter()
+    for table in _tables(connection):
+        try:
+            checked = connection.exec_driver_sql(
+                "SELECT DISTINCT parent, fkid FROM pragma_foreign_key_check(?)", (table,)
+            ).all()
+        except DBAPIError as error:
+            if "foreign key mismatch" not in str(error.orig):
+                raise
+            found[table, "columns that are not unique", ()] += 1
+            continue
+        for parent, number in checked:
+            for key in _keys(connection, table, number):
+                found[table, parent.lower(), key] += 1
+    return found
+
+
+def _keys(connection: Connection, table: str, number: int) -> Iterator[tuple[Any, ...]]:
+    """What each broken reference of one kind says; an empty key each in a table WITHOUT ROWID."""
+    wanted = _names(
+        connection,
+        'SELECT "from" FROM pragma_foreign_key_list(?) WHERE id = ? ORDER BY seq',
+        (table, number),
+    )
+    taken = _names(connection, "SELECT lower(name) FROM pragma_table_xinfo(?)", (table,))
+    rowid = next((each for each in ("rowid", "_rowid_", "oid") if each not in taken), None)
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    rows = "FROM pragma_foreign_key_check(?) AS found"
+    having = "WHERE found.fkid = ?"
+    numbered = connection.exec_driver_sql(
+        f"SELECT count(*), count(found.rowid) {rows} {having}",
+        (table, number),
+    )
+    count, with_rowid = numbered.one()
+    if rowid is None or not with_rowid:
+        yield from [()] * count
+        return
+    columns = ", ".join(f"child.{quote(each)}" for each in wanted)
+    for row in connection.exec_driver_sql(
+        f"SELECT {columns} {rows} CROSS JOIN {quote(table)} AS child "
+        f"ON child.{rowid} = found.rowid {having}",
+        (table, number),
+    ):
+        yield tuple(row)
+
+
+def _names(connection: Connection, sql: str, about: tuple[Any, ...]) -> list[str]:
+    return list(connection.exec_driver_sql(sql, about).scalars())
+
+
+def _tables(connection: Connection) -> dict[str, int]:
+    """The tables, and the page that each begins at, which a table keeps when it is renamed."""
+    return {
+        name.lower(): page
+        for name, page in connection.exec_driver_sql(
+            "SELECT name, rootpage FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
         )
-        return Counter({(child, parent): count for child, parent, count in rows})
-    except DBAPIError as error:  # the schema itself is wrong: a parent key that is not unique
-        return Counter({(str(error.orig), ""): 1})
+    }
+
+
+def _origins(before: dict[str, int], after: dict[str, int]) -> dict[str, str]:
+    """What the tables that were renamed were called."""
+    names = {page: name for name, page in before.items()}
+    return {
+        name: names[page] for name, page in after.items() if name not in before and page in names
+    }
 
 
 def back_up(connection: Connection, target: Path) -> None:
