@@ -172,3 +172,62 @@ def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BackupError, match="not a regular file"):
         back_up(good, tmp_path / "pipe", replace=True)
+
+
+def mode(path):
+    return path.stat().st_mode & 0o777
+
+
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and links of POSIX")
+
+
+@on_posix
+@pytest.mark.parametrize(("umask", "of_copy"), [(0, 0o640), (0o022, 0o640), (0o077, 0o600)])
+def test_nobody_else_may_read_the_copy(umask, of_copy, tmp_path):
+    """It has the mode of its source from the beginning, or less."""
+    good = made(tmp_path / "good.db", 10)
+    good.chmod(0o640)
+    seen = []
+
+    def progress(*_):
+        (unfinished,) = tmp_path.glob("*.unfinished")
+        seen.append(mode(unfinished))
+
+    before = os.umask(umask)
+    try:
+        back_up(good, tmp_path / "copy.db", progress=progress)
+    finally:
+        os.umask(before)
+    assert set(seen) == {of_copy}
+    assert mode(tmp_path / "copy.db") == of_copy
+
+
+@on_posix
+def test_a_source_that_may_not_be_written_to(tmp_path):
+    """Its copy may be, by its owner."""
+    good = made(tmp_path / "good.db", 10)
+    good.chmod(0o444)
+    back_up(good, tmp_path / "copy.db")
+    assert mode(tmp_path / "copy.db") == 0o644 & ~umask_now()
+
+
+def umask_now():
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+@on_posix
+@pytest.mark.parametrize("damaged", [False, True])
+def test_who_has_the_file_keeps_it(damaged, tmp_path):
+    """A file that is replaced keeps its mode and, as far as this user may, its owner."""
+    good, path = made(tmp_path / "good.db", 10), made(tmp_path / "app.db", 1)
+    if damaged:
+        path.write_text("no database" * 1000)
+    path.chmod(0o604)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+    owner = path.stat().st_uid
+    back_up(good, path, replace=True)
+    assert (mode(path), path.stat().st_uid) == (0o604, owner)
+    assert rows(path, COUNT) == [(10,)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
 
@@ -60,19 +60,20 @@ def back_up(
     unfinished = target.with_name(f"{target.name}.{os.getpid()}-{get_ident()}.unfinished")
     with _taken(target) as replaced:
         try:
+            _create(unfinished, source.stat().st_mode)
             _copy(source, unfinished, progress)
             _flush(unfinished)
             if replaced is not None:
                 _write_into(replaced, unfinished)
                 Path(f"{target}-shm").unlink(missing_ok=True)  # of a program that was killed
             elif replace:
+                _make_alike(unfinished, target)
                 unfinished.replace(target)
             else:
                 os.link(unfinished, target)  # unlike a rename it fails where a file has come to be
             _flush(target.parent)
         finally:
-            for end in ("", *BESIDE):
-                Path(f"{unfinished}{end}").unlink(missing_ok=True)
+            _remove(unfinished)
 
 
 @contextmanager
@@ -159,6 +160,29 @@ def _write_into(target: sqlite3.Connection, unfinished: Path) -> None:
     except BaseException:
         target.execute(f"PRAGMA journal_mode={mode}").fetchone()
         raise
+
+
+def _create(unfinished: Path, mode: int) -> None:
+    """Whoever may not read the source may not read the copy either, not even a part of it."""
+    _remove(unfinished)  # of a process that had this number and was killed
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    os.close(os.open(unfinished, flags, mode & 0o666 | 0o600))
+
+
+def _remove(unfinished: Path) -> None:
+    for end in ("", *BESIDE):
+        Path(f"{unfinished}{end}").unlink(missing_ok=True)
+
+
+def _make_alike(unfinished: Path, target: Path) -> None:
+    """Let those who had the file that is replaced, if there is one, have this one."""
+    if not target.exists():
+        return
+    replaced = target.stat()
+    if hasattr(os, "chown"):
+        with suppress(OSError):  # only root may give a file away
+            os.chown(unfinished, replaced.st_uid, replaced.st_gid)
+    unfinished.chmod(replaced.st_mode & 0o777)
 
 
 def _copy(source: Path, unfinished: Path, progress: Progress | None) -> None:
