@@ -231,3 +231,50 @@ def test_who_has_the_file_keeps_it(damaged, tmp_path):
     back_up(good, path, replace=True)
     assert (mode(path), path.stat().st_uid) == (0o604, owner)
     assert rows(path, COUNT) == [(10,)]
+
+
+@pytest.mark.parametrize("end", ["-wal", "-journal", "-shm", "-qsession", "-qsession-next", "-WAL"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_of_a_database(end, there, tmp_path):
+    """Of the source or of another one: a copy in its place would damage that."""
+    good, other = made(tmp_path / "good.db", 10), made(tmp_path / "other.db", 10)
+    for path in (good, other):
+        target = path.with_name(path.name + end)
+        if there:
+            target.write_bytes(b"")
+        with pytest.raises(BackupError, match=rf"{end}' belongs to the database .*{path.name}"):
+            back_up(good, target, replace=True)
+        assert target.exists() == there
+        assert whole(path)
+
+
+@on_posix
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_symbolic_link(there, replace, tmp_path):
+    """It stays, and the copy is where it leads."""
+    good, kept = made(tmp_path / "good.db", 10), tmp_path / "kept"
+    kept.mkdir()
+    if there:
+        made(kept / "real.db", 1)
+    link = tmp_path / "latest.db"
+    link.symlink_to("kept/real.db")
+    if there and not replace:
+        with pytest.raises(FileExistsError):
+            back_up(good, link)
+        return
+    back_up(good, link, replace=replace)
+    assert link.is_symlink()
+    assert rows(kept / "real.db", COUNT) == [(10,)]
+    assert listed(kept) == ["real.db"]
+
+
+@on_posix
+def test_symbolic_links_in_a_circle(tmp_path):
+    """They lead nowhere."""
+    good = made(tmp_path / "good.db", 10)
+    (tmp_path / "a.db").symlink_to("b.db")
+    (tmp_path / "b.db").symlink_to("a.db")
+    with pytest.raises(FileExistsError):
+        back_up(good, tmp_path / "a.db")
+    assert listed(tmp_path) == ["a.db", "b.db", "good.db"]

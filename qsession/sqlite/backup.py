@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import get_ident
 
 from ..errors import SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_NOTADB, sqlite_code
+from .lockfiles import names
 from .processes import user_names
 
 PAGES = 256
@@ -40,7 +41,8 @@ def back_up(
     on, and what they commit meanwhile is not in it. Without the snapshot each commit of another
     process would make the copy start again. The copy is written beside ``target``, checked by
     ``PRAGMA integrity_check``, flushed to disk and renamed, so that ``target`` is never half there.
-    A database that is replaced must not be open anywhere; it gets the copy in one transaction.
+    A database that is replaced must not be open anywhere; it gets the copy in one transaction. A
+    symbolic link is followed.
 
     Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced,
     ``FileNotFoundError`` if ``source`` does not, ``OSError`` or ``sqlite3.Error`` for what went
@@ -48,7 +50,7 @@ def back_up(
     database lie beside it, or if the copy is damaged, as then the source may be.
     Whatever is raised, ``KeyboardInterrupt`` included, leaves ``target`` as it was.
     """
-    source, target = Path(source), Path(target)
+    source, target = Path(source), Path(os.path.realpath(target))  # a link stays, and leads to it
     if not source.is_file():
         raise FileNotFoundError(f"there is no database {str(source)!r}")
     if target.exists() and target.samefile(source):
@@ -57,6 +59,8 @@ def back_up(
         raise FileExistsError(f"{str(target)!r} exists already: name a new file")
     if not target.parent.is_dir():
         raise NotADirectoryError(f"there is no folder {str(target.parent)!r} for the copy")
+    if (owner := _owner(target)) is not None:
+        raise BackupError(f"{str(target)!r} belongs to the database {owner!r}: name another file")
     unfinished = target.with_name(f"{target.name}.{os.getpid()}-{get_ident()}.unfinished")
     with _taken(target) as replaced:
         try:
@@ -74,6 +78,15 @@ def back_up(
             _flush(target.parent)
         finally:
             _remove(unfinished)
+
+
+def _owner(target: Path) -> str | None:
+    """The database that a file belongs to by its name: it must not be replaced, nor come to be."""
+    for end in (*BESIDE, *names("")):
+        whole = str(target)[: -len(end)]
+        if target.name.lower().endswith(end) and os.path.isfile(whole):
+            return whole
+    return None
 
 
 @contextmanager
@@ -118,9 +131,9 @@ def _lock(raw: sqlite3.Connection, target: Path) -> bool:
             return False
         why = f"cannot be replaced: {error}"
         if code == SQLITE_BUSY:
-            names = user_names(str(target))
+            users = user_names(str(target))
             why = (
-                f"is in use{names and f' by {names}'}: stop whatever has it open, then copy again. "
+                f"is in use{users and f' by {users}'}: stop whatever has it open, then copy again. "
                 "It is as it was"
             )
         raise BackupError(f"{str(target)!r} {why}") from error
@@ -138,11 +151,10 @@ def _refuse_what_lies_beside_unreadable(raw: sqlite3.Connection, target: Path) -
 def _refuse_what_lies_beside(target: Path, why: str) -> None:
     beside = [f"{target}{end}" for end in BESIDE if os.path.lexists(f"{target}{end}")]
     if beside:
-        names = ", ".join(map(repr, beside))
         raise BackupError(
-            f"{str(target)!r} {why}, and SQLite would take {names} for a part of the copy. They "
-            "may hold the last commits of a database that had this name: when no program uses it, "
-            "move them away together with it, then copy again"
+            f"{str(target)!r} {why}, and SQLite would take {', '.join(map(repr, beside))} for "
+            "a part of the copy. They may hold the last commits of a database that had this name: "
+            "when no program uses it, move them away together with it, then copy again"
         )
 
 
