@@ -278,3 +278,20 @@ def test_symbolic_links_in_a_circle(tmp_path):
     with pytest.raises(FileExistsError):
         back_up(good, tmp_path / "a.db")
     assert listed(tmp_path) == ["a.db", "b.db", "good.db"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_another_name_by_a_hard_link(killed, tmp_path):
+    """As of yesterday's copy, where copies are linked to save room: it keeps what it has."""
+    good, path = made(tmp_path / "good.db", 10), tmp_path / "app.db"
+    if killed:
+        crashed(path, 500)
+    else:
+        made(path, 510)
+    os.link(path, tmp_path / "old.db")
+    back_up(good, path, replace=True)
+    assert rows(path, COUNT) == [(10,)]
+    assert rows(tmp_path / "old.db", COUNT) == [(510,)]
+    assert whole(path)
+    assert whole(tmp_path / "old.db")
+    assert "app.db-wal" not in listed(tmp_path)

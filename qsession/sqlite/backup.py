@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import get_ident
 
 from ..errors import SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_NOTADB, sqlite_code
+from .filesystem import hard_links
 from .lockfiles import names
 from .processes import user_names
 
@@ -69,7 +70,6 @@ def back_up(
             _flush(unfinished)
             if replaced is not None:
                 _write_into(replaced, unfinished)
-                Path(f"{target}-shm").unlink(missing_ok=True)  # of a program that was killed
             elif replace:
                 _make_alike(unfinished, target)
                 unfinished.replace(target)
@@ -108,10 +108,13 @@ def _taken(target: Path) -> Iterator[sqlite3.Connection | None]:
         with closing(_opened(target, "ro")) as raw:  # "rw" drops a log that it can make no use of
             _refuse_what_lies_beside_unreadable(raw, target)
     with closing(_opened(target, "rw")) as raw:
-        if _lock(raw, target):
+        if _lock(raw, target) and not hard_links(str(target)):
             yield raw
             return
-    yield None
+    # Some builds of SQLite leave them (https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html,
+    # SQLITE_FCNTL_PERSIST_WAL).
+    _refuse_what_lies_beside(target, "is to be replaced by a new file", ("-journal", "-wal"))
+    yield None  # its other names, of older copies perhaps, keep what they have
 
 
 def _opened(target: Path, mode: str) -> sqlite3.Connection:
@@ -137,6 +140,7 @@ def _lock(raw: sqlite3.Connection, target: Path) -> bool:
                 "It is as it was"
             )
         raise BackupError(f"{str(target)!r} {why}") from error
+    Path(f"{target}-shm").unlink(missing_ok=True)  # of a program that was killed: nobody has it now
     return True
 
 
@@ -148,8 +152,8 @@ def _refuse_what_lies_beside_unreadable(raw: sqlite3.Connection, target: Path) -
             _refuse_what_lies_beside(target, f"cannot be read ({error})")
 
 
-def _refuse_what_lies_beside(target: Path, why: str) -> None:
-    beside = [f"{target}{end}" for end in BESIDE if os.path.lexists(f"{target}{end}")]
+def _refuse_what_lies_beside(target: Path, why: str, ends: tuple[str, ...] = BESIDE) -> None:
+    beside = [f"{target}{end}" for end in ends if os.path.lexists(f"{target}{end}")]
     if beside:
         raise BackupError(
             f"{str(target)!r} {why}, and SQLite would take {', '.join(map(repr, beside))} for "
