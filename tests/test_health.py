@@ -69,6 +69,19 @@ async def test_beside_an_application(tmp_path):
     await engine.dispose()
 
 
+def test_what_is_called_locked(tmp_path):
+    """A damaged schema that names such a table is no lock of another process."""
+    path = made(
+        tmp_path / "app.db",
+        "CREATE TABLE locked (x)",
+        "PRAGMA writable_schema=ON",
+        "UPDATE sqlite_master SET sql = 'nonsense' WHERE name = 'locked'",
+    )
+    content = found(path)["content"]
+    assert "locked" in content.found
+    assert "recovery" in content.advice
+
+
 def test_locked_by_another(tmp_path):
     """What cannot be read is said, with the way to find who is in the way."""
     path = made(tmp_path / "app.db", wal=False)

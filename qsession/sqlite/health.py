@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from ..errors import SQLITE_BUSY, SQLITE_LOCKED, sqlite_code
 from .filesystem import NETWORK, file_system, hard_links
 from .frozen import is_wal
 from .lockfiles import names
@@ -83,7 +84,7 @@ def _of_database(path: str, quick: bool, unused: bool) -> list[Finding]:
 
 
 def _remedy(error: sqlite3.Error) -> str:
-    if "locked" in str(error):
+    if sqlite_code(error) in (SQLITE_BUSY, SQLITE_LOCKED):
         return "Another process holds an exclusive lock: `qsession who` names it."
     return "See https://sqlite.org/recovery.html, or use a backup."
 
