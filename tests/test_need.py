@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engines import Make, notes
+from engines import Make, metadata, notes
 from sqlalchemy import (
     Column,
     DateTime,
@@ -15,7 +15,9 @@ from sqlalchemy import (
     Table,
     delete,
     exists,
+    func,
     insert,
+    literal_column,
     select,
     text,
     union,
@@ -23,8 +25,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import registry
 from sqlalchemy.schema import CreateTable
 
+from qsession.sqlite import running
 from qsession.sqlite.dialect import QSessionDialect
 from qsession.sqlite.need import Need, need_of, need_of_text
 
@@ -95,6 +100,17 @@ def context_of(statement: Any) -> Any:
 
 temporary = Table("scratch", MetaData(), Column("a", Integer), prefixes=["TEMPORARY"])
 
+DELETE = text("DELETE FROM notes RETURNING id").columns(notes.c.id)
+INSERT = text("INSERT INTO notes (id) SELECT 1").columns(notes.c.id)
+TWO = text("SELECT 2").columns(notes.c.id)
+
+
+class Note:
+    """A note, as the ORM has it."""
+
+
+registry().map_imperatively(Note, notes)
+
 COMPILED = [
     (select(notes), Need.READ),
     (select(exists().where(notes.c.id == 1)), Need.READ),
@@ -108,7 +124,23 @@ COMPILED = [
     (CreateTable(temporary), Need.TEMP),
     (text("SELECT 1"), Need.UNKNOWN),
     (text("SELECT 1 AS a").columns(a=DateTime), Need.UNKNOWN),
-    (text("DELETE FROM t RETURNING a").columns(a=Integer), Need.UNKNOWN),
+    (DELETE, Need.UNKNOWN),
+    (select(Note).from_statement(text("DELETE FROM notes RETURNING id")), Need.UNKNOWN),
+    (select(Note).from_statement(DELETE), Need.UNKNOWN),
+    (select(Note).from_statement(select(Note)), Need.READ),
+    (select(Note).from_statement(select(Note).with_for_update()), Need.WRITE),
+    (select(Note).from_statement(insert(Note).returning(Note)), Need.WRITE),
+    (select(Note).from_statement(update(Note).returning(Note)), Need.WRITE),
+    (select(Note).from_statement(delete(Note).returning(Note)), Need.WRITE),
+    (union(select(notes.c.id), DELETE), Need.READ),
+    (union(INSERT, TWO), Need.UNKNOWN),
+    (union(union(INSERT, TWO), TWO), Need.UNKNOWN),
+    (select(Note).from_statement(union(INSERT, TWO)), Need.UNKNOWN),
+    (DELETE.add_cte(select(notes.c.id).cte("x")), Need.UNKNOWN),
+    (select(select(notes.c.id).cte("x")), Need.READ),
+    (select(select(notes.c.id).cte("x").suffix_with("INSERT INTO notes")), Need.UNKNOWN),
+    (select(text("a")).select_from(text("t")), Need.READ),
+    (select(literal_column("a + 1")), Need.READ),
 ]
 
 
@@ -142,3 +174,20 @@ async def test_text_that_looks_like_a_select_and_writes(make: Make) -> None:
         await connection.execute(text("WITH x AS (SELECT 1) INSERT INTO t SELECT * FROM x"))
     async with engine.connect() as connection:
         assert (await connection.execute(select_one)).scalar() == 1
+
+
+async def test_a_long_write_in_from_statement(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not broken off as a read on the event loop is, which takes the transaction along."""
+    monkeypatch.setattr(running, "BUDGET", -1.0)
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        await connection.execute(insert(notes), [{"id": key} for key in range(1, 2_001)])
+    change = text("UPDATE notes SET body = '2' WHERE id <= 2000 RETURNING id").columns(notes.c.id)
+    async with AsyncSession(engine) as session:
+        await session.execute(insert(notes), {"id": 5_000})
+        changed = await session.execute(select(Note).from_statement(change))
+        assert len(changed.all()) == 2_000
+        await session.commit()
+    async with engine.connect() as connection:
+        assert await connection.scalar(select(func.max(notes.c.id))) == 5_000

@@ -1,6 +1,8 @@
 """What a statement needs before it runs: a reader, the write ticket, or to run by itself.
 
-The compiled statement says so. For text the database itself decides: readers run under
+The compiled statement says so: a SELECT that SQLAlchemy has written only reads, whatever text is in
+it, for SQLite's common table expressions are all SELECTs (https://sqlite.org/lang_with.html). For
+a statement of text the database itself decides: readers run under
 ``PRAGMA query_only``. Only the first word of a text is looked at, and only for the words that
 begin, end or may not be inside a transaction: those that SQLite's own grammar sets apart
 (https://sqlite.org/lang_transaction.html, lang_savepoint.html, lang_vacuum.html, pragma.html).
@@ -13,7 +15,10 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any
 
+from sqlalchemy import CompoundSelect, Select
 from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql.selectable import SelectStatementGrouping
 
 
 class Need(Enum):
@@ -90,6 +95,8 @@ def need_of(context: Any, sql: str) -> tuple[Need, bool]:
     if context.isddl:
         return Need.TEMP if need_of_text(sql) is Need.TEMP else Need.WRITE, False
     statement = compiled.statement
+    while isinstance(statement, FromStatement):  # which says how the rows of another are read
+        statement = statement.element
     lock = getattr(statement, "_for_update_arg", None)
     if lock is not None:
         if lock.skip_locked:
@@ -99,6 +106,26 @@ def need_of(context: Any, sql: str) -> tuple[Need, bool]:
                 "with_for_update() to wait, or with_for_update(nowait=True) to fail at once."
             )
         return Need.WRITE, bool(lock.nowait)
-    if getattr(statement, "is_select", False) and not getattr(statement, "is_text", False):
+    if (type(statement) is Select or _begins_as_select(statement)) and not _has_suffix(compiled):
         return Need.READ, False
     return need_of_text(sql), False
+
+
+def _begins_as_select(statement: Any) -> bool:
+    """Whether a statement, or the first one of a UNION, is a SELECT that SQLAlchemy has written.
+
+    ``INSERT INTO t SELECT 1`` as text is made no read by a ``UNION SELECT 2`` behind it.
+    """
+    while True:
+        if isinstance(statement, CompoundSelect):
+            statement = statement.selects[0]
+        elif isinstance(statement, SelectStatementGrouping):
+            statement = statement.element
+        else:
+            return isinstance(statement, Select)
+
+
+def _has_suffix(compiled: Any) -> bool:
+    """Whether something of the application's stands between ``WITH x AS (...)`` and SELECT."""
+    ctes: Any = compiled.ctes
+    return bool(ctes) and any(each._suffixes for each in ctes)
