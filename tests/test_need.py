@@ -27,7 +27,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import DDL, CreateTable, ExecutableDDLElement
 
 from qsession.sqlite import running
 from qsession.sqlite.dialect import QSessionDialect
@@ -94,7 +94,7 @@ def context_of(statement: Any) -> Any:
         isinsert=getattr(compiled, "isinsert", False),
         isupdate=getattr(compiled, "isupdate", False),
         isdelete=getattr(compiled, "isdelete", False),
-        isddl=isinstance(statement, CreateTable),
+        isddl=isinstance(statement, ExecutableDDLElement),
     )
 
 
@@ -122,6 +122,11 @@ COMPILED = [
     (delete(notes), Need.WRITE),
     (CreateTable(notes), Need.WRITE),
     (CreateTable(temporary), Need.TEMP),
+    (DDL("CREATE TRIGGER a AFTER DELETE ON notes BEGIN SELECT 1; END"), Need.WRITE),
+    (DDL("PRAGMA user_version"), Need.WRITE),
+    (DDL("PRAGMA foreign_keys=OFF"), Need.PRAGMA),
+    (DDL("CREATE TEMP TABLE t (a)"), Need.TEMP),
+    (DDL("VACUUM"), Need.ALONE),
     (text("SELECT 1"), Need.UNKNOWN),
     (text("SELECT 1 AS a").columns(a=DateTime), Need.UNKNOWN),
     (DELETE, Need.UNKNOWN),
@@ -191,3 +196,16 @@ async def test_a_long_write_in_from_statement(make: Make, monkeypatch: pytest.Mo
         await session.commit()
     async with engine.connect() as connection:
         assert await connection.scalar(select(func.max(notes.c.id))) == 5_000
+
+
+async def test_ddl_that_may_not_be_in_a_transaction(make: Make) -> None:
+    """DDL() is for any text: a PRAGMA has its effect, VACUUM and ATTACH run by themselves."""
+    engine = make()
+    async with engine.connect() as connection:
+        (before,) = (await connection.execute(text("PRAGMA foreign_keys"))).one()
+        await connection.execute(DDL(f"PRAGMA foreign_keys={1 - before}"))
+        assert (await connection.execute(text("PRAGMA foreign_keys"))).one() == (1 - before,)
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for ddl in ("VACUUM", "ATTACH ':memory:' AS x", "DETACH x"):
+            await connection.execute(DDL(ddl))

@@ -93,7 +93,8 @@ def need_of(context: Any, sql: str) -> tuple[Need, bool]:
     if context.isinsert or context.isupdate or context.isdelete:
         return Need.WRITE, False
     if context.isddl:
-        return Need.TEMP if need_of_text(sql) is Need.TEMP else Need.WRITE, False
+        need = need_of_text(sql)  # DDL("VACUUM") is for any text
+        return Need.WRITE if need is Need.UNKNOWN else need, False
     statement = compiled.statement
     while isinstance(statement, FromStatement):  # which says how the rows of another are read
         statement = statement.element
