@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     delete,
+    event,
     exists,
     func,
     insert,
@@ -31,7 +34,7 @@ from sqlalchemy.schema import DDL, CreateTable, ExecutableDDLElement
 
 from qsession.sqlite import running
 from qsession.sqlite.dialect import QSessionDialect
-from qsession.sqlite.need import Need, need_of, need_of_text
+from qsession.sqlite.need import LONG, Need, need_of, need_of_text
 
 TEXTS = [
     ("SELECT 1", Need.UNKNOWN),
@@ -84,6 +87,45 @@ TEXTS = [
 def test_first_words_that_matter(sql: str, need: Need) -> None:
     """Only words that begin, end or may not be inside a transaction are known from their text."""
     assert need_of_text(sql) is need
+
+
+@pytest.mark.parametrize(("sql", "need"), TEXTS)
+def test_long_texts(sql: str, need: Need) -> None:
+    """They are looked at as others are, and none is kept."""
+    assert need_of_text(f"{'/* a note */' * 100}{sql}") is need
+
+
+async def test_texts_that_are_kept(make: Make) -> None:
+    """A thousand texts of a megabyte would be a gigabyte: nothing refers to one that is over."""
+
+    class Text(str):
+        """A text that can be referred to weakly."""
+
+        __slots__ = ("__weakref__",)
+
+    seen: list[weakref.ref[Text]] = []
+    engine = make(connect_args={"cached_statements": 0})  # sqlite3 keeps the last 128 itself
+
+    @event.listens_for(engine.sync_engine, "before_cursor_execute", retval=True)
+    def lengthen(conn: Any, cursor: Any, sql: str, parameters: Any, *_: Any) -> Any:
+        longer = Text(f"{sql} -- {'x' * LONG}")
+        seen.append(weakref.ref(longer))
+        return longer, parameters
+
+    writes = text("INSERT INTO t VALUES (1) RETURNING a")
+    for level in ("SERIALIZABLE", "AUTOCOMMIT"):
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level=level)
+            await connection.execute(text("CREATE TABLE IF NOT EXISTS t (a)"))
+            await connection.execute(writes)
+            await connection.commit()
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level=level)
+            await connection.execute(text("SELECT a FROM t"))
+            await connection.commit()
+    gc.collect()
+    assert seen
+    assert [kept[:30] for each in seen if (kept := each()) is not None] == []
 
 
 def context_of(statement: Any) -> Any:

@@ -54,7 +54,7 @@ class Need(Enum):
 
 
 _WORDS = re.compile(
-    r"""(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:
+    r"""(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*(?:
     (?P<UNKNOWN>PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*;?\s*\Z)
     |(?P<ASK>PRAGMA\s+(?:\S+\s*\.\s*)?(?:
         (?:table_list|table_x?info|index_list|index_x?info|foreign_key_list|foreign_key_check
@@ -74,9 +74,17 @@ _WORDS = re.compile(
 )
 
 
-@lru_cache(maxsize=1_000)
+LONG = 1_000
+"""Characters past which a text is looked at each time, rather than kept."""
+
+
 def need_of_text(sql: str) -> Need:
     """What a statement that was not compiled needs."""
+    return _need_of_text(sql) if len(sql) <= LONG else _need_of_text.__wrapped__(sql)
+
+
+@lru_cache(maxsize=1_000)
+def _need_of_text(sql: str) -> Need:
     match = _WORDS.match(sql)
     return Need[match.lastgroup] if match and match.lastgroup else Need.UNKNOWN
 

@@ -56,14 +56,14 @@ class Pace:
 
     def __init__(self, inline: bool) -> None:
         self.enabled = inline
-        self._times: OrderedDict[str, _Times] = OrderedDict()
-        self._alone: OrderedDict[str, None] = OrderedDict()
+        self._times: OrderedDict[int, _Times] = OrderedDict()
+        self._alone: OrderedDict[int, None] = OrderedDict()
 
     def inline(self, text: str, reads: bool) -> bool:
         """Whether a statement starts on the loop. One not seen before does if it only reads."""
         if not self.enabled:
             return False
-        average, _ = self._times.get(text, _UNKNOWN)
+        average, _ = self._times.get(hash(text), _UNKNOWN)
         return reads if average is None else average < SHORT
 
     def keep_alone(self, text: str) -> None:
@@ -72,10 +72,10 @@ class Pace:
         A default made by SQLite (a random key, the time of day) would come out different when a
         member of a group is replayed, so such statements join none.
         """
-        keep(self._alone, text, None)
+        keep(self._alone, hash(text), None)
 
     def may_join(self, text: str) -> bool:
-        return text not in self._alone
+        return hash(text) not in self._alone
 
     def note(self, text: str, own: float, wall: float = 0.0, here: bool = False) -> None:
         """Learn how long a statement took, by itself and by the clock, and whether on the loop.
@@ -83,7 +83,7 @@ class Pace:
         One long run sends a text to the thread. A wait that may be for a busy machine is forgiven,
         but not again and again: then it is the text's own, until it runs without.
         """
-        average, stalls = self._times.get(text, _UNKNOWN)
+        average, stalls = self._times.get(hash(text), _UNKNOWN)
         if wall <= BUDGET:
             stalls = 0
         elif here:
@@ -95,12 +95,12 @@ class Pace:
             average += WEIGHT * (seconds - average)
         else:
             average = max(seconds, average)
-        keep(self._times, text, (average, stalls))
+        keep(self._times, hash(text), (average, stalls))
 
     def note_broken_off(self, text: str) -> None:
         """It was over its budget on the loop; how long it takes is learnt in the thread, next."""
-        average, stalls = self._times.get(text, _UNKNOWN)
-        keep(self._times, text, (average, stalls + 1))
+        average, stalls = self._times.get(hash(text), _UNKNOWN)
+        keep(self._times, hash(text), (average, stalls + 1))
 
 
 class Budget:

@@ -27,16 +27,16 @@ class Prediction:
     """
 
     def __init__(self) -> None:
-        self._runs: OrderedDict[str, int] = OrderedDict()
+        self._runs: OrderedDict[int, int] = OrderedDict()
         self._sites: OrderedDict[int, int] = OrderedDict()
-        self._refused: OrderedDict[str, None] = OrderedDict()
+        self._refused: OrderedDict[int, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._runs)
 
     def knows(self, text: str) -> bool:
         """Whether ``text`` has begun a reader, so that its call sites are of interest."""
-        return text in self._runs
+        return hash(text) in self._runs
 
     def writes(self, text: str, site: int | None = None) -> bool:
         """Whether a transaction that begins with ``text``, at ``site``, is taken for a writer.
@@ -45,16 +45,17 @@ class Prediction:
         site has written and not read 16 times since.
         """
         here = 0 if site is None else self._sites.get(site, 0)
-        by_text = self._runs.get(text, 0) >= READ_ONLY_RUNS
+        by_text = self._runs.get(hash(text), 0) >= READ_ONLY_RUNS
         return not (here >= READ_ONLY_RUNS or (by_text and here >= 0))
 
     def note(self, text: str, wrote: bool, site: int | None = None) -> None:
         """Remember what a transaction that began with ``text``, at ``site``, has done."""
-        runs = self._runs.get(text)
+        key = hash(text)
+        runs = self._runs.get(key)
         if not wrote:
-            keep(self._runs, text, min((runs or 0) + 1, READ_ONLY_RUNS))
+            keep(self._runs, key, min((runs or 0) + 1, READ_ONLY_RUNS))
         elif runs is not None:
-            keep(self._runs, text, 0)
+            keep(self._runs, key, 0)
         if site is None:
             return
         here = self._sites.get(site)
@@ -67,11 +68,11 @@ class Prediction:
 
     def note_refused(self, text: str) -> None:
         """Remember a text that a reader refused, because it writes."""
-        keep(self._refused, text, None)
+        keep(self._refused, hash(text), None)
 
     def is_refused(self, text: str) -> bool:
         """Whether a reader would only refuse this text once more."""
-        return text in self._refused
+        return hash(text) in self._refused
 
 
 def call_site(text: str) -> int:
