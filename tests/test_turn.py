@@ -139,6 +139,23 @@ async def test_waits_for_another_process(bench, end):
     assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(1,)]
 
 
+async def test_no_thread_to_wait_in(bench, monkeypatch):
+    """Who cannot wait for its turn leaves the line, and keeps nobody else out of it."""
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with holder(bench.path) as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await add(bench)
+        let_go(other)
+        other.wait(PATIENCE)
+        assert LockFiles(str(bench.path)).try_lock()
+    await add(bench)
+
+
 async def test_cancelled_while_it_waits(bench):
     """The claim is given up; the next task takes over what waits in the kernel."""
     with holder(bench.path) as other:

@@ -65,6 +65,12 @@ class LockFiles:
         self._system.lock(self._hold)
         self._got_it()
 
+    def give_up(self) -> None:
+        """Do not be the one at ``hold`` any more: somebody else may be."""
+        if self._has_next:
+            self._system.unlock(self._next)
+            self._has_next = False
+
     def _got_it(self) -> None:
         self._system.unlock(self._next)
         self._has_next = False

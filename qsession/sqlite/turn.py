@@ -143,6 +143,7 @@ class FileTurn:
                 threading.Thread(target=self._block, name="qsession turn", daemon=True).start()
             except RuntimeError:  # no more threads
                 self._coming = False
+                self._give_up()
                 self._leave(request)
                 raise
 
@@ -153,6 +154,15 @@ class FileTurn:
             except OSError:
                 self._locks = None  # a file system without locks
         return True
+
+    def _give_up(self) -> None:
+        """Let others by, where no thread is there to wait for ``hold``."""
+        if self._locks is not None:
+            try:
+                self._locks.give_up()
+            except OSError:
+                self._locks.close()  # that unlocks as well
+                self._locks = self._file = None
 
     def _block(self) -> None:
         """In a thread of its own."""
