@@ -72,31 +72,59 @@ async def read_only(path: str) -> Seen:
     return seen
 
 
-async def changed_beside(path: str) -> Seen:
-    """A database that is read where nothing can be written is changed by somebody who may."""
-    engine = create_async_engine(f"sqlite:///{path}")
+def writer_beside(path: str) -> Callable[[], str]:
+    """A process that stays root, writes when it is told, and says what came of it."""
     ask, go = os.pipe(), os.pipe()
-    if os.fork() == 0:  # stays root, and writes when it is told
+    if os.fork() == 0:
         os.close(go[1])
         if not os.read(go[0], 1):
             os._exit(1)
         import sqlite3
 
-        connection = sqlite3.connect(path)
-        connection.execute("INSERT INTO t (b) VALUES ('y')")
-        connection.commit()
+        connection = sqlite3.connect(path, timeout=0)
+        try:
+            connection.execute("INSERT INTO t (b) VALUES ('y')")
+            connection.commit()
+            outcome = "written"
+        except sqlite3.OperationalError as error:
+            outcome = str(error)
         connection.close()
-        os.write(ask[1], b"x")
+        os.write(ask[1], outcome.encode())
         os._exit(0)
     os.close(ask[1])
+
+    def write() -> str:
+        os.write(go[1], b"x")
+        with open(ask[0], encoding="utf-8") as answer:
+            return answer.read()
+
+    return write
+
+
+async def locked_beside(path: str) -> Seen:
+    """Another connection is opened while a transaction reads, and then somebody writes."""
+    engine = create_async_engine(f"sqlite:///{path}")
+    write = writer_beside(path)
+    await become_nobody()
+    reading = {"qsession_access": "read"}
+    async with engine.connect() as one, engine.connect() as other:
+        for each in (one, other):
+            await each.execute(text("SELECT count(*) FROM t"), execution_options=reading)
+        seen: Seen = {"write": write()}
+    await engine.dispose()
+    return seen
+
+
+async def changed_beside(path: str) -> Seen:
+    """A database that is read where nothing can be written is changed by somebody who may."""
+    engine = create_async_engine(f"sqlite:///{path}")
+    write = writer_beside(path)
     await become_nobody()
     seen: Seen = {"before": await count(engine)}
     async with engine.connect() as connection:
         await connection.execute(text("SELECT count(*) FROM t"))
-        os.write(go[1], b"x")
-        os.read(ask[0], 1)
+        assert write() == "written"
         seen["during"] = await said(connection.execute(text("SELECT count(*) FROM t")))
-    os.read(ask[0], 1)  # its end
     seen["after"] = await said(count(engine))
     await engine.dispose()
     return seen
@@ -149,7 +177,7 @@ async def small_disk(path: str) -> Seen:
 
 
 CASES: dict[str, Callable[[str], Awaitable[Seen]]] = {
-    case.__name__: case for case in (read_only, changed_beside, limited, small_disk)
+    case.__name__: case for case in (read_only, locked_beside, changed_beside, limited, small_disk)
 }
 
 if __name__ == "__main__":

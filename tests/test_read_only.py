@@ -138,6 +138,14 @@ def test_somebody_writes_where_we_cannot(ground: Ground) -> None:
     assert "was changed by another user while it was read here" in seen["during"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
+def test_a_snapshot_keeps_its_lock(ground: Ground) -> None:
+    """Without WAL a reader keeps others from writing, also while more connections are opened."""
+    ground.make(wal=False)
+    ground.folder.chmod(0o755)
+    assert run("locked_beside", ground.path) == {"write": "database is locked"}
+
+
 @pytest.mark.parametrize("query", ["mode=ro", "immutable=1", "mode=ro&immutable=1"])
 async def test_read_only_by_url(tmp_path: Path, query: str) -> None:
     """A URL that says read-only is believed: reads work, a write names the URL as the reason."""

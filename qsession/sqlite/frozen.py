@@ -9,10 +9,11 @@ a look at the file: nothing is returned that was read while it changed.
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from urllib.parse import unquote, urlsplit
 
-_WAL_FORMAT = b"\x02\x02"
-"""Bytes 18 and 19 of a database in WAL mode (https://sqlite.org/fileformat.html)."""
+from ..errors import SQLITE_CANTOPEN, SQLITE_READONLY, sqlite_code
 
 
 def frozen_uri(database: str, uri: bool) -> str | None:
@@ -38,19 +39,21 @@ def is_stranded(path: str) -> bool:
 
 
 def _needs_folder(path: str) -> bool:
-    """Whether SQLite would have to write into a folder that is read-only, only to read."""
+    """Whether SQLite would have to write into a folder that is read-only, only to read.
+
+    SQLite is asked. To look at the file by other means would end the locks of this process on it
+    (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
     if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK) or os.path.exists(f"{path}-shm"):
         return False
-    return is_wal(path)
-
-
-def is_wal(path: str) -> bool:
-    """Whether a file is a database in WAL mode, by its header."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(20)[18:] == _WAL_FORMAT
-    except OSError:
+    if not os.access(path, os.R_OK) or os.path.isdir(path) or _has_content(f"{path}-journal"):
         return False
+    try:
+        with closing(sqlite3.connect(f"file:{_quote(path)}?mode=ro", timeout=0, uri=True)) as raw:
+            raw.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        return sqlite_code(error) in (SQLITE_READONLY, SQLITE_CANTOPEN)
+    return False
 
 
 def fingerprint(path: str) -> tuple[int, ...] | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..errors import SQLITE_BUSY, SQLITE_LOCKED, sqlite_code
 from .filesystem import NETWORK, file_system, hard_links
-from .frozen import is_wal
 from .lockfiles import names
 
 WAL_LARGE = 64 * 1024 * 1024
@@ -22,6 +21,8 @@ FREE_PAGES = 0.25
 FREE_BYTES = 10 * 1024 * 1024
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for a lock of another process."""
+_WAL_FORMAT = b"\x02\x02"
+"""Bytes 18 and 19 of a database in WAL mode (https://sqlite.org/fileformat.html)."""
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _STALE = "_alembic_tmp_"
 
@@ -51,12 +52,13 @@ class Finding:
 def examine(path: str, quick: bool = False) -> list[Finding]:
     """All checks of an existing file; ``quick`` leaves out those that read all of it.
 
-    It is opened read-only, in one snapshot, so an application that uses it goes on. Blocks.
+    It is opened read-only, in one snapshot, so an application that uses it goes on. But only one
+    in another process: see :func:`_is_wal`. Blocks.
     """
     findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_library()]
     findings += _of_lock_files(path)
     findings += [_of_mode(path), *_of_journal(path), _of_wal(path)]
-    unused = is_wal(path) and not os.path.exists(f"{path}-wal")
+    unused = _is_wal(path) and not os.path.exists(f"{path}-wal")
     content = _of_database(path, quick, unused)
     if unused and os.path.exists(f"{path}-wal"):  # somebody has opened it meanwhile
         content = _of_database(path, quick, unused=False)
@@ -169,10 +171,23 @@ def _of_wal(path: str) -> Finding:
 
 
 def _of_mode(path: str) -> Finding:
-    if is_wal(path):
+    if _is_wal(path):
         return Finding("journal mode", Level.OK, "WAL")
     advice = "qsession switches it to WAL when it opens it."
     return Finding("journal mode", Level.NOTE, "rollback journal", advice)
+
+
+def _is_wal(path: str) -> bool:
+    """Whether a file is a database in WAL mode, by its header.
+
+    SQLite would make a ``-wal`` beside it to say so. A process that has it open, too, loses its
+    locks by this (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(20)[18:] == _WAL_FORMAT
+    except OSError:
+        return False
 
 
 def _of_synchronous(raw: sqlite3.Connection) -> Iterator[Finding]:
