@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -129,3 +130,50 @@ async def test_another_process_in_the_way(engine, tmp_path, threads):
     await write(engine, 8 * checkpoint.LOOK_EVERY)
     await finished(engine)
     assert len(threads) > before
+
+
+def attach(path):
+    """A listener for "connect" that attaches a database in WAL mode."""
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA journal_mode=WAL")
+        raw.execute("CREATE TABLE far (data BLOB)")
+
+    def listen(connection, record):
+        connection.cursor().execute(f"ATTACH '{path}' AS other")
+
+    return listen
+
+
+async def autocheckpoint(engine):
+    async with engine.begin() as connection:
+        return await connection.scalar(text("PRAGMA wal_autocheckpoint"))
+
+
+async def test_attached_by_a_listener(tmp_path, threads):
+    """The WAL of another database that is attached is checkpointed: by SQLite, as all are then."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+    event.listen(engine.sync_engine, "connect", attach(tmp_path / "other.db"))
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE blobs (id INTEGER PRIMARY KEY, data BLOB)"))
+    assert await autocheckpoint(engine) == 1_000
+    for _ in range(15):
+        async with engine.begin() as connection:
+            await connection.execute(text("INSERT INTO other.far VALUES (zeroblob(1000000))"))
+            await connection.execute(text("INSERT INTO blobs (data) VALUES (zeroblob(1000000))"))
+    for name in ("app.db", "other.db"):
+        assert (tmp_path / f"{name}-wal").stat().st_size < 8_000_000
+    assert not threads
+    await engine.dispose()
+
+
+async def test_attached_for_a_while(engine, tmp_path):
+    """The automatic checkpoint is on as long as another database is attached, and no longer."""
+    attach(tmp_path / "other.db")
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text(f"ATTACH '{tmp_path / 'other.db'}' AS other"))
+    assert await autocheckpoint(engine) == 1_000
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("DETACH other"))
+    assert await autocheckpoint(engine) == 0

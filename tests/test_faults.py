@@ -99,7 +99,7 @@ FUNCTIONS = [
     (lease, "commit"),
     (lease, "clean_up"),
     (lease, "finish_reading"),
-    (pool, "_make_ready"),
+    (pool, "make_ready"),
 ]
 
 

@@ -2,7 +2,8 @@
 
 SQLite's automatic checkpoint runs inside of a COMMIT, and whoever commits then waits for it. Here
 it runs in a thread and on a connection of its own, once the WAL has grown past as many pages as the
-automatic one would have allowed (https://sqlite.org/wal.html#ckpt).
+automatic one would have allowed (https://sqlite.org/wal.html#ckpt). Where other databases are
+attached, the automatic one goes on, for all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..ticket import Ticket, TicketState
 from .driver import file_identity
 from .place import Place, State, stand_in
+from .ready import databases
 
 if TYPE_CHECKING:
     from .pool import WriteQueuePool
@@ -51,6 +53,7 @@ class Checkpointer:
     def __init__(self, pool: WriteQueuePool) -> None:
         self._pool = pool
         self._path = ""
+        self._pages = self._allowed = 0
         self._limit = 0
         self._commits = 0
         self._running = threading.Lock()
@@ -76,11 +79,20 @@ class Checkpointer:
         ``PRAGMA wal_autocheckpoint=0`` in a "connect" listener turns off both: some other program,
         Litestream for one, is to do it.
         """
-        (pages,) = raw.execute("PRAGMA wal_autocheckpoint").fetchone()
+        (self._pages,) = raw.execute("PRAGMA wal_autocheckpoint").fetchone()
         (page_size,) = raw.execute("PRAGMA page_size").fetchone()
-        raw.execute("PRAGMA wal_autocheckpoint=0")
-        raw.execute(f"PRAGMA journal_size_limit={pages * page_size}")  # when the WAL begins anew
-        self._path, self._limit = path, pages * page_size
+        self._path, self._allowed = path, self._pages * page_size
+        raw.execute(f"PRAGMA journal_size_limit={self._allowed}")  # when the WAL begins anew
+        self.share(raw)
+
+    def share(self, raw: sqlite3.Connection) -> None:
+        """Leave all to the automatic one while other databases are attached: they need it.
+
+        It is one setting for all files of a connection. In the connection's thread.
+        """
+        attached = databases(raw).keys() - {"main", "temp"}
+        raw.execute(f"PRAGMA wal_autocheckpoint={self._pages if attached else 0}")
+        self._limit = 0 if attached else self._allowed
 
     def committed(self) -> None:
         """A transaction that wrote was committed. Does not wait."""

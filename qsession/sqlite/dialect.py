@@ -14,21 +14,13 @@ from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only
 
 from ..config import NAMES, Settings
-from ..errors import (
-    SQLITE_BUSY,
-    SQLITE_CANTOPEN,
-    SQLITE_IOERR,
-    SQLITE_READONLY,
-    QueueTimeout,
-    sqlite_code,
-)
+from ..errors import QueueTimeout
 from ..handoff import to_end
-from . import fork
+from . import fork, ready
 from .connection import RoutedConnection
 from .cursor import RoutedCursor
 from .driver import DriverConnection, file_identity
 from .explain import explain
-from .filesystem import refuse_network, warn_of_links
 from .frozen import frozen_uri, path_of
 from .memory import MemoryDatabase, memory_database
 from .place import BUSY_RETRY
@@ -175,7 +167,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         def switch_to_wal(dbapi_connection: Any) -> None:
             synchronous = {"full": "FULL", "normal": "NORMAL"}[self.settings.durability]
             deadline = time.monotonic() + self.settings.queue_timeout
-            while not dbapi_connection.run(_prepare, synchronous):
+            while not dbapi_connection.run(ready.prepare, synchronous):
                 if time.monotonic() >= deadline:
                     raise QueueTimeout(
                         f"{self.database!r} could not be switched to WAL mode: another process "
@@ -234,25 +226,3 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     def detect_autocommit_setting(self, dbapi_conn: Any) -> bool:
         return bool(self.get_isolation_level(dbapi_conn) == "AUTOCOMMIT")
-
-
-def _prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
-    """WAL mode and durability, in the connection's thread; False if another process is in the way.
-
-    Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
-    """
-    path = raw.execute("PRAGMA database_list").fetchone()[2]
-    refuse_network(path)
-    warn_of_links(path)
-    try:
-        raw.execute(f"PRAGMA synchronous={synchronous}")
-        (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
-        if mode not in ("wal", "memory"):
-            raw.execute("PRAGMA journal_mode=WAL").fetchone()
-    except sqlite3.OperationalError as error:
-        code = sqlite_code(error)
-        if code == SQLITE_BUSY:
-            return False
-        if code not in (SQLITE_READONLY, SQLITE_IOERR, SQLITE_CANTOPEN):
-            raise
-    return True

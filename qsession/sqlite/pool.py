@@ -32,6 +32,7 @@ from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace, Who, turns
+from .ready import make_ready
 from .writer import Writer
 
 
@@ -152,7 +153,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def make_ready(self, driver: DriverConnection, role: str) -> None:
         """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
         if driver.role != role:
-            driver.path = driver.run(_make_ready, role)
+            driver.path = driver.run(make_ready, role)
             if role == "writer" and driver.path:
                 driver.run(self.checkpointer.take_over, driver.path)
             driver.identity = _identity(driver) if driver.path else None
@@ -160,8 +161,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             driver.role = role
 
     def make_ready_again(self, driver: DriverConnection) -> None:
-        """After a PRAGMA of the application, which may have set what a connection needs."""
-        driver.post(_make_ready, driver.role)
+        """After a PRAGMA or an ATTACH, which may have changed what a connection needs."""
+        driver.post(make_ready, driver.role)
+        if driver.role == "writer" and driver.path:
+            driver.post(self.checkpointer.share)
 
     def check_file(self, driver: DriverConnection) -> None:
         """Raise if the file was deleted or replaced since the connection was opened.
@@ -277,16 +280,3 @@ def _end_observed(proxied: Any, driver: DriverConnection) -> None:
         proxied.invalidate()
     else:
         proxied._close_special(transaction_reset=True)
-
-
-def _make_ready(raw: sqlite3.Connection, role: str) -> str:
-    """In the connection's thread: how it waits, what it may do, and the file it is open on."""
-    if raw.isolation_level is not None:  # whatever a listener made of it: BEGIN is ours to send
-        raw.isolation_level = None  # this commits, so it must not be set inside a transaction
-    raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
-    if role == "reader":
-        raw.execute("PRAGMA query_only=ON")
-    path = ""
-    for _, name, file in raw.execute("PRAGMA database_list"):
-        path = file if name == "main" else path
-    return path

@@ -1,0 +1,51 @@
+"""Ready: what a connection is set to, and what it is open on. In the connection's thread."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ..errors import (
+    SQLITE_BUSY,
+    SQLITE_CANTOPEN,
+    SQLITE_IOERR,
+    SQLITE_READONLY,
+    sqlite_code,
+)
+from .filesystem import refuse_network, warn_of_links
+
+
+def prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
+    """WAL mode and durability, before listeners; False if another process is in the way.
+
+    Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
+    """
+    path = databases(raw)["main"]
+    refuse_network(path)
+    warn_of_links(path)
+    try:
+        raw.execute(f"PRAGMA synchronous={synchronous}")
+        (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
+        if mode not in ("wal", "memory"):
+            raw.execute("PRAGMA journal_mode=WAL").fetchone()
+    except sqlite3.OperationalError as error:
+        code = sqlite_code(error)
+        if code == SQLITE_BUSY:
+            return False
+        if code not in (SQLITE_READONLY, SQLITE_IOERR, SQLITE_CANTOPEN):
+            raise
+    return True
+
+
+def make_ready(raw: sqlite3.Connection, role: str) -> str:
+    """After listeners: how it waits, what it may do; and the file it is open on."""
+    if raw.isolation_level is not None:  # whatever a listener made of it: BEGIN is ours to send
+        raw.isolation_level = None  # this commits, so it must not be set inside a transaction
+    raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
+    if role == "reader":
+        raw.execute("PRAGMA query_only=ON")
+    return databases(raw)["main"]
+
+
+def databases(raw: sqlite3.Connection) -> dict[str, str]:
+    """The files of a connection: of ``main``, of ``temp`` once it is used, and attached ones."""
+    return {name: file for _, name, file in raw.execute("PRAGMA database_list")}
