@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import Make, metadata, notes
 from sqlalchemy import Engine, event, func, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import Pool
 
@@ -192,3 +193,25 @@ async def test_do_execute_and_handle_error(make: Make) -> None:
         await create(engine)
     assert seen == ["IntegrityError"]
     assert await scalar(engine, READ, select(func.count()).select_from(notes)) == 1
+
+
+@pytest.mark.parametrize("factory", [bytes, lambda found: found.decode().upper()])
+async def test_factories_of_a_listener(make: Make, tmp_path: Path, factory: Any) -> None:
+    """Whatever texts and rows are made of: writers take turns, and a file that is gone is seen."""
+    engine = make()
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        connection.driver_connection.text_factory = factory
+        connection.driver_connection.row_factory = lambda cursor, row: tuple(reversed(row))
+
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE t (a, b)"))
+        rows = await connection.execute(text("SELECT 'x', 1"))
+        assert rows.all() == [(1, factory(b"x"))]
+    assert (tmp_path / "a.db-qsession").exists()
+    for end in ("", "-wal", "-shm"):
+        (tmp_path / f"a.db{end}").unlink()
+    with pytest.raises(OperationalError, match="was deleted while it was open"):
+        async with engine.begin() as connection:
+            await connection.execute(text("INSERT INTO t VALUES (1, 2)"))

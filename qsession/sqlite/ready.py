@@ -1,4 +1,7 @@
-"""Ready: what a connection is set to, and what it is open on. In the connection's thread."""
+"""Ready: what a connection is set to, and what it is open on. In the connection's thread.
+
+A "connect" listener may have set factories for rows and texts: nothing here goes by them.
+"""
 
 from __future__ import annotations
 
@@ -48,4 +51,10 @@ def make_ready(raw: sqlite3.Connection, role: str) -> str:
 
 def databases(raw: sqlite3.Connection) -> dict[str, str]:
     """The files of a connection: of ``main``, of ``temp`` once it is used, and attached ones."""
-    return {name: file for _, name, file in raw.execute("PRAGMA database_list")}
+    text_factory, raw.text_factory = raw.text_factory, str
+    try:
+        cursor = raw.cursor()
+        cursor.row_factory = None
+        return {name: file for _, name, file in cursor.execute("PRAGMA database_list")}
+    finally:
+        raw.text_factory = text_factory
