@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, StaticPool
 
 from qsession import QueuedAsyncEngine, create_async_engine
+from qsession.sqlite import locking, memory
 from qsession.sqlite.memory import memory_database
 
 ROOT = Path(__file__).parent.parent
@@ -319,7 +320,8 @@ def test_what_a_killed_process_leaves_is_deleted_by_the_next_one() -> None:
     victim, left = start()
     living, kept = start()
     parent = left.parent.parent
-    fresh = Path(tempfile.mkdtemp(prefix="qsession-", dir=parent))  # it has no files yet
+    other = Path(tempfile.mkdtemp(prefix="qsession-", dir=parent))
+    empty = Path(tempfile.mkdtemp(prefix=memory._PREFIX, dir=parent))  # as after dispose()
     victim.kill()
     victim.communicate()
     assert left.exists()
@@ -327,10 +329,36 @@ def test_what_a_killed_process_leaves_is_deleted_by_the_next_one() -> None:
     try:
         assert not left.parent.exists()
         assert kept.exists()
-        assert fresh.exists()
+        assert other.exists()
+        assert not empty.exists()
         for each in (living, following):
             assert each.communicate("\n", timeout=60)[0] == "0\n"
         assert not kept.parent.exists()
         assert not path.parent.exists()
     finally:
-        fresh.rmdir()
+        other.rmdir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a folder cannot be locked")
+@pytest.mark.parametrize("place", [(tempfile, "mkdtemp"), (os, "open"), (locking.Flock, "lock")])
+def test_swept_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str]
+) -> None:
+    """Another process takes a folder that is only being made for one left behind: one more."""
+    monkeypatch.setattr(memory, "_IN_MEMORY", str(tmp_path))
+    original = getattr(*place)
+    swept: list[Path] = []
+
+    def sweep(*args: Any, **kw: Any) -> Any:
+        made = original(*args, **kw) if place[1] == "mkdtemp" else None
+        if not swept:
+            swept.extend(tmp_path.iterdir())
+            memory.sweep.__wrapped__(str(tmp_path))
+            assert list(tmp_path.iterdir()) == []
+        return made or original(*args, **kw)
+
+    memory.sweep(str(tmp_path))
+    monkeypatch.setattr(*place, sweep)
+    database = memory.MemoryDatabase()
+    assert len(swept) == 1
+    assert [Path(database.path).parent] == list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL
 from . import locking
 from .lockfiles import names
 
-_PREFIX = "qsession-"
+_PREFIX = "qsession-memory-"
 _FILE = "memory.db"
 _IN_MEMORY = os.path.join(os.sep, "dev", "shm")
 _named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDictionary()
@@ -35,8 +35,7 @@ class MemoryDatabase:
     def __init__(self) -> None:
         parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
         sweep(parent)
-        self._folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-        lock = _lock(self._folder)
+        self._folder, lock = _make_folder(parent)
         self.path = os.path.join(self._folder, _FILE)
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._pid = os.getpid()
@@ -66,22 +65,37 @@ def _delete(folder: str, pid: int, lock: int | None) -> None:
         os.close(lock)
 
 
+def _make_folder(parent: str) -> tuple[str, int | None]:
+    """A folder of this process, which is locked for as long as the file descriptor is open."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        if sys.platform == "win32":
+            return folder, None  # a folder cannot be opened there
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock
+
+
 def _lock(folder: str) -> int | None:
-    """Lock a folder that has no files yet, for as long as the file descriptor is open."""
-    if sys.platform == "win32":
-        return None  # a folder cannot be opened there
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Lock a new folder; None if another process has taken it for an abandoned one before."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
     with suppress(OSError):  # a file system without locks: nobody can lock it to sweep it either
         locking.of_system().lock(opened)
-    return opened
+    if os.path.exists(folder):
+        return opened
+    os.close(opened)
+    return None
 
 
 @lru_cache(maxsize=4)
 def sweep(parent: str) -> None:
     """Delete the folders of processes that are gone, once for each process.
 
-    A process that lives has its folder locked before it puts anything into it; so one that can be
-    locked, and is not empty, belongs to nobody any more. A number of a process would not tell: it
+    A process that lives has its folder locked, and looks whether it is still there once it has it;
+    so one that can be locked belongs to nobody any more. A number of a process would not tell: it
     may be alive in another container.
     """
     if sys.platform == "win32":
@@ -90,8 +104,7 @@ def sweep(parent: str) -> None:
         with suppress(OSError):  # of another user, or somebody else was faster
             opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                abandoned = locking.of_system().try_lock(opened)
-                if abandoned and (folder / _FILE).exists():
+                if locking.of_system().try_lock(opened):
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(opened)
