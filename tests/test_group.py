@@ -62,6 +62,32 @@ async def test_none_is_acknowledged_before_the_commit(bench, monkeypatch):
     await made.first.close()
 
 
+async def test_cancelled_again_and_again(bench, monkeypatch):
+    """As AnyIO does in each turn of the loop: nothing is piled up, and the COMMIT is waited for."""
+    gate = Gate(monkeypatch, group, "_commit")
+    sent = []
+    commit = group.Group.commit
+    monkeypatch.setattr(
+        group.Group, "commit", lambda made, *args: (sent.append(made), commit(made, *args))
+    )
+    made = await waiters(bench, write(bench, 1), write(bench, 2))
+    first = asyncio.create_task(made.go())
+    await gate.is_reached()
+    (waiting,) = sent[0]._waiting.values()
+    before = len(waiting)
+    for _ in range(100):
+        made.tasks[0].cancel()
+        await asyncio.sleep(0)
+    assert len(waiting) == before + 1
+    assert not made.tasks[0].done()
+    gate.opened.set()
+    cancelled, finished = await first
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert finished is None
+    assert marks(bench) == [0, 1, 2]
+    await made.first.close()
+
+
 async def test_all_is_there_when_commit_returns(bench):
     """At the moment of each acknowledgement another connection sees the whole group."""
     seen = []

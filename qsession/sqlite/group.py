@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.util import await_only
 
 from ..errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
+from ..handoff import to_end
 from .driver import DriverConnection
 from .log import Log, same_again
 from .pace import turns
@@ -91,17 +92,15 @@ class Group:
         """Wait until it is known what became of all members, through any cancellation."""
         loop = asyncio.get_running_loop()
         waiting = self._waiting.setdefault(loop, [])
-        cancelled: asyncio.CancelledError | None = None
-        while not self._settled:  # its thread tells the loops after this has become true
-            future = loop.create_future()
-            waiting.append(future)
-            try:
-                await_only(future)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        turns.of(loop).begin()
-        if cancelled is not None:
-            raise cancelled
+        try:
+            if not self._settled:
+                await_only(_one_more(loop, waiting))
+        except asyncio.CancelledError:
+            if not self._settled:  # AnyIO cancels once more in each turn of the loop
+                await_only(to_end(_one_more(loop, waiting)))
+            raise
+        finally:
+            turns.of(loop).begin()
 
     def read(self) -> Read:
         """What one has read who leaves it now: the rows of those who have finished."""
@@ -185,6 +184,15 @@ class Read:
                     "What this transaction had read was written by others in the same commit "
                     f"group, and has been rolled back since: {member.error}"
                 )
+
+
+def _one_more(
+    loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]]
+) -> asyncio.Future[None]:
+    """What is told once the group is settled: its thread does so after ``_settled`` is true."""
+    future = loop.create_future()
+    waiting.append(future)
+    return future
 
 
 def _tell(loop: asyncio.AbstractEventLoop, waiting: list[asyncio.Future[None]]) -> None:
