@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import Make, metadata, notes
 from sqlalchemy import Engine, event, func, insert, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    DisconnectionError,
+    IntegrityError,
+    InvalidatePoolError,
+    InvalidRequestError,
+    OperationalError,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import Pool
 
@@ -215,3 +222,63 @@ async def test_factories_of_a_listener(make: Make, tmp_path: Path, factory: Any)
     with pytest.raises(OperationalError, match="was deleted while it was open"):
         async with engine.begin() as connection:
             await connection.execute(text("INSERT INTO t VALUES (1, 2)"))
+
+
+@pytest.mark.parametrize("error", [DisconnectionError, InvalidatePoolError])
+async def test_checkout_listener_finds_the_connection_stale(
+    make: Make, error: type[DisconnectionError]
+) -> None:
+    """The writer and readers are opened anew, as SQLAlchemy's own pool does, twice at the most."""
+    engine = make()
+    await create(engine)
+    opened: list[object] = []
+    stale: list[None] = []
+    event.listen(engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def checkout(connection: Any, record: object, proxied: object) -> None:
+        if stale:
+            stale.pop()
+            raise error("stale")
+
+    for key, options in ((2, WRITE), (3, READ)):
+        stale.append(None)
+        assert await scalar(engine, options, select(func.max(notes.c.id))) == key - 1
+        async with engine.begin() as connection:
+            await connection.execute(insert(notes), {"id": key})
+    assert len(opened) >= 2
+    stale.extend([None, None])
+    with pytest.raises(InvalidRequestError, match="This connection is closed"):
+        await scalar(engine, WRITE, select(notes.c.id))
+    assert await scalar(engine, WRITE, select(func.max(notes.c.id))) == 3
+    assert engine.stats().holder is None
+
+
+async def test_checkout_listener_in_a_group(make: Make) -> None:
+    """A connection that a commit group has work on is not closed before its COMMIT."""
+    engine = make()
+    await create(engine)
+    for _ in range(2):
+        async with engine.begin() as connection:
+            await connection.execute(insert(notes).values(id=None))
+    first = await engine.connect()
+    await first.execute(insert(notes).values(id=None))
+
+    async def add() -> None:
+        async with engine.begin() as connection:
+            await connection.execute(insert(notes).values(id=None))
+
+    others = [asyncio.create_task(add()) for _ in range(3)]
+    while engine.stats().waiting < 3:
+        await asyncio.sleep(0)
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def checkout(connection: Any, record: object, proxied: object) -> None:
+        if engine.pool.writer.group is not None:
+            raise DisconnectionError("stale")
+
+    await first.commit()
+    await asyncio.gather(*others)
+    assert engine.stats().groups == 1
+    assert await scalar(engine, READ, select(func.count()).select_from(notes)) == 7
+    await first.close()

@@ -19,6 +19,7 @@ from .commits import Commits
 from .driver import DriverConnection
 from .holder import describe, shorten
 from .lease import WriterLease
+from .listeners import check_out
 from .place import stand_in
 from .prediction import Prediction
 from .processes import describe_process
@@ -125,7 +126,8 @@ class Writer(Commits):
             return None
         try:
             if self._pool.dispatch.checkout:
-                self._pool.dispatch.checkout(driver, self._record, proxied)
+                reopen = self.open if group is None else None
+                driver = check_out(self._pool, self._record, proxied, reopen)
         except BaseException:
             self.turn.done(ticket)
             raise
