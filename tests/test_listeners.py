@@ -282,3 +282,21 @@ async def test_checkout_listener_in_a_group(make: Make) -> None:
     assert engine.stats().groups == 1
     assert await scalar(engine, READ, select(func.count()).select_from(notes)) == 7
     await first.close()
+
+
+async def test_checkin_listener_fails(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """A commit that is durable does not raise for it: the log says what happened."""
+    engine = make()
+    await create(engine)
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def checkin(connection: Any, record: object) -> None:
+        raise ValueError("of the listener")
+
+    for key in (2, 3):
+        async with engine.begin() as connection:
+            await connection.execute(insert(notes), {"id": key})
+    assert "of the listener" in caplog.text
+    event.remove(engine.sync_engine, "checkin", checkin)
+    assert await scalar(engine, WRITE, select(func.max(notes.c.id))) == 3
+    assert engine.stats().holder is None

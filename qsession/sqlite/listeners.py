@@ -1,4 +1,4 @@
-"""Listeners of "checkout": what they are told of the writer, and may answer."""
+"""Listeners of "checkout" and "checkin": what they are told of the writer, and may answer."""
 
 from __future__ import annotations
 
@@ -40,3 +40,11 @@ def check_out(
         raise InvalidRequestError("This connection is closed")
     driver: DriverConnection = record.dbapi_connection
     return driver
+
+
+def check_in(pool: WriteQueuePool, record: Any) -> None:
+    """Tell listeners. What they raise is logged: the transaction itself has ended well."""
+    try:
+        pool.dispatch.checkin(record.dbapi_connection, record)
+    except Exception:
+        pool.logger.exception("A listener of 'checkin' failed")

@@ -19,7 +19,7 @@ from .commits import Commits
 from .driver import DriverConnection
 from .holder import describe, shorten
 from .lease import WriterLease
-from .listeners import check_out
+from .listeners import check_in, check_out
 from .place import stand_in
 from .prediction import Prediction
 from .processes import describe_process
@@ -163,7 +163,7 @@ class Writer(Commits):
         try:
             if record is not None and record.dbapi_connection is not None:
                 if self._pool.dispatch.checkin:
-                    self._pool.dispatch.checkin(record.dbapi_connection, record)
+                    check_in(self._pool, record)
                 if record.dbapi_connection.suspect:
                     record.invalidate()
                 elif self._disposed:
