@@ -48,6 +48,7 @@ def test_savepoints_are_followed(sent: list[tuple[str, str, str]]) -> None:
         ("WITH n AS (SELECT 1) UPDATE t SET a = replace(a, 1, 2)", False),
         ("UPDATE t SET a = replace(a, 1, 2)", False),
         ("DELETE FROM t", False),
+        pytest.param("/* a comment */ " * 50 + "DELETE FROM t", False, id="comments"),
         ("SELECT 'INSERT INTO t'", False),
     ],
 )

@@ -6,7 +6,7 @@ import re
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INSERT = re.compile(
-    r"""(?:\s|--[^\n]*\n|/\*.*?\*/)*
+    r"""(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*
     (?:INSERT\b|REPLACE\b|WITH\b.*\b(?:INSERT|REPLACE)\s+(?:OR\s+\w+\s+)?INTO\b)""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
