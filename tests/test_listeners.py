@@ -300,3 +300,25 @@ async def test_checkin_listener_fails(make: Make, caplog: pytest.LogCaptureFixtu
     event.remove(engine.sync_engine, "checkin", checkin)
     assert await scalar(engine, WRITE, select(func.max(notes.c.id))) == 3
     assert engine.stats().holder is None
+
+
+@pytest.mark.parametrize("options", [READ, WRITE])
+async def test_function_that_waits_for_the_loop(make: Make, options: dict[str, str]) -> None:
+    """With inline=False no statement runs on the loop, so a function may ask it for something."""
+    engine = make(inline=False)
+    await create(engine)
+    loop = asyncio.get_running_loop()
+
+    async def double(value: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * value
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        connection.create_function(
+            "ask", 1, lambda value: asyncio.run_coroutine_threadsafe(double(value), loop).result(9)
+        )
+
+    await engine.dispose()
+    for _ in range(3):
+        assert await scalar(engine, options, select(func.ask(21))) == 42
