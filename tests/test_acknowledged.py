@@ -22,7 +22,7 @@ from grouping import (
     waiters,
     write,
 )
-from sqlalchemy import event, text
+from sqlalchemy import column, event, insert, table, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -540,3 +540,33 @@ async def test_a_reader_keeps_no_log(bench):
             await connection.execute(text("SELECT nothing"))
         routed = (await connection.get_raw_connection()).dbapi_connection
         assert routed.transaction.log.entries == []
+
+
+@pytest.mark.parametrize("statement", [BLOB, insert(table("blobs", column("data")))])
+async def test_writers_come_in_the_order_of_asking(bench, statement):
+    """Whether a write is text or not, it does not try a reader before."""
+
+    async def save(data):
+        async with bench.engine.begin() as connection:
+            await connection.execute(statement, {"data": data})
+
+    made = await waiters(bench, save("first"))
+    (ticket,) = bench.engine.pool.writer.queue.waiters()
+    assert not ticket.owner.may_stop_waiting(elsewhere=False)
+    assert await made.go() == [None]
+    assert blobs(bench) == ["first"]
+
+
+async def test_deferred_checks_last_for_their_transaction(bench):
+    """PRAGMA defer_foreign_keys counts from BEGIN to COMMIT, and a replay sends it again."""
+    parent, child = text("INSERT INTO parents VALUES (5)"), text("INSERT INTO strict VALUES (5)")
+    async with bench.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE strict (parent REFERENCES parents)"))
+    async with bench.engine.connect() as connection:
+        await connection.execute(text("PRAGMA defer_foreign_keys=ON"))
+        await connection.execute(child)
+        await connection.execute(parent)
+        await connection.commit()
+        with pytest.raises(IntegrityError):
+            await connection.execute(text("INSERT INTO strict VALUES (6)"))
+    assert rows(bench.path, "SELECT parent FROM strict") == [(5,)]

@@ -148,18 +148,23 @@ async def test_a_trigger_that_rolls_back_leaves_nothing(make: Make) -> None:
 
 
 async def test_a_text_that_writes_needs_a_reader_once(make: Make) -> None:
-    """Once a reader has refused it, it goes to the writer, however many readers are busy."""
+    """Once a reader has refused it, it goes to the writer, however many readers are busy.
+
+    One that begins as only writes do goes there at once.
+    """
+    delete = text("WITH one (id) AS (SELECT 1) DELETE FROM notes WHERE id IN one")
     engine = make(pool_size=1, max_overflow=0, pool_timeout=0.01)
     async with engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
     alone = engine.execution_options(isolation_level="AUTOCOMMIT")
     async with alone.connect() as connection:
-        await connection.execute(text("DELETE FROM notes"))
+        await connection.execute(delete)
         async with engine.connect() as reader:
             await reader.execute(COUNT.execution_options(qsession_access="read"))
+            await connection.execute(delete)
             await connection.execute(text("DELETE FROM notes"))
             with pytest.raises(PoolTimeout):
-                await connection.execute(text("DELETE FROM notes WHERE id=1"))
+                await connection.execute(text("WITH one (id) AS (SELECT 1) SELECT * FROM one"))
 
 
 async def test_savepoints_of_one_name(make: Make) -> None:

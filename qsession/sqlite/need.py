@@ -3,9 +3,11 @@
 The compiled statement says so: a SELECT that SQLAlchemy has written only reads, whatever text is in
 it, for SQLite's common table expressions are all SELECTs (https://sqlite.org/lang_with.html). For
 a statement of text the database itself decides: readers run under
-``PRAGMA query_only``. Only the first word of a text is looked at, and only for the words that
-begin, end or may not be inside a transaction: those that SQLite's own grammar sets apart
-(https://sqlite.org/lang_transaction.html, lang_savepoint.html, lang_vacuum.html, pragma.html).
+``PRAGMA query_only``. Only the first word of a text is looked at, for the words that begin, end or
+may not be inside a transaction: those that SQLite's own grammar sets apart
+(https://sqlite.org/lang_transaction.html, lang_savepoint.html, lang_vacuum.html, pragma.html); and
+for those with which nothing but a write begins, which else would queue up only once a reader has
+refused it, behind others that have asked later.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Need(Enum):
     UNKNOWN = "unknown"  # text: a reader will tell
     ASK = "ask"  # a PRAGMA that only tells: from any connection, and without a BEGIN before it
     PRAGMA = "pragma"  # any other: sets something on the connection, and often only outside BEGIN
+    DEFER = "defer"  # PRAGMA defer_foreign_keys=ON: until the COMMIT, so only behind a BEGIN
     TEMP = "temp"  # CREATE TEMP: writes what only this connection sees
     ALONE = "alone"  # VACUUM, ATTACH, DETACH: on the writer, without a BEGIN before it
     SAVEPOINT = "savepoint"  # SAVEPOINT, RELEASE, ROLLBACK TO: wherever the transaction is
@@ -48,14 +51,16 @@ class Need(Enum):
 
     def __init__(self, word: str) -> None:
         self.may_only_read = word in ("read", "unknown", "ask")
-        self.is_of_the_writer = word in ("write", "temp", "alone", "pragma")
-        self.leaves_settings = word in ("pragma", "temp", "alone")
+        self.is_of_the_writer = word in ("write", "temp", "alone", "pragma", "defer")
+        self.leaves_settings = word in ("pragma", "temp", "alone", "defer")
         self.runs_outside = word in ("alone", "pragma", "ask")
 
 
 _WORDS = re.compile(
     r"""(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*(?:
-    (?P<UNKNOWN>PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*;?\s*\Z)
+    (?P<WRITE>(?:INSERT|UPDATE|DELETE|REPLACE)\b)
+    |(?P<UNKNOWN>PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*;?\s*\Z)
+    |(?P<DEFER>PRAGMA\s+(?:\S+\s*\.\s*)?defer_foreign_keys\s*[=(])
     |(?P<ASK>PRAGMA\s+(?:\S+\s*\.\s*)?(?:
         (?:table_list|table_x?info|index_list|index_x?info|foreign_key_list|foreign_key_check
             |integrity_check|quick_check)\b
