@@ -226,6 +226,41 @@ def test_a_child_leaves_the_parents_transaction_alone(path, how):
     assert rows(path, "SELECT count(*) FROM t") == [(4,)]
 
 
+def test_a_connection_with_settings_is_in_use(path):
+    """It cannot be closed before a fork, for what it has set would be lost."""
+    run(
+        path,
+        """
+        async def begin():
+            await create()
+            connection = await engine.connect()
+            await connection.execute(text("CREATE TEMP TABLE mine AS SELECT 7 AS x"))
+            await connection.commit()
+            return [connection]
+
+        async def use():
+            assert (await held[0].execute(text("SELECT x FROM mine"))).all() == [(7,)]
+            await held[0].commit()
+
+        def child():
+            refused(lambda: asyncio.run(insert(1)))
+            refused(lambda: asyncio.run(use()))
+            held.clear()
+            gc.collect()
+
+        loop = asyncio.new_event_loop()
+        held = loop.run_until_complete(begin())
+        assert fork(child) == 0
+        loop.run_until_complete(use())
+        loop.run_until_complete(held[0].close())
+        assert fork(lambda: asyncio.run(insert(2))) == 0
+        loop.run_until_complete(insert(3))
+        assert loop.run_until_complete(read()) == [2, 3]
+        loop.close()
+        """,
+    )
+
+
 def test_fork_in_the_middle_of_everything(path):
     """Loops in two threads write and read while a third thread forks: the parent is not hurt.
 

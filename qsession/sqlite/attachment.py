@@ -47,7 +47,7 @@ class Attachment(Running):
             else:
                 self._snapshot = self.lease
         self.may_read_instead = (
-            self.lease is None and statement.need.may_only_read and not self.has_settings
+            self.lease is None and statement.need.may_only_read and self.own is None
         )
         try:
             lease = self._ask(statement.nowait)

@@ -53,7 +53,7 @@ class Checkpointer:
     def __init__(self, pool: WriteQueuePool) -> None:
         self._pool = pool
         self._path = ""
-        self._pages = self._allowed = 0
+        self._pages = 0
         self._limit = 0
         self._commits = 0
         self._running = threading.Lock()
@@ -81,18 +81,18 @@ class Checkpointer:
         """
         (self._pages,) = raw.execute("PRAGMA wal_autocheckpoint").fetchone()
         (page_size,) = raw.execute("PRAGMA page_size").fetchone()
-        self._path, self._allowed = path, self._pages * page_size
-        raw.execute(f"PRAGMA journal_size_limit={self._allowed}")  # when the WAL begins anew
-        self.share(raw)
+        allowed = self._pages * page_size
+        raw.execute(f"PRAGMA journal_size_limit={allowed}")  # when the WAL begins anew
+        self._path, self._limit = path, 0 if self.share(raw) else allowed
 
-    def share(self, raw: sqlite3.Connection) -> None:
+    def share(self, raw: sqlite3.Connection) -> bool:
         """Leave all to the automatic one while other databases are attached: they need it.
 
         It is one setting for all files of a connection. In the connection's thread.
         """
-        attached = databases(raw).keys() - {"main", "temp"}
+        attached = bool(databases(raw).keys() - {"main", "temp"})
         raw.execute(f"PRAGMA wal_autocheckpoint={self._pages if attached else 0}")
-        self._limit = 0 if attached else self._allowed
+        return attached
 
     def committed(self) -> None:
         """A transaction that wrote was committed. Does not wait."""

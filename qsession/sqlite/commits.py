@@ -17,6 +17,7 @@ from .turn import FileTurn
 
 if TYPE_CHECKING:
     from .log import Log
+    from .own import OwnConnection
     from .place import Place
     from .pool import WriteQueuePool
 
@@ -41,7 +42,7 @@ class Commits:
         self.group: Group | None = None
         """Finished transactions whose COMMIT is still to come."""
 
-    def give_back(self, ticket: Ticket) -> None:
+    def give_back(self, ticket: Ticket, own: OwnConnection | None = None) -> None:
         """Pass the ticket on."""
         raise NotImplementedError
 

@@ -84,12 +84,14 @@ class RoutedConnection(PoolProxiedConnection):
 
     @property
     def driver_connection(self) -> Any:  # type: ignore[override]
-        """The ``aiosqlite.Connection`` of the writer; from here on to the end of the transaction
-        this connection holds the write ticket.
+        """The ``aiosqlite.Connection`` that is written on; from here on to the end of the
+        transaction this connection holds the write ticket. What is set there stays with it, unless
+        it was asked for where nothing can be awaited.
         """
-        writer = self._pool.writer
+        writer, own = self._pool.writer, self.transaction.own
+        is_open = writer.is_open if own is None else own.usable
         holding = self.transaction.state is State.HOLDING
-        if not (in_greenlet() or holding or (writer.is_open and writer.queue.holder is None)):
+        if not (in_greenlet() or holding or (is_open and writer.queue.holder is None)):
             raise InvalidRequestError(
                 "The driver's connection is the one writing connection, and it cannot be waited "
                 "for here. Use 'await connection.run_sync(lambda c: c.connection."
@@ -158,8 +160,11 @@ class RoutedConnection(PoolProxiedConnection):
 
     def _finalize(self) -> None:
         entry = self._record
-        while entry is not None and entry.finalize_callback:
-            entry.finalize_callback.pop()(self)
+        try:
+            while entry is not None and entry.finalize_callback:
+                entry.finalize_callback.pop()(self)
+        finally:
+            self.transaction.let_go(wait=True)
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
         """Give up the transaction without waiting; the physical connection with it, if asked for
@@ -174,6 +179,7 @@ class RoutedConnection(PoolProxiedConnection):
         for stream in list(self.streams or ()):
             stream.close()
         self.transaction.abandon()
+        self.transaction.let_go(wait=False)
 
     def terminate(self) -> None:
         """As SQLAlchemy's adapted connections: give it up at once, and the physical one with it."""
@@ -188,10 +194,12 @@ class RoutedConnection(PoolProxiedConnection):
         idle = self.transaction.state is State.IDLE and not self.streams
         if lease is None and (idle or not self._open):
             self._pool.admission.leave(self.transaction)
+            self.transaction.let_go(wait=False)
             return
         for stream in list(self.streams or ()):
             stream.close()
         self.transaction.abandon()
+        self.transaction.let_go(wait=False)
         if lease is not None and lease.driver.inherited:
             return  # it is the parent's, in a forked child
         util.warn(

@@ -54,6 +54,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """Whether this is a forked child, and the connection is its parent's."""
     is_shared = False
     """Whether what is open on it is the transaction of a commit group, and not the next one's."""
+    closing = False
+    """Whether it is to be closed: its thread has been told to."""
     suspect = False
     """Set after an error that its cache may not survive: it is closed instead of used again."""
 
@@ -201,6 +203,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         """Close the connection and end its thread; waits where there is a loop to wait in."""
         if not self._connection._running:
             return
+        self.closing = True
         try:
             if in_greenlet():
                 self.run_to_end(sqlite3.Connection.close)
@@ -211,6 +214,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
     def terminate(self) -> None:
         """Close without waiting; whatever runs is broken off, a listener's statement included."""
+        self.closing = True
         self.post(self._stop)
         self._interrupt_until(lambda: not self._connection._running, running_loop())
 

@@ -82,7 +82,9 @@ class Ending(Attachment):
                 self.log.predictable = False
         if statement.need.leaves_settings:
             self._pool.make_ready_again(lease.driver)
-            self.has_settings = self.has_settings or self.state is State.HOLDING
+            if isinstance(lease, WriterLease) and lease.own is not None:
+                lease.own.look()
+                lease.begin = lease.own.begin
         return outcome
 
     @property
@@ -159,6 +161,8 @@ class Ending(Attachment):
         self.attach_writer(Statement("(the driver's connection)", need=Need.WRITE))
         assert isinstance(self.lease, WriterLease)
         self.meet_group(self.lease, joins=False)
+        if in_greenlet():  # elsewhere no other one could be opened for the writer
+            self.keep_connection()
         if self._has_to_replay():
             self.replay_now()
         elif in_greenlet() and not self.lease.driver.quiet:
@@ -170,6 +174,8 @@ class Ending(Attachment):
     def _in_group(self, lease: Lease | None) -> TypeGuard[WriterLease]:
         """Whether it ends as a member of a group: it joined one, or others wait to do so."""
         if not isinstance(lease, WriterLease) or not self.began or lease.streams or self.pinned:
+            return False
+        if lease.own is not None:  # there is nobody else on it
             return False
         if lease.joined_at is not None:
             return True

@@ -49,6 +49,9 @@ def close(record: Any) -> None:
 def _before() -> None:
     for pool in list(pools):
         pool.close_idle()
+    for connection in list(connections):
+        if connection.closing:  # and its thread may still have to do so
+            connection.end(PATIENCE)
 
 
 def _in_child() -> None:

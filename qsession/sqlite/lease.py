@@ -17,6 +17,7 @@ from .group import leave
 if TYPE_CHECKING:
     from ..ticket import Ticket
     from .cursor import StreamCursor
+    from .own import OwnConnection
     from .writer import Writer
 
 
@@ -106,14 +107,21 @@ class ReaderLease(Lease):
 
 
 class WriterLease(Lease):
-    """The writing connection, for as long as the ticket is held."""
+    """The writing connection, or one of its own, for as long as the ticket is held."""
 
-    __slots__ = ("_lent", "_writer", "joined_at", "ticket")
-    begin = "BEGIN IMMEDIATE"
+    __slots__ = ("_lent", "_writer", "begin", "joined_at", "own", "ticket")
 
-    def __init__(self, writer: Writer, ticket: Ticket, driver: DriverConnection) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        ticket: Ticket,
+        driver: DriverConnection,
+        own: OwnConnection | None = None,
+    ) -> None:
         super().__init__(driver)
         self.ticket = ticket
+        self.own = own
+        self.begin = "BEGIN IMMEDIATE" if own is None else own.begin
         self.joined_at: float | None = None
         """When it joined a group, by :func:`time.monotonic`; None while it is not in one."""
         self._writer = writer
@@ -123,7 +131,8 @@ class WriterLease(Lease):
     def undo(self) -> Callable[[sqlite3.Connection, list[sqlite3.Cursor]], None]:
         if self.joined_at is not None:
             return leave
-        return clean_up if self._writer.group is None else close_cursors  # nothing was begun
+        group = self._writer.group
+        return close_cursors if group and group.driver is self.driver else clean_up
 
     def lend(self) -> None:
         """Let the application use the driver's connection, which begins transactions by itself.
@@ -137,7 +146,7 @@ class WriterLease(Lease):
     def give_back(self) -> None:
         if self._lent:
             self.driver.post(take_over)  # before the next one's statements, in the same thread
-        self._writer.give_back(self.ticket)
+        self._writer.give_back(self.ticket, self.own)
 
     def suspend(self, heir: Ticket | None) -> None:
         """End what was only read; ``heir``, or the next in the queue, holds the ticket at once.

@@ -45,6 +45,7 @@ def check_out(
 def check_in(pool: WriteQueuePool, record: Any) -> None:
     """Tell listeners. What they raise is logged: the transaction itself has ended well."""
     try:
-        pool.dispatch.checkin(record.dbapi_connection, record)
+        if pool.dispatch.checkin:
+            pool.dispatch.checkin(record.dbapi_connection, record)
     except Exception:
         pool.logger.exception("A listener of 'checkin' failed")

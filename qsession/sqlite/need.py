@@ -42,7 +42,8 @@ class Need(Enum):
     PRAGMA = "pragma"  # any other: sets something on the connection, and often only outside BEGIN
     DEFER = "defer"  # PRAGMA defer_foreign_keys=ON: until the COMMIT, so only behind a BEGIN
     TEMP = "temp"  # CREATE TEMP: writes what only this connection sees
-    ALONE = "alone"  # VACUUM, ATTACH, DETACH: on the writer, without a BEGIN before it
+    ALONE = "alone"  # ATTACH, DETACH: on the writer, without a BEGIN before it
+    FILE = "file"  # VACUUM, and a PRAGMA that is about the file: leaves nothing on the connection
     SAVEPOINT = "savepoint"  # SAVEPOINT, RELEASE, ROLLBACK TO: wherever the transaction is
     BEGIN = "begin"  # as text, from a listener or by hand
     BEGIN_WRITE = "begin immediate"
@@ -51,9 +52,9 @@ class Need(Enum):
 
     def __init__(self, word: str) -> None:
         self.may_only_read = word in ("read", "unknown", "ask")
-        self.is_of_the_writer = word in ("write", "temp", "alone", "pragma", "defer")
+        self.is_of_the_writer = word in ("write", "temp", "alone", "pragma", "file", "defer")
         self.leaves_settings = word in ("pragma", "temp", "alone", "defer")
-        self.runs_outside = word in ("alone", "pragma", "ask")
+        self.runs_outside = word in ("alone", "pragma", "ask", "file")
 
 
 _WORDS = re.compile(
@@ -65,10 +66,12 @@ _WORDS = re.compile(
         (?:table_list|table_x?info|index_list|index_x?info|foreign_key_list|foreign_key_check
             |integrity_check|quick_check)\b
         |(?!(?:wal_checkpoint|optimize|incremental_vacuum|shrink_memory)\b)\w+\s*;?\s*\Z))
+    |(?P<FILE>(?:VACUUM|PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id|optimize
+        |wal_checkpoint|incremental_vacuum|shrink_memory|journal_mode\s*[=(]\s*["']?wal))\b)
     |(?P<PRAGMA>PRAGMA\b)
     |(?P<TEMP>CREATE\s+(?:TEMP(?:ORARY)?\b
         |(?:UNIQUE\s+|VIRTUAL\s+)?\w+\s+(?:IF\s+NOT\s+EXISTS\s+)?["'`\[]?temp["'`\]]?\s*\.))
-    |(?:(?P<ALONE>VACUUM|ATTACH|DETACH)
+    |(?:(?P<ALONE>ATTACH|DETACH)
     |(?P<SAVEPOINT>SAVEPOINT|RELEASE|ROLLBACK\s+(?:TRANSACTION\s+)?TO)
     |(?P<BEGIN_WRITE>BEGIN\s+(?:IMMEDIATE|EXCLUSIVE))
     |(?P<BEGIN>BEGIN)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .connection import RoutedConnection
+    from .own import OwnConnection
     from .pool import WriteQueuePool
 
 BUSY_RETRY = 0.005
@@ -56,7 +57,7 @@ class Place(Busy):
     __slots__ = (
         "__weakref__", "_access", "_asked", "_by_hand", "_limit", "_pool", "_savepoints",
         "_snapshot", "_task", "autocommit", "began", "connection", "ends", "failure", "first",
-        "has_settings", "last_statement", "lease", "log", "loop", "may_read_instead", "pinned",
+        "last_statement", "lease", "log", "loop", "may_read_instead", "own", "pinned",
         "priority", "reading_since", "settings", "site", "state", "turn", "unsure", "writer",
         "wrote",
     )  # fmt: skip
@@ -71,8 +72,8 @@ class Place(Busy):
         self.writer = pool.writer
         self.settings = pool.settings
         self.autocommit = False
-        self.has_settings = False
-        """Something of its own lies on the writer: a PRAGMA, a temporary table, an ATTACH."""
+        self.own: OwnConnection | None = None
+        """Where what it has set lies, once it has: a PRAGMA, a temporary table, an ATTACH."""
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.turn: Turn | None = None
@@ -137,6 +138,12 @@ class Place(Busy):
     def _become_log(self) -> None:
         self.began = False
         self.state = State.SUSPENDED if self.log.entries else State.IDLE
+
+    def let_go(self, wait: bool) -> None:
+        """Close the connection that it has kept: nobody will use it any more."""
+        own, self.own = self.own, None
+        if own is not None:
+            own.close(wait)
 
     def leave_group(self) -> None:
         """Let the group be committed without this transaction; its log will be replayed."""

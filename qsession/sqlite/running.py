@@ -37,6 +37,8 @@ class Running(Place):
         would wait for Python's interpreter lock at every row while the loop is busy. A lock that a
         process without qsession holds is waited for. Raises :class:`QueueTimeout`.
         """
+        if statement.need.leaves_settings:
+            self.keep_connection()
         if statement.many and begins and len(statement.parameters) > FEW:
             return self._run_in_slices(statement)
         return self._run(statement, begins)
@@ -210,9 +212,26 @@ class Running(Place):
 
     def _may_join(self, statement: Statement) -> bool:
         """Whether a statement may run in a group, and run again if the group has to."""
-        if statement.alone or statement.need.leaves_settings:
+        need = statement.need
+        if statement.alone or (need.is_of_the_writer and need is not Need.WRITE):
             return False
         return self._pool.pace.may_join(statement.sql)
+
+    def keep_connection(self) -> None:
+        """Have what is set from here on to itself: the writer goes on with another connection.
+
+        A reader cannot be kept; it is closed when it is given back.
+        """
+        lease = self.lease
+        if not isinstance(lease, WriterLease):
+            assert lease is not None
+            lease.driver.suspect = True
+        elif lease.own is None:
+            self.meet_group(lease, joins=False)
+            own = self.writer.give_away(lease)
+            if own is None:
+                raise self._ended_elsewhere()
+            self.own = lease.own = own
 
     def holds(self) -> bool:
         return self.state is State.HOLDING

@@ -119,7 +119,7 @@ class Transaction(Ending):
 
     def _place(self, need: Need) -> State:
         """Whether a statement goes to a reader (READING) or to the writer (HOLDING)."""
-        on_writer = need.is_of_the_writer or self.has_settings
+        on_writer = need.is_of_the_writer or self.own is not None
         if self.state is State.HOLDING or (on_writer and self._access != "read"):
             return State.HOLDING
         if self.state is State.READING or self._access == "read":
@@ -157,7 +157,7 @@ class Transaction(Ending):
 
     def _run_alone(self, statement: Statement, options: Any) -> Outcome:
         prediction = self.writer.prediction
-        reads = statement.need.may_only_read and not self.has_settings
+        reads = statement.need.may_only_read and self.own is None
         if (reads and not prediction.is_refused(statement.sql)) or self._access == "read":
             self.enter_turn(begins=True)
             self.attach_reader()

@@ -20,6 +20,7 @@ from .driver import DriverConnection
 from .holder import describe, shorten
 from .lease import WriterLease
 from .listeners import check_in, check_out
+from .own import OwnConnection, own_of
 from .place import stand_in
 from .prediction import Prediction
 from .processes import describe_process
@@ -104,6 +105,9 @@ class Writer(Commits):
             if self._record is None:
                 self._record = self._pool._create_connection()
             record = self._record
+        return self._opened(record)
+
+    def _opened(self, record: Any) -> DriverConnection:
         try:
             driver: DriverConnection = record.get_connection()
             self._pool.make_ready(driver, "writer")
@@ -113,25 +117,42 @@ class Writer(Commits):
         return driver
 
     def lease(self, ticket: Ticket, proxied: Any, nowait: bool = False) -> WriterLease | None:
-        """The connection, and the turn on its file, for the holder of the ticket.
+        """The connection, and the turn on its file, for the holder of the ticket; or its own.
 
         None if other processes keep the turn, and the transaction may go on with a snapshot
         instead. ``proxied`` is what listeners of "checkout" see as the pooled connection. Raises
         :class:`QueueTimeout` and :class:`NestedWriteError`.
         """
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
+        own = own_of(ticket.owner)
         group = self.group  # its connection is not recycled before the COMMIT
-        driver = self.open() if group is None else group.driver
+        found = own or group
+        driver = self.open() if found is None else found.driver
         if not self._take_turn(ticket, driver, nowait):
             return None
         try:
+            if own is not None and group is not None:  # SQLite lets nobody else begin before
+                self.close_group()
+                group.wait_for_commit()
             if self._pool.dispatch.checkout:
-                reopen = self.open if group is None else None
-                driver = check_out(self._pool, self._record, proxied, reopen)
+                reopen = self.open if found is None else None
+                driver = check_out(self._pool, own.record if own else self._record, proxied, reopen)
         except BaseException:
             self.turn.done(ticket)
             raise
-        return WriterLease(self, ticket, driver)
+        return WriterLease(self, ticket, driver, own)
+
+    def give_away(self, lease: WriterLease) -> OwnConnection | None:
+        """The connection of ``lease``, to be kept: the writer goes on with another one."""
+        another: Any = self._pool._create_connection()
+        if not self._disposed:
+            self._opened(another)
+        if lease.ended:  # and somebody else may have the connection
+            another.invalidate()
+            return None
+        with self._switching:
+            record, self._record = self._record, another
+        return OwnConnection(record)
 
     def _take_turn(self, ticket: Ticket, driver: DriverConnection, nowait: bool) -> bool:
         transaction: Place = ticket.owner
@@ -140,8 +161,7 @@ class Writer(Commits):
         self.watch.start()
         self.turn.on(driver.path, driver.identity)
         left = ticket.asked_at + transaction.settings.queue_timeout - time.monotonic()
-        turn = self.turn
-        if turn.take_now(ticket) if nowait else turn.take(ticket, max(left, 0.0)):
+        if self.turn.take_now(ticket) if nowait else self.turn.take(ticket, max(left, 0.0)):
             return True
         if transaction.may_stop_waiting(elsewhere=True) and not nowait:
             return False
@@ -154,16 +174,19 @@ class Writer(Commits):
             f"{shorten(transaction.last_statement)!r} was not run. {self._other_process()}"
         )
 
-    def give_back(self, ticket: Ticket) -> None:
+    def give_back(self, ticket: Ticket, own: OwnConnection | None = None) -> None:
         """The holder's transaction has ended and the connection is clean: the next one's turn."""
         record = self._record
-        if self.group is not None and (self._disposed or self.group.driver.suspect):
+        if own is None and self.group is not None and (self._disposed or self.group.driver.suspect):
             self.close_group(ticket)  # its COMMIT comes before the connection is closed
             return
         try:
-            if record is not None and record.dbapi_connection is not None:
-                if self._pool.dispatch.checkin:
-                    check_in(self._pool, record)
+            if own is not None:
+                own.checkin(self._pool)
+                if self._disposed and record is not None:
+                    record.close()
+            elif record is not None and record.dbapi_connection is not None:
+                check_in(self._pool, record)
                 if record.dbapi_connection.suspect:
                     record.invalidate()
                 elif self._disposed:
