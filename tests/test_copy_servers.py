@@ -620,18 +620,6 @@ async def test_points_in_time(new):
     assert moment == datetime(2024, 7, 1, 10, tzinfo=timezone.utc)
 
 
-async def test_intervals_of_months(new):
-    """A month has no fixed length, which asyncpg would give it: such rows are reported."""
-    there, here = await new("asyncpg"), await new("psycopg")
-    await ask(
-        there,
-        "CREATE TABLE t (id integer PRIMARY KEY, span interval)",
-        "INSERT INTO t VALUES (1, '3 days 04:05:06.5'), (2, '1 month')",
-    )
-    with pytest.raises(CopyError, match=r"t\.span: an interval of months"):
-        await copy(there, here)
-
-
 async def test_types_that_have_no_equal(new):
     """They are named before anything is copied; between equal drivers they go as they are."""
     there = await new("asyncpg")

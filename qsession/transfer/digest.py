@@ -60,7 +60,9 @@ def _float(value: float) -> float:
     return value + 0.0  # there is one zero
 
 
-def _timestamp(value: datetime) -> str:
+def _timestamp(value: datetime | str) -> str:
+    if isinstance(value, str):
+        return value  # infinity
     return (value if value.tzinfo is None else value.astimezone(timezone.utc)).isoformat()
 
 

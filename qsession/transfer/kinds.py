@@ -38,6 +38,8 @@ class Wanted:
 
     kind: Kind
     nullable: bool = True
+    native: bool = True
+    """Whether the column has a type for it; else the model keeps it in another one."""
     bounds: tuple[int, int] | None = None
     """The least and the greatest integer."""
     single: bool = False
@@ -58,6 +60,8 @@ class Wanted:
     """Whether a text may contain the character U+0000."""
     aware: bool = False
     """Whether a timestamp is a point in time, rather than what a clock on the wall shows."""
+    parts: bool = False
+    """Whether an interval keeps its months, days and what is less apart, as in PostgreSQL."""
     digits: int = 6
     """Digits that are kept of the fraction of a second."""
     zone: tzinfo | None = None
@@ -142,9 +146,8 @@ def wanted(
     type_ = plain(column.type)
     kind = kind_of(type_, dialect)
     meant = kind_of(declared, dialect)
-    if (kind, meant) in _SAYS_MORE:
-        kind = meant
-    takes = Wanted(kind, nullable=bool(column.nullable), zone=zone)
+    native = (kind, meant) not in _SAYS_MORE
+    takes = Wanted(kind if native else meant, bool(column.nullable), native, zone=zone)
     if dialect.name == "sqlite":
         return _of_sqlite(takes)
     if dialect.name in ("mysql", "mariadb"):
@@ -155,7 +158,9 @@ def wanted(
 
 def _of_sqlite(takes: Wanted) -> Wanted:
     """SQLite stores NaN as NULL, and decimals as floats; declared lengths mean nothing to it."""
-    return replace(takes, nan=False, binary=True, bounds=(-(2**63), 2**63 - 1))
+    infinity = takes.kind is Kind.FLOAT
+    bounds = -(2**63), 2**63 - 1
+    return replace(takes, nan=False, infinity=infinity, binary=True, bounds=bounds)
 
 
 def _of_postgresql(takes: Wanted, type_: Any) -> Wanted:
@@ -170,8 +175,10 @@ def _of_postgresql(takes: Wanted, type_: Any) -> Wanted:
     if takes.kind is Kind.TEXT:
         return replace(takes, length=type_.length, fixed=isinstance(type_, types.CHAR))
     if takes.kind in (Kind.TIMESTAMP, Kind.TIME, Kind.INTERVAL):
+        aware = getattr(type_, "timezone", False)
+        parts = takes.kind is Kind.INTERVAL and takes.native
         digits = 6 if precision is None else precision
-        return replace(takes, aware=getattr(type_, "timezone", False), digits=digits)
+        return replace(takes, aware=aware, parts=parts, digits=digits)
     if takes.kind is Kind.ENUM:
         return replace(takes, labels=tuple(type_.enums))
     return takes

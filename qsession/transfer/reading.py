@@ -34,6 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ..engine import create_async_engine
 from ..handoff import to_end
 from ..sqlite.frozen import path_of
+from .codecs import teach
 from .inheritance import own_rows
 from .kinds import Kind, kind_of, plain
 
@@ -59,7 +60,9 @@ def open_engine(url: URL) -> AsyncEngine:
     named, instead of an error that names none.
     """
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(url)
+        engine = create_async_engine(url)
+        teach(engine)
+        return engine
     engine = create_async_engine(url, inline=False)
 
     def keep_any_text(connection: Any, record: Any) -> None:

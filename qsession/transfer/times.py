@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from typing import Any
+from typing import Any, NamedTuple
 
 from .kinds import Wanted
 
 EPOCH = datetime.combine(date(1970, 1, 1), time())
 """SQLAlchemy keeps an interval as a timestamp this far from it, where there is no such type."""
+INFINITE = ("infinity", "-infinity")
+"""Dates and timestamps of PostgreSQL that Python has nothing like."""
 _DAY = timedelta(days=1)
+_SECOND = 10**6
 
 _DATE = r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)"
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?"
@@ -28,14 +31,31 @@ class Unfit(Exception):
     """A value that a column cannot take without losing something; the text says what."""
 
 
-def to_timestamp(value: Any, takes: Wanted) -> datetime:
+class Period(NamedTuple):
+    """An interval of PostgreSQL: a month has no fixed number of days there, nor a day of hours."""
+
+    months: int
+    days: int
+    microseconds: int
+
+    def __str__(self) -> str:
+        seconds, fraction = divmod(abs(self.microseconds), _SECOND)
+        minutes, second = divmod(seconds, 60)
+        hours, minute = divmod(minutes, 60)
+        clock = f"{'-' if self.microseconds < 0 else '+'}{hours}:{minute:02}:{second:02}"
+        return f"{self.months} mons {self.days} days {clock}.{fraction:06}"
+
+
+def to_timestamp(value: Any, takes: Wanted) -> datetime | str:
     """A point in time for a column with time zone, the time on the wall for one without."""
+    if value in INFINITE:
+        return _infinite(value, takes)
     if isinstance(value, datetime):
         found = value
     elif isinstance(value, date):
         found = datetime.combine(value, time())
     elif isinstance(value, str):
-        found = _parse_timestamp(value)
+        found = parse_timestamp(value)
     elif isinstance(value, int | float):
         raise Unfit("a number where a timestamp belongs; it does not say from when it counts")
     else:
@@ -50,10 +70,12 @@ def to_timestamp(value: Any, takes: Wanted) -> datetime:
     return _with_zone(found, takes.zone) if takes.aware else _without_zone(found, takes.zone)
 
 
-def to_date(value: Any, takes: Wanted) -> date:
+def to_date(value: Any, takes: Wanted) -> date | str:
     """A date; a timestamp is one if it is at midnight."""
+    if value in INFINITE:
+        return _infinite(value, takes)
     if isinstance(value, str):
-        value = _parse_timestamp(value)
+        value = parse_timestamp(value)
     if isinstance(value, datetime):
         if value.time() != time.min or value.tzinfo is not None:
             raise Unfit("a timestamp where a date belongs")
@@ -61,6 +83,12 @@ def to_date(value: Any, takes: Wanted) -> date:
     if isinstance(value, date):
         return value
     raise Unfit("no date")
+
+
+def _infinite(value: str, takes: Wanted) -> str:
+    if not takes.infinity:
+        raise Unfit("infinity, which the database does not know")
+    return value
 
 
 def to_time(value: Any, takes: Wanted) -> time:
@@ -82,20 +110,34 @@ def to_time(value: Any, takes: Wanted) -> time:
     return value
 
 
-def to_interval(value: Any, takes: Wanted) -> timedelta:
-    """A length of time; a timestamp is one as SQLAlchemy keeps it, counted from 1970."""
+def to_interval(value: Any, takes: Wanted) -> timedelta | Period:
+    """A length of time; a timestamp is one as SQLAlchemy keeps it, counted from 1970.
+
+    Between two databases of PostgreSQL it stays as it is, in months, days and what is less.
+    """
     if isinstance(value, str) and value.startswith("P"):
         value = _parse_period(value)
     elif isinstance(value, str):
-        value = _parse_timestamp(value)
+        value = parse_timestamp(value)
     if isinstance(value, datetime):
         if value.tzinfo is not None:
             raise Unfit("a timestamp with time zone where an interval belongs")
         value -= EPOCH
-    if not isinstance(value, timedelta):
+    if isinstance(value, timedelta):
+        value = Period(0, value.days, value.seconds * _SECOND + value.microseconds)
+    if not isinstance(value, Period):
         raise Unfit("no interval")
     _check_digits(value.microseconds, takes)
-    return value
+    return value if takes.parts else _length_of(value)
+
+
+def _length_of(period: Period) -> timedelta:
+    if period.months:
+        raise Unfit("an interval of months or years, which have no fixed length")
+    try:
+        return timedelta(days=period.days, microseconds=period.microseconds)
+    except OverflowError:
+        raise Unfit("an interval that is too long") from None
 
 
 def _check_digits(microsecond: int, takes: Wanted) -> None:
@@ -103,15 +145,15 @@ def _check_digits(microsecond: int, takes: Wanted) -> None:
         raise Unfit(f"the column keeps {takes.digits} digits of the fraction of a second")
 
 
-def _parse_timestamp(text: str) -> datetime:
-    if len(text) in (19, 26) and text[4] == text[7] == "-" and text[10] in " T":
+def parse_timestamp(text: str) -> datetime:
+    if len(text) in (19, 22, 26, 29) and text[4] == text[7] == "-" and text[10] in " T":
         try:
             return datetime.fromisoformat(text)  # the usual form, ten times as fast
         except ValueError:
             pass
     match = _TIMESTAMP.fullmatch(text)
     if match is None:
-        raise Unfit("text that is no date or timestamp as ISO 8601 writes it")
+        raise Unfit("no date or timestamp of the years 1 to 9999 as ISO 8601 writes it")
     return _timestamp_of(match, int(match["year"]), int(match["month"]), int(match["day"]))
 
 
@@ -138,25 +180,18 @@ def _parse_zone(text: str | None) -> tzinfo | None:
     return timezone(-size if text[0] == "-" else size)
 
 
-def _parse_period(text: str) -> timedelta:
+def _parse_period(text: str) -> Period:
     match = _PERIOD.fullmatch(text)
     if match is None:
         raise Unfit("no interval")
     part = match.groupdict()
-    if int(part["years"] or 0) or int(part["months"] or 0):
-        raise Unfit("an interval of months or years, which have no fixed length")
-    whole, _, fraction = (part["seconds"] or "0").partition(".")
-    microseconds = int(fraction.ljust(6, "0")) * (-1 if whole.startswith("-") else 1)
-    try:
-        return timedelta(
-            days=int(part["days"] or 0),
-            hours=int(part["hours"] or 0),
-            minutes=int(part["minutes"] or 0),
-            seconds=int(whole),
-            microseconds=microseconds,
-        )
-    except OverflowError:
-        raise Unfit("an interval that is too long") from None
+    seconds, _, fraction = (part["seconds"] or "0").partition(".")
+    microseconds = int(fraction.ljust(6, "0")) * (-1 if seconds.startswith("-") else 1)
+    years, months, days, hours, minutes = (
+        int(part[name] or 0) for name in ("years", "months", "days", "hours", "minutes")
+    )
+    whole = hours * 3600 + minutes * 60 + int(seconds)
+    return Period(years * 12 + months, days, whole * _SECOND + microseconds)
 
 
 def _with_zone(wall: datetime, zone: tzinfo) -> datetime:
