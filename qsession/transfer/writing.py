@@ -30,6 +30,7 @@ async def write(
     back.
     """
     driver = connection.dialect.driver
+    rows = _encoded(rows, takes, connection.dialect.name)
     if driver == "asyncpg":
         raw = await connection.get_raw_connection()
         assert raw.driver_connection is not None
@@ -52,7 +53,7 @@ async def write(
     marks = ", ".join([mark] * len(names))
     await connection.exec_driver_sql(
         f"INSERT INTO {where} ({columns}) VALUES ({marks})",  # noqa: S608
-        _encoded(rows, takes, connection.dialect.name),
+        rows,
     )
 
 
@@ -72,9 +73,11 @@ def _encoder(takes: Wanted, dialect: str) -> Encode | None:
     common = _FOR_ALL.get(takes.kind)
     if dialect == "sqlite":
         return common or _FOR_SQLITE.get(takes.kind)
+    if dialect == "postgresql" and takes.native:
+        return None
     if takes.kind is Kind.INTERVAL:
         return lambda value: EPOCH + value
-    return _utc if takes.aware else common
+    return _utc if takes.aware and dialect != "postgresql" else common
 
 
 def _utc(value: datetime) -> datetime:

@@ -1,0 +1,52 @@
+"""`qsession.copy`: values that a database, or a type of a column, would make others of."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from uuid import UUID
+
+import pytest
+from copy_databases import ask, database
+from sqlalchemy import Column, Integer, Interval, MetaData, Table, Uuid
+
+from qsession import copy
+
+pytestmark = pytest.mark.servers
+
+POSTGRESQL = ("asyncpg", "psycopg")
+
+
+@pytest.fixture
+async def new(tmp_path):
+    """Makes databases, and drops them."""
+    async with AsyncExitStack() as stack:
+        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
+
+
+@pytest.mark.parametrize("kind", POSTGRESQL)
+async def test_types_that_the_models_keep_in_others(new, kind):
+    """A UUID in CHAR(32), an interval in a timestamp: what fits by the check is copied."""
+    metadata = MetaData()
+    table = Table(
+        "t",
+        metadata,
+        Column("id", Integer, primary_key=True),
+        Column("key", Uuid(native_uuid=False)),
+        Column("span", Interval(native=False)),
+    )
+    there, here = await new("sqlite"), await new(kind)
+    key = UUID("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11")
+    statements = (
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, key CHAR(32), span DATETIME)",
+        f"INSERT INTO t VALUES (1, '{key.hex}', '1970-01-02 00:00:01.000000')",
+    )
+    await ask(there, *statements)
+    await copy(there, here, metadata=metadata, check=True)
+    await copy(there, here, metadata=metadata, verify=True)
+    assert await ask(here, f"SELECT key = '{key.hex}', span::text FROM {table.name}") == [
+        (True, "1970-01-02 00:00:01")
+    ]
+    again = await new("sqlite")
+    await copy(here, again, metadata=metadata, verify=True)
+    every = "SELECT key, span FROM t"
+    assert await ask(again, every) == await ask(there, every)
