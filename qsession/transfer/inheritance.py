@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, FromClause, MetaData, Select, Table, text
+from sqlalchemy import Connection, Dialect, FromClause, MetaData, Select, Table, text
 
 _INHERITS = "qsession_inherits"
 """In ``Table.info``: whether others inherit from the table, so that it shows their rows."""
@@ -51,6 +52,15 @@ def separate(connection: Connection, metadata: MetaData) -> None:
 def own_rows(query: Select[Any], rows: FromClause, table: Table) -> Select[Any]:
     """Leave out of ``rows`` of a table those of the tables that inherit from it."""
     return query.with_hint(rows, "ONLY", "postgresql") if table.info.get(_INHERITS) else query
+
+
+def names_alone(dialect: Dialect, tables: Sequence[Table]) -> str:
+    """The names of tables for PostgreSQL's LOCK and TRUNCATE, without those that inherit.
+
+    A partitioned table is nothing without its partitions, so it is named with them.
+    """
+    name = dialect.identifier_preparer.format_table
+    return ", ".join(f"ONLY {name(t)}" if t.info.get(_INHERITS) else name(t) for t in tables)
 
 
 def not_inherited(connection: Connection) -> list[str]:

@@ -207,16 +207,23 @@ class _Run:
                 )
 
     async def _make_room(self, plans: list[TablePlan]) -> None:
-        tables = [plan.target for plan in plans]
-        occupied = await targets.occupied(self.target, tables)
-        if occupied and not self.options.replace:
+        """See to it that the tables are empty, and stay so until the rows are there.
+
+        Rows are deleted only with ``replace``: others may commit some while this waits for them.
+        """
+        tables, replace = [plan.target for plan in plans], self.options.replace
+        writes = not self.options.check
+        if writes:
+            await targets.keep_out(self.target, tables, replace)
+        if replace:
+            await targets.empty(self.target, tables)
+            return
+        if occupied := await targets.occupied(self.target, tables, locked=writes):
             names = ", ".join(each.fullname for each in occupied)
             raise CopyError(
                 f"nothing was copied: the target is not empty, there are rows in {names}. Choose "
                 "another one, or have them deleted (--replace)"
             )
-        if not self.options.check:
-            await targets.empty(self.target, tables)
 
     async def _begin(
         self, plans: list[TablePlan], completing: Completing, going_on: bool

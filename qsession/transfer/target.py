@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Table, delete, literal, select, text
 from sqlalchemy.exc import OperationalError
@@ -15,12 +16,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ..errors import ConflictError
 from ..handoff import to_end
 from ..servers.failures import code_of
+from .inheritance import names_alone, own_rows
 from .reading import bare, connected, open_engine, settle, sqlite_file
 from .schema import Completing, reflect_only
 
 _BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
 _ATTEMPTS, _PAUSE = 300, 0.2
 """How often the server is asked for tables that are to be dropped, and seconds in between."""
+_MYSQL = {"isolation_level": "REPEATABLE READ"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "sqlite": {"qsession_access": "write"},
+    "postgresql": {"isolation_level": "READ COMMITTED"},
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+}
+"""So that what is looked for behind a lock is what others have committed, whatever the server's
+default. Less would leave no lock on a table of MySQL that is empty:
+https://dev.mysql.com/doc/refman/8.4/en/innodb-locks-set.html"""
 _IN_USE = 1205
 """ER_LOCK_WAIT_TIMEOUT."""
 
@@ -54,8 +66,7 @@ async def open_target(url: URL, traces: Traces) -> AsyncIterator[AsyncConnection
     engine = open_engine(url)
     try:
         async with connected(engine) as connection:
-            if connection.dialect.name == "sqlite":
-                await connection.execution_options(qsession_access="write")
+            await connection.execution_options(**_OPTIONS[connection.dialect.name])
             yield connection
     finally:
         await to_end(_clean(engine, traces))
@@ -129,20 +140,36 @@ async def begin(target: AsyncConnection) -> None:
     await settle(target)
 
 
-async def occupied(target: AsyncConnection, tables: Sequence[Table]) -> list[Table]:
-    """Those that have rows."""
-    one = literal(1)
-    return [
-        each for each in tables if await target.scalar(select(one).select_from(bare(each)).limit(1))
-    ]
+async def keep_out(target: AsyncConnection, tables: Sequence[Table], replace: bool) -> None:
+    """Wait for those who write to the tables, and let nobody write until the transaction ends.
+
+    ``replace``: nobody may read either, as TRUNCATE asks for that, and two locks one after the
+    other would be a deadlock. MySQL locks what :func:`occupied` looks at; SQLite has one writer.
+    """
+    if target.dialect.name == "postgresql":
+        mode = "ACCESS EXCLUSIVE" if replace else "SHARE ROW EXCLUSIVE"
+        names = names_alone(target.dialect, tables)
+        await target.exec_driver_sql(f"LOCK TABLE {names} IN {mode} MODE")
+
+
+async def occupied(
+    target: AsyncConnection, tables: Sequence[Table], *, locked: bool = False
+) -> list[Table]:
+    """Those that have rows. ``locked``: what MySQL finds, or does not find, stays so."""
+    locks = locked and target.dialect.name in ("mysql", "mariadb")
+    found = []
+    for each in tables:
+        rows = bare(each)
+        query = own_rows(select(literal(1)).select_from(rows), rows, each).limit(1)
+        if await target.scalar(query.with_for_update() if locks else query):
+            found.append(each)
+    return found
 
 
 async def empty(target: AsyncConnection, tables: Sequence[Table]) -> None:
     """Delete the rows of tables that stand in the order parents first, in this transaction."""
-    prepare = target.dialect.identifier_preparer
-    if target.dialect.name == "postgresql" and tables:
-        names = ", ".join(prepare.format_table(each) for each in tables)
-        await target.exec_driver_sql(f"TRUNCATE {names}")
+    if target.dialect.name == "postgresql":
+        await target.exec_driver_sql(f"TRUNCATE {names_alone(target.dialect, tables)}")
         return
     for each in reversed(tables):
         await target.execute(delete(bare(each)))

@@ -1,0 +1,99 @@
+"""`qsession.copy` makes room for its rows: what others have there, or are about to write."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+from copy_databases import ask, database, made
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from qsession import CopyError, copy
+
+pytestmark = pytest.mark.servers
+
+SERVERS = ("asyncpg", "psycopg", "asyncmy")
+POSTGRESQL = ("asyncpg", "psycopg")
+ROW = "CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1);"
+WAITS = {
+    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = "
+    "(SELECT oid FROM pg_database WHERE datname = current_database())",
+    "mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
+    "AND (info LIKE '%FOR UPDATE%' OR info LIKE 'DELETE%') AND id <> connection_id()",
+}
+
+
+@pytest.fixture
+async def new(tmp_path):
+    """Makes databases, and drops them."""
+    async with AsyncExitStack() as stack:
+        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_rows_that_are_committed_while_it_waits(new, tmp_path, kind):
+    """They are somebody else's: the copy is refused, and they stay."""
+    here = await new(kind)
+    await ask(here, "CREATE TABLE t (id bigint PRIMARY KEY)")
+    engine = create_async_engine(here)
+    try:
+        async with engine.connect() as writing, engine.connect() as looking:
+            await writing.execute(text("INSERT INTO t VALUES (77)"))
+            copying = asyncio.ensure_future(copy(made(tmp_path / "s.db", ROW), here))
+            waits = text(WAITS[engine.dialect.name])
+            while not (copying.done() or await looking.scalar(waits)):
+                await looking.rollback()
+            await writing.commit()
+            with pytest.raises(CopyError, match="the target is not empty"):
+                await copying
+    finally:
+        await engine.dispose()
+    assert await ask(here, "SELECT id FROM t") == [(77,)]
+
+
+@pytest.mark.parametrize("kind", POSTGRESQL)
+async def test_a_table_that_is_no_part_of_it_refers_to_one(new, tmp_path, kind):
+    """Nothing has to be deleted there, so that is no obstacle."""
+    here = await new(kind)
+    await ask(
+        here,
+        "CREATE TABLE t (id bigint PRIMARY KEY)",
+        "CREATE TABLE other (id bigint REFERENCES t)",
+    )
+    await copy(made(tmp_path / "s.db", ROW), here, verify=True)
+    assert await ask(here, "SELECT id FROM t") == [(1,)]
+
+
+@pytest.mark.parametrize("kind", POSTGRESQL)
+async def test_tables_that_inherit_keep_their_rows(new, tmp_path, kind):
+    """They are no part of the copy, which neither counts nor deletes them."""
+    here = await new(kind)
+    await ask(
+        here,
+        "CREATE TABLE t (id bigint PRIMARY KEY)",
+        "CREATE TABLE child (extra text) INHERITS (t)",
+        "INSERT INTO child VALUES (5, 'mine')",
+    )
+    source = made(tmp_path / "s.db", ROW)
+    for replace in (False, True):
+        await copy(source, here, replace=replace, verify=True)
+        assert await ask(here, "SELECT id FROM ONLY t") == [(1,)]
+        assert await ask(here, "SELECT * FROM child") == [(5, "mine")]
+
+
+async def test_a_partitioned_table_is_emptied(new, tmp_path):
+    """Its rows are those of its partitions."""
+    here = await new("psycopg")
+    await ask(
+        here,
+        "CREATE TABLE t (id bigint PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE part PARTITION OF t FOR VALUES FROM (0) TO (100)",
+        "INSERT INTO t VALUES (5)",
+    )
+    source = made(tmp_path / "s.db", ROW)
+    with pytest.raises(CopyError, match="the target is not empty"):
+        await copy(source, here)
+    await copy(source, here, replace=True, verify=True)
+    assert await ask(here, "SELECT id FROM t") == [(1,)]
