@@ -109,7 +109,7 @@ def thing(number: int) -> Thing:
         name="näme" if number % 2 else "",
         body="line\nback\\slash\ttab 'quote' \U0001f40d %s {" * (number % 3),
         blob=bytes(range(256)) if number % 2 else b"",
-        day=date(1, 1, 1) if number == 1 else date(2024, 2, 29),
+        day=date(1, 1, 2) if number == 1 else date(2024, 2, 29),  # asyncpg's 0001-01-01 is none
         hour=time(23, 59, 59),
         moment=datetime.fromisoformat("2024-02-29 01:02:03.000004"),
         span=timedelta(days=number, seconds=7),
