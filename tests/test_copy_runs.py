@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from qsession import CopyError, copy, create_async_engine
 from qsession.cli import app
-from qsession.transfer import books, loading, reading, run, target
+from qsession.transfer import books, loading, new_file, reading, run, target
 from qsession.transfer.digest import Digest
 from qsession.transfer.kinds import Kind, Wanted
 from qsession.transfer.values import Unfit, converter
@@ -392,3 +392,68 @@ def test_a_decimal_that_is_no_number():
     for value in (Decimal("NaN"), float("nan")):
         with pytest.raises(Unfit, match="infinity or NaN"):
             converter(Wanted(Kind.NUMERIC, nan=False))(value)
+
+
+async def test_a_file_that_another_one_makes_first(tmp_path, monkeypatch):
+    """The copy is refused then, and leaves that file alone."""
+    script = "CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1);"
+    file = tmp_path / "new.db"
+    open_engine = target.open_engine
+
+    def others_first(url):
+        made(file, script)
+        return open_engine(url)
+
+    monkeypatch.setattr(target, "open_engine", others_first)
+    with pytest.raises(CopyError, match="the target is not empty"):
+        await copy(made(tmp_path / "s.db", script), f"sqlite+aiosqlite:///{file}")
+    assert await ask(f"sqlite+aiosqlite:///{file}", "SELECT id FROM t") == [(1,)]
+
+
+async def test_a_file_that_is_removed_before_its_turn(tmp_path):
+    """A copy that fails removes its new file. One that waits for it does not write to nothing."""
+    slow = made(tmp_path / "slow.db", MANY)
+    quick = made(tmp_path / "quick.db", "CREATE TABLE t (id INTEGER PRIMARY KEY);")
+    target = f"sqlite+aiosqlite:///{tmp_path / 'new.db'}"
+    waiting = []
+
+    def fail(step):
+        if step.done and not waiting:
+            waiting.append(asyncio.ensure_future(copy(quick, target)))
+        if waiting and step.done > 400:
+            raise CopyError("enough")
+
+    with pytest.raises(CopyError, match="enough"):
+        await copy(slow, target, progress=fail)
+    found = "was removed before its turn|was deleted while it was open"  # before BEGIN, or after it
+    with pytest.raises((CopyError, SQLAlchemyError), match=found):
+        await waiting[0]
+    assert not [each.name for each in tmp_path.iterdir() if each.name.startswith("new.db")]
+
+
+async def test_a_file_that_is_replaced_before_its_turn(tmp_path):
+    """What was opened is not what has the name then."""
+    opened = new_file.open_or_make(tmp_path / "new.db")
+    assert opened.made
+    opened.refuse_another()
+    opened.file.rename(tmp_path / "old.db")
+    other = new_file.open_or_make(tmp_path / "new.db")
+    assert other.made
+    assert not new_file.open_or_make(tmp_path / "new.db").made
+    with pytest.raises(CopyError, match="was removed before its turn to write came"):
+        opened.refuse_another()
+
+
+async def test_a_link_to_a_file_that_is_not_there(tmp_path):
+    """A copy that fails removes the file, not the link."""
+    source = made(tmp_path / "s.db", "CREATE TABLE t (id INTEGER PRIMARY KEY);")
+    link, file = tmp_path / "link.db", tmp_path / "real.db"
+    link.symlink_to(file)
+
+    def fail(step):
+        raise CopyError("enough")
+
+    with pytest.raises(CopyError, match="enough"):
+        await copy(source, f"sqlite+aiosqlite:///{link}", progress=fail)
+    assert link.is_symlink()
+    assert not file.exists()

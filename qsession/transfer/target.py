@@ -17,10 +17,10 @@ from ..errors import ConflictError
 from ..handoff import to_end
 from ..servers.failures import code_of
 from .inheritance import names_alone, own_rows
+from .new_file import Opened, open_or_make, remove
 from .reading import bare, connected, open_engine, settle, sqlite_file
 from .schema import Completing, reflect_only
 
-_BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
 _ATTEMPTS, _PAUSE = 300, 0.2
 """How often the server is asked for tables that are to be dropped, and seconds in between."""
 _MYSQL = {"isolation_level": "REPEATABLE READ"}
@@ -45,7 +45,7 @@ class Traces:
     """Tables that were made where DDL is no part of a transaction. In the end: those that stayed,
     as others are at work with them, or the server could not be asked to drop them."""
     file: Path | None = None
-    """A file of SQLite that was not there before."""
+    """A file of SQLite that was not there before, and that nobody else has written to."""
 
     def keep(self) -> None:
         """From now on the copy can be resumed."""
@@ -60,16 +60,31 @@ async def open_target(url: URL, traces: Traces) -> AsyncIterator[AsyncConnection
     What was not committed is rolled back, and what ``traces`` still has then is removed, to the
     end, through a cancellation.
     """
-    file = sqlite_file(url)
-    if file is not None and not file.exists():
-        traces.file = file
     engine = open_engine(url)
+    path = sqlite_file(url)
+    opened = None if path is None else open_or_make(path)
     try:
         async with connected(engine) as connection:
             await connection.execution_options(**_OPTIONS[connection.dialect.name])
-            yield connection
+            if opened is not None:
+                await _take_turn(connection, opened, traces)
+            try:
+                yield connection
+            finally:
+                if traces.file is not None and remove(traces.file):
+                    traces.file = None
     finally:
         await to_end(_clean(engine, traces))
+        if opened is not None:
+            opened.drop_unused()
+
+
+async def _take_turn(connection: AsyncConnection, opened: Opened, traces: Traces) -> None:
+    """Wait until nobody else writes to a file. If it is still empty then, it is this copy's."""
+    found = await connection.scalar(text("SELECT count(*) FROM sqlite_master"))
+    opened.refuse_another()
+    if opened.made and not found:
+        traces.file = opened.file
 
 
 async def _clean(engine: AsyncEngine, traces: Traces) -> None:
@@ -79,12 +94,7 @@ async def _clean(engine: AsyncEngine, traces: Traces) -> None:
     finally:
         await engine.dispose()
         if traces.file is not None:
-            _remove(traces.file)
-
-
-def _remove(file: Path) -> None:
-    for end in _BESIDE:
-        Path(f"{file}{end}").unlink(missing_ok=True)
+            remove(traces.file)
 
 
 async def _drop(engine: AsyncEngine, traces: Traces) -> None:
