@@ -53,6 +53,22 @@ async def test_rows_that_are_committed_while_it_waits(new, tmp_path, kind):
     assert await ask(here, "SELECT id FROM t") == [(77,)]
 
 
+@pytest.mark.parametrize("engine", ["MyISAM", "Aria"])
+async def test_a_table_without_transactions(new, tmp_path, engine):
+    """A copy into it could not be undone: it is refused, and the rows stay."""
+    here = await new("asyncmy")
+    if not await ask(here, f"SELECT 1 FROM information_schema.engines WHERE engine = '{engine}'"):
+        pytest.skip("MySQL has no Aria")
+    await ask(
+        here, f"CREATE TABLE t (id bigint PRIMARY KEY) ENGINE={engine}", "INSERT INTO t VALUES (9)"
+    )
+    source = made(tmp_path / "s.db", ROW)
+    for options in ({"check": True}, {"replace": True}, {"resume": True}):
+        with pytest.raises(CopyError, match=rf"the engines of t \({engine}\) have no transactions"):
+            await copy(source, here, **options)
+    assert await ask(here, "SELECT id FROM t") == [(9,)]
+
+
 @pytest.mark.parametrize("kind", POSTGRESQL)
 async def test_a_table_that_is_no_part_of_it_refers_to_one(new, tmp_path, kind):
     """Nothing has to be deleted there, so that is no obstacle."""

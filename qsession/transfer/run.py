@@ -160,6 +160,7 @@ class _Run:
         completing += [each for each in unfinished if each[0] not in made]
         there: MetaData = await self.target.run_sync(reflect_only, wanted)
         refuse_what_is_no_table(wanted, there)
+        await targets.refuse_without_transactions(self.target, there.tables.values())
         ordered, _ = sort(there.tables.values())
         plans = [
             TablePlan(

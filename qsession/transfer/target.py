@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sqlalchemy import URL, Table, delete, literal, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ..errors import ConflictError
+from ..errors import ConflictError, CopyError
 from ..handoff import to_end
 from ..servers.failures import code_of
 from .inheritance import names_alone, own_rows
@@ -33,6 +33,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 """So that what is looked for behind a lock is what others have committed, whatever the server's
 default. Less would leave no lock on a table of MySQL that is empty:
 https://dev.mysql.com/doc/refman/8.4/en/innodb-locks-set.html"""
+# https://mariadb.com/kb/en/information-schema-engines-table/
+_NO_TRANSACTIONS = text(
+    "SELECT e.engine FROM information_schema.tables t "
+    "JOIN information_schema.engines e ON e.engine = t.engine "
+    "WHERE t.table_schema = coalesce(:schema, database()) AND t.table_name = :name "
+    "AND coalesce(e.transactions, 'NO') <> 'YES'"
+)
 _IN_USE = 1205
 """ER_LOCK_WAIT_TIMEOUT."""
 
@@ -148,6 +155,22 @@ async def begin(target: AsyncConnection) -> None:
             "CONCAT(@@sql_mode, ',STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO')"
         )
     await settle(target)
+
+
+async def refuse_without_transactions(target: AsyncConnection, tables: Iterable[Table]) -> None:
+    """Raise :class:`CopyError` for tables of MySQL whose engine cannot roll back, as MyISAM."""
+    if target.dialect.name not in ("mysql", "mariadb"):
+        return
+    wrong = []
+    for each in tables:
+        of = {"schema": each.schema, "name": each.name}
+        if (engine := await target.scalar(_NO_TRANSACTIONS, of)) is not None:
+            wrong.append(f"{each.fullname} ({engine})")
+    if wrong:
+        raise CopyError(
+            f"nothing was copied: the engines of {', '.join(wrong)} have no transactions, so the "
+            "copy could not be undone. Convert the tables: ALTER TABLE ... ENGINE = InnoDB"
+        )
 
 
 async def keep_out(target: AsyncConnection, tables: Sequence[Table], replace: bool) -> None:
