@@ -9,7 +9,7 @@ import pytest
 from copy_databases import ask, database
 from sqlalchemy import Column, Integer, Interval, MetaData, Table, Uuid
 
-from qsession import copy
+from qsession import CopyError, copy
 
 pytestmark = pytest.mark.servers
 
@@ -50,3 +50,26 @@ async def test_types_that_the_models_keep_in_others(new, kind):
     await copy(here, again, metadata=metadata, verify=True)
     every = "SELECT key, span FROM t"
     assert await ask(again, every) == await ask(there, every)
+
+
+async def test_json_that_is_a_number(new):
+    """SQLite makes a number of it, in a column of type JSON: one that is not the same is named."""
+    there, here = await new("psycopg"), await new("sqlite")
+    await ask(
+        there,
+        "CREATE TABLE t (id integer PRIMARY KEY, v jsonb)",
+        "INSERT INTO t VALUES (1, '12345678901234567890123'), (2, '9007199254740993.5'), "
+        "(3, '9007199254740993.0'), (4, '0.1000000000000000055511151231257827'), "
+        "(5, '9007199254740993'), (6, '1.50'), (7, '[12345678901234567890123]'), (8, 'true')",
+    )
+    with pytest.raises(CopyError, match="more digits than SQLite keeps") as raised:
+        await copy(there, here)
+    assert [each.row for each in raised.value.problems] == ["id=1", "id=2", "id=3", "id=4"]
+    await ask(there, "DELETE FROM t WHERE id < 5")
+    await copy(there, here, verify=True)
+    assert await ask(here, "SELECT v FROM t ORDER BY id") == [
+        (9007199254740993,),
+        (1.5,),
+        ("[12345678901234567890123]",),
+        ("true",),
+    ]

@@ -7,9 +7,7 @@ column says that it holds a decimal, what a float has past its 15th digit is not
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
 from collections.abc import Callable
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -17,20 +15,14 @@ from typing import Any
 from uuid import UUID
 
 from .kinds import Kind, Wanted
+from .numerics import INT64, WHOLE, name_of, to_boolean, to_float, to_integer, to_numeric
 from .times import Unfit, to_date, to_interval, to_time, to_timestamp
 
 __all__ = ["Unfit", "converter"]
 
 Convert = Callable[[Any], Any]
 
-_WHOLE = re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII)
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _HEX = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
-_HUGE = Decimal(10) ** 40
-"""Larger than any integer of a database."""
-_EXACT = 2**53
-"""Up to here every integer is a float."""
 
 
 def converter(takes: Wanted) -> Convert:
@@ -48,88 +40,6 @@ def converter(takes: Wanted) -> Convert:
     return checked
 
 
-def to_boolean(value: Any, takes: Wanted) -> bool:
-    """True and false, 1 and 0, and the same as text."""
-    if isinstance(value, str):
-        if value.lower() in _TRUE:
-            return True
-        if value.lower() in _FALSE:
-            return False
-    elif isinstance(value, int | float | Decimal) and value in (0, 1):
-        return bool(value)
-    elif value in (b"\0", b"\1"):  # BIT(1) of MySQL
-        return bool(value[0])
-    raise Unfit("neither true nor false, nor 1 or 0")
-
-
-def to_integer(value: Any, takes: Wanted) -> int:
-    """An integer; a float or a text only if it is one, and looks like one."""
-    if isinstance(value, int):
-        found = int(value)
-    elif isinstance(value, float | Decimal) and _is_whole(value):
-        if isinstance(value, float) and abs(value) > _EXACT:
-            raise Unfit("a float so large that it stands for several integers")
-        found = int(value)
-    elif isinstance(value, float | Decimal):
-        raise Unfit("a number with a fraction in a column of integers")
-    elif isinstance(value, str) and len(value) < 100 and _WHOLE.fullmatch(value):
-        found = int(value)
-    else:
-        raise Unfit(f"{_name(value)} in a column of integers")
-    if takes.bounds is not None and not takes.bounds[0] <= found <= takes.bounds[1]:
-        least, greatest = takes.bounds
-        raise Unfit(f"out of the range from {least} to {greatest}")
-    return found
-
-
-def to_float(value: Any, takes: Wanted) -> float:
-    """A float; integers, decimals and texts only if nothing of them gets lost."""
-    if isinstance(value, float):
-        found = value
-    elif isinstance(value, int | Decimal) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
-        exact = Decimal(value)
-        found = float(exact)
-        same = exact.is_nan() or found == exact or Decimal(repr(found)) == exact
-        if not same or (math.isinf(found) and exact.is_finite()):
-            raise Unfit("more digits than a float keeps")
-    else:
-        raise Unfit(f"{_name(value)} in a column of floats")
-    if math.isnan(found):
-        if not takes.nan:
-            raise Unfit("not a number (NaN), which the database does not know")
-    elif math.isinf(found):
-        if not takes.infinity:
-            raise Unfit("infinity, which the database does not know")
-    elif takes.single and _single(found) != found:
-        raise Unfit("more digits than a float of 32 bits keeps")
-    return found
-
-
-def to_numeric(value: Any, takes: Wanted) -> Decimal:
-    """A decimal, within the digits that the column has before and after its point; or NaN."""
-    if takes.nan and isinstance(value, Decimal) and value.is_nan():
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise Unfit("infinity or NaN in a column of decimals")
-        found = _decimal_of(value, takes.scale)
-    elif isinstance(value, int | Decimal) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
-        found = Decimal(value)
-        if not found.is_finite():
-            raise Unfit("infinity or NaN in a column of decimals")
-    else:
-        raise Unfit(f"{_name(value)} in a column of decimals")
-    digits, exponent = _extent(found)
-    if takes.scale is not None and -exponent > takes.scale:
-        raise Unfit(f"more than {takes.scale} digits after the point")
-    if takes.precision is not None and digits > takes.precision - (takes.scale or 0):
-        before = takes.precision - (takes.scale or 0)
-        raise Unfit(f"more than {before} digits before the point")
-    if takes.binary and not _survives_as_float(found):
-        raise Unfit("more digits than the 15 that SQLite keeps of a decimal")
-    return found
-
-
 def to_text(value: Any, takes: Wanted) -> str:
     """A text; numbers, dates and UUIDs as they are written."""
     if isinstance(value, str):
@@ -145,7 +55,7 @@ def to_text(value: Any, takes: Wanted) -> str:
     elif isinstance(value, date | time):
         found = value.isoformat()
     else:
-        raise Unfit(f"{_name(value)} in a column of text")
+        raise Unfit(f"{name_of(value)} in a column of text")
     if not takes.nul and "\0" in found:
         raise Unfit("a text with the character NUL, which the database does not take")
     try:
@@ -164,7 +74,7 @@ def to_bytes(value: Any, takes: Wanted) -> bytes:
     elif isinstance(value, bytes | bytearray | memoryview):
         found = bytes(value)
     else:
-        raise Unfit(f"{_name(value)} in a column of blobs")
+        raise Unfit(f"{name_of(value)} in a column of blobs")
     if takes.length is not None and len(found) > takes.length:
         raise Unfit(f"longer than {takes.length} bytes")
     if takes.fixed and takes.length is not None and len(found) < takes.length:
@@ -175,7 +85,7 @@ def to_bytes(value: Any, takes: Wanted) -> bytes:
 def to_json(value: Any, takes: Wanted) -> str:
     """JSON as text. SQLite may have made a number of one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Unfit(f"{_name(value)} in a column of JSON")
+        raise Unfit(f"{name_of(value)} in a column of JSON")
     text = value if isinstance(value, str) else json.dumps(value)
     escaped = not takes.nul and "\\u" in text
     try:
@@ -196,7 +106,17 @@ def to_json(value: Any, takes: Wanted) -> str:
         to_text(text, _ANY_TEXT)
     if takes.length is not None and len(text.encode()) > takes.length:
         raise Unfit(f"longer than {takes.length} bytes")
+    if takes.binary and takes.native and type(found) in (int, float):
+        _check_affinity(text.strip())
     return text
+
+
+def _check_affinity(number: str) -> None:
+    """SQLite makes a number of JSON that is one: https://sqlite.org/datatype3.html, 3."""
+    exact = Decimal(number)
+    whole = WHOLE.fullmatch(number) is not None and abs(exact) < INT64
+    if not (whole or Decimal(repr(float(exact))) == exact):
+        raise Unfit("JSON that is a number with more digits than SQLite keeps of one")
 
 
 def to_uuid(value: Any, takes: Wanted) -> UUID:
@@ -213,7 +133,7 @@ def to_uuid(value: Any, takes: Wanted) -> UUID:
 def to_label(value: Any, takes: Wanted) -> str:
     """One of the labels of an enum; a target without enums takes any text."""
     if not isinstance(value, str):
-        raise Unfit(f"{_name(value)} in a column of an enum")
+        raise Unfit(f"{name_of(value)} in a column of an enum")
     if takes.labels and value not in takes.labels:
         raise Unfit(f"none of the labels {', '.join(takes.labels)}")
     return value
@@ -245,49 +165,5 @@ _CONVERT: dict[Kind, Callable[[Any, Wanted], Any]] = {
 }
 
 
-def _name(value: Any) -> str:
-    names = {str: "text", bytes: "a blob", float: "a float", int: "an integer", bool: "a boolean"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _is_whole(value: float | Decimal) -> bool:
-    """Whether a number is an integer of a size that any database has."""
-    return math.isfinite(value) and -_HUGE < value < _HUGE and value == int(value)
-
-
 def _refuse(constant: str) -> Any:
     raise ValueError(constant)
-
-
-def _single(value: float) -> float:
-    try:
-        narrow: float = struct.unpack("f", struct.pack("f", value))[0]
-    except OverflowError:
-        return math.inf
-    return narrow
-
-
-def _decimal_of(value: float, scale: int | None) -> Decimal:
-    """The decimal that was meant: 0.30000000000000004 is 0.3 where two digits are kept."""
-    exact = Decimal(repr(value))
-    if scale is None or -_extent(exact)[1] <= scale:
-        return exact
-    rounded = Decimal(f"{value:.15g}")
-    return rounded if -_extent(rounded)[1] <= scale else exact
-
-
-def _extent(value: Decimal) -> tuple[int, int]:
-    """Digits before the point, and the exponent of the last digit that is not zero."""
-    _, digits, exponent = value.as_tuple()
-    assert isinstance(exponent, int)
-    count = len(digits)
-    while count > 1 and digits[count - 1] == 0:
-        count -= 1
-        exponent += 1
-    return (0, 0) if digits[:count] == (0,) else (max(0, count + exponent), min(0, exponent))
-
-
-def _survives_as_float(value: Decimal) -> bool:
-    if value == value.to_integral_value() and abs(value) < 2**63:
-        return True
-    return math.isfinite(float(value)) and Decimal(repr(float(value))) == value
