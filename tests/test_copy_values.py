@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from copy_databases import ask, database
-from sqlalchemy import Column, Integer, Interval, MetaData, Table, Uuid
+from sqlalchemy import Column, Integer, Interval, MetaData, Table, Uuid, make_url
 
 from qsession import CopyError, copy
 
@@ -72,4 +72,36 @@ async def test_json_that_is_a_number(new):
         (1.5,),
         ("[12345678901234567890123]",),
         ("true",),
+    ]
+
+
+@pytest.mark.parametrize("kind", POSTGRESQL)
+async def test_settings_of_the_database(new, kind):
+    """How it writes floats, dates and bytes for others does not change what is copied."""
+    there, here = await new(kind), await new("sqlite")
+    name = make_url(there).database
+    settings = (
+        "extra_float_digits = 0",
+        "datestyle = 'SQL, DMY'",
+        "timezone = 'Europe/Amsterdam'",
+        "bytea_output = 'escape'",
+        "intervalstyle = 'sql_standard'",
+    )
+    await ask(there, *(f"ALTER DATABASE {name} SET {setting}" for setting in settings))
+    await ask(
+        there,
+        "CREATE TABLE t (id integer PRIMARY KEY, x double precision, day date, at timestamptz, "
+        "b bytea, span interval)",
+        "INSERT INTO t VALUES (1, 0.1::float8 + 0.2::float8, '2024-02-01', "
+        "'1900-01-01 00:00:00Z', 'a\\000b', '-1 days -02:03:04')",
+    )
+    await copy(there, here, zone="UTC", verify=True)
+    assert await ask(here, "SELECT x, day, at, b, span FROM t") == [
+        (
+            0.1 + 0.2,
+            "2024-02-01",
+            "1900-01-01 00:00:00.000000",
+            b"a\0b",
+            "1969-12-30 21:56:56.000000",
+        )
     ]

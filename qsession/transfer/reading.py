@@ -45,12 +45,18 @@ _FIRST_ROWS = 64
 _PATIENCE = 3600
 """Seconds that MySQL waits for the copy to take the next row, or to send something."""
 _SETTINGS = (
+    "datestyle = 'ISO, YMD'",
     "intervalstyle = 'iso_8601'",
+    "timezone = 'UTC'",
+    "extra_float_digits = 3",
+    "bytea_output = 'hex'",
+    "standard_conforming_strings = on",
     "statement_timeout = 0",
     "idle_in_transaction_session_timeout = 0",
     "row_security = off",
 )
-"""Of PostgreSQL: https://www.postgresql.org/docs/current/runtime-config-client.html"""
+"""Of PostgreSQL, whatever the role and the database say. The psycopg driver gets text:
+https://www.postgresql.org/docs/current/runtime-config-client.html"""
 
 
 def open_engine(url: URL) -> AsyncEngine:
