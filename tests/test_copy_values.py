@@ -75,6 +75,34 @@ async def test_json_that_is_a_number(new):
     ]
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "NO_BACKSLASH_ESCAPES",
+        "EMPTY_STRING_IS_NULL",
+        "PAD_CHAR_TO_FULL_LENGTH",
+        "ANSI_QUOTES,NO_ZERO_DATE",
+    ],
+)
+async def test_modes_of_the_server(new, mode):
+    """What it makes of texts for others does not change what is copied, there and back."""
+    source, here, back = await new("sqlite"), await new("asyncmy"), await new("sqlite")
+    await ask(
+        source,
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v VARCHAR(20), b BLOB, c CHAR(9))",
+        "INSERT INTO t VALUES (1, 'C:\\new', x'615c6227', 'ab'), (2, '', x'', '')",
+    )
+    maria = make_url(here).update_query_dict({"init_command": f"SET sql_mode = '{mode}'"})
+    await ask(
+        here,
+        "CREATE TABLE t (id bigint PRIMARY KEY, v varchar(20), b longblob, c char(9))",
+    )
+    await copy(source, maria, verify=True)
+    await copy(maria, back, verify=True)
+    every = "SELECT v, b, c FROM t ORDER BY id"
+    assert await ask(here, every) == await ask(source, every) == await ask(back, every)
+
+
 @pytest.mark.parametrize("kind", POSTGRESQL)
 async def test_settings_of_the_database(new, kind):
     """How it writes floats, dates and bytes for others does not change what is copied."""

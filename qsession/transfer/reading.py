@@ -59,6 +59,15 @@ _SETTINGS = (
 https://www.postgresql.org/docs/current/runtime-config-client.html"""
 
 
+_SQL_MODE = (
+    "CONCAT(IF(FIND_IN_SET('ANSI_QUOTES', @@sql_mode), 'ANSI_QUOTES,', ''), "
+    "'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION')"
+)
+"""Of MySQL, in full: other modes make NULL of an empty text, fill it up, or keep its backslashes.
+Which quotes names have is what SQLAlchemy has asked for before, so that stays.
+https://mariadb.com/kb/en/sql-mode/"""
+
+
 def open_engine(url: URL) -> AsyncEngine:
     """An engine for a copy: what SQLite does runs in a thread, whatever its length.
 
@@ -156,7 +165,8 @@ async def settle(connection: AsyncConnection) -> None:
             await connection.exec_driver_sql(f"SET LOCAL {setting}")
     elif connection.dialect.name in ("mysql", "mariadb"):
         await connection.exec_driver_sql(
-            f"SET SESSION time_zone = '+00:00', net_write_timeout = {_PATIENCE}, "
+            f"SET SESSION sql_mode = {_SQL_MODE}, "
+            f"time_zone = '+00:00', net_write_timeout = {_PATIENCE}, "
             f"net_read_timeout = {_PATIENCE}, wait_timeout = {_PATIENCE}"
         )
 

@@ -150,10 +150,7 @@ async def _lock(connection: AsyncConnection, names: Sequence[str]) -> bool:
 async def begin(target: AsyncConnection) -> None:
     """Begin a transaction in which nothing is rounded, cut or numbered anew on its way in."""
     if target.dialect.name in ("mysql", "mariadb"):
-        await target.exec_driver_sql(
-            "SET SESSION foreign_key_checks = 0, sql_mode = "
-            "CONCAT(@@sql_mode, ',STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO')"
-        )
+        await target.exec_driver_sql("SET SESSION foreign_key_checks = 0")
     await settle(target)
 
 
