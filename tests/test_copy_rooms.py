@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from copy_databases import ask, database, made
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from qsession import CopyError, copy
@@ -51,6 +51,34 @@ async def test_rows_that_are_committed_while_it_waits(new, tmp_path, kind):
     finally:
         await engine.dispose()
     assert await ask(here, "SELECT id FROM t") == [(77,)]
+
+
+TRIGGERS = {
+    "sqlite": """
+    CREATE TRIGGER keep_out BEFORE INSERT ON t WHEN new.id = 2 BEGIN SELECT RAISE(IGNORE); END
+    """,
+    "postgresql": """
+    CREATE TRIGGER keep_out BEFORE INSERT ON t FOR EACH ROW WHEN (new.id = 2)
+    EXECUTE FUNCTION nothing()
+    """,
+}
+FUNCTION = """
+CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", *POSTGRESQL])
+async def test_a_trigger_that_leaves_rows_out(new, tmp_path, kind):
+    """Those rows would be lost in silence: the copy fails, and nothing is there."""
+    here = await new(kind)
+    backend = make_url(here).get_backend_name()
+    if backend == "postgresql":
+        await ask(here, FUNCTION)
+    await ask(here, "CREATE TABLE t (id bigint PRIMARY KEY)", TRIGGERS[backend])
+    source = made(tmp_path / "s.db", f"{ROW} INSERT INTO t VALUES (2), (3);")
+    with pytest.raises(CopyError, match="the target took 2 of 3 rows of t: a trigger"):
+        await copy(source, here)
+    assert await ask(here, "SELECT count(*) FROM t") == [(0,)]
 
 
 @pytest.mark.parametrize("engine", ["MyISAM", "Aria"])

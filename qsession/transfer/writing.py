@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..errors import CopyError
 from .kinds import Kind, Wanted
 from .times import EPOCH
 
@@ -26,18 +27,28 @@ async def write(
 ) -> None:
     """Write converted rows in the transaction of ``connection``, which must have begun.
 
-    Raises what the driver raises. Cancelled, or after an error, that transaction is to be rolled
+    Raises :class:`CopyError` if a trigger kept some of them out, and what the driver raises.
+    Cancelled, or after an error, that transaction is to be rolled
     back.
     """
+    taken = await _send(connection, table, names, _encoded(rows, takes, connection.dialect.name))
+    if taken != len(rows):
+        raise CopyError(
+            f"the target took {taken} of {len(rows)} rows of {table.fullname}: a trigger there "
+            "left the others out. Disable it"
+        )
+
+
+async def _send(connection: AsyncConnection, table: Table, names: Sequence[str], rows: Rows) -> int:
+    """Write rows as the driver takes them. How many the database says are there now."""
     driver = connection.dialect.driver
-    rows = _encoded(rows, takes, connection.dialect.name)
     if driver == "asyncpg":
         raw = await connection.get_raw_connection()
         assert raw.driver_connection is not None
-        await raw.driver_connection.copy_records_to_table(
+        status = await raw.driver_connection.copy_records_to_table(
             table.name, schema_name=table.schema, columns=list(names), records=rows
         )
-        return
+        return int(status.rpartition(" ")[2])  # COPY 7
     prepare = connection.dialect.identifier_preparer
     where = prepare.format_table(table)
     columns = ", ".join(prepare.quote(name) for name in names)
@@ -45,16 +56,18 @@ async def write(
         raw = await connection.get_raw_connection()
         assert raw.driver_connection is not None
         statement = f"COPY {where} ({columns}) FROM STDIN".replace("%%", "%")
-        async with raw.driver_connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                await copy.write_row(row)
-        return
+        async with raw.driver_connection.cursor() as cursor:
+            async with cursor.copy(statement) as copy:
+                for row in rows:
+                    await copy.write_row(row)
+            return int(cursor.rowcount)
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     marks = ", ".join([mark] * len(names))
-    await connection.exec_driver_sql(
+    result = await connection.exec_driver_sql(
         f"INSERT INTO {where} ({columns}) VALUES ({marks})",  # noqa: S608
         rows,
     )
+    return result.rowcount
 
 
 def _encoded(rows: Rows, takes: Sequence[Wanted], dialect: str) -> Rows:
