@@ -133,3 +133,31 @@ async def test_settings_of_the_database(new, kind):
             "1969-12-30 21:56:56.000000",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "reason"),
+    [
+        ("double(7,2)", 1.234, "more than 2 digits after the point"),
+        ("double(7,2)", 123456.5, "more than 5 digits before the point"),
+        ("float(7,2)", 1.0625, "more than 2 digits after the point"),
+        ("double unsigned", -1.5, "a negative number"),
+        ("float unsigned", -1.5, "a negative number"),
+        ("decimal(10,2) unsigned", -1.5, "a negative number"),
+    ],
+)
+async def test_numbers_that_mysql_would_change(new, type_, value, reason):
+    """It rounds floats of so many digits in silence, and refuses signs: the check tells of both."""
+    there, here = await new("sqlite"), await new("asyncmy")
+    await ask(
+        there,
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v FLOAT)",
+        f"INSERT INTO t VALUES (1, {value}), (2, 1.25), (3, NULL)",
+    )
+    await ask(here, f"CREATE TABLE t (id bigint PRIMARY KEY, v {type_})")
+    with pytest.raises(CopyError, match=f"t.v: {reason}") as raised:
+        await copy(there, here, check=True)
+    assert [each.row for each in raised.value.problems] == ["id=1"]
+    await ask(there, "DELETE FROM t WHERE id = 1")
+    await copy(there, here, verify=True)
+    assert await ask(here, "SELECT v FROM t ORDER BY id") == [(1.25,), (None,)]

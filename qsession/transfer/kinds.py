@@ -42,6 +42,8 @@ class Wanted:
     """Whether the column has a type for it; else the model keeps it in another one."""
     bounds: tuple[int, int] | None = None
     """The least and the greatest integer."""
+    unsigned: bool = False
+    """Whether a decimal or a float is never negative."""
     single: bool = False
     """Whether a float has 32 bits only."""
     nan: bool = True
@@ -190,9 +192,12 @@ def _of_mysql(takes: Wanted, type_: Any) -> Wanted:
             return replace(takes, bounds=(1901, 2155))
         return replace(takes, bounds=_bounds(type_))
     if takes.kind is Kind.FLOAT:
-        return replace(takes, single=not isinstance(type_, types.Double | mysql.DOUBLE))
-    if takes.kind is Kind.NUMERIC:
-        return replace(takes, precision=type_.precision, scale=_scale(type_))
+        takes = replace(takes, single=not isinstance(type_, types.Double | mysql.DOUBLE))
+        if getattr(type_, "scale", None) is None:
+            return replace(takes, unsigned=_unsigned(type_))
+    if takes.kind in (Kind.NUMERIC, Kind.FLOAT):  # DOUBLE(7, 2) rounds as DECIMAL(7, 2) does
+        precision, scale = type_.precision, _scale(type_)
+        return replace(takes, unsigned=_unsigned(type_), precision=precision, scale=scale)
     if takes.kind is Kind.ENUM:
         return replace(takes, labels=tuple(type_.enums))
     if takes.kind in (Kind.TIMESTAMP, Kind.TIME, Kind.INTERVAL):
@@ -228,6 +233,10 @@ def _scale(type_: Any) -> int | None:
 
 def _bounds(type_: Any) -> tuple[int, int]:
     bits = next((bits for each, bits in _BITS.items() if isinstance(type_, each)), 32)
-    if getattr(type_, "unsigned", False):
+    if _unsigned(type_):
         return 0, 2**bits - 1
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _unsigned(type_: Any) -> bool:
+    return bool(getattr(type_, "unsigned", False))

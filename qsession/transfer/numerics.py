@@ -75,6 +75,8 @@ def to_float(value: Any, takes: Wanted) -> float:
             raise Unfit("infinity, which the database does not know")
     elif takes.single and _single(found) != found:
         raise Unfit("more digits than a float of 32 bits keeps")
+    elif takes.unsigned or takes.scale is not None:
+        _check_extent(Decimal(repr(found)), takes)
     return found
 
 
@@ -92,15 +94,21 @@ def to_numeric(value: Any, takes: Wanted) -> Decimal:
             raise Unfit("infinity or NaN in a column of decimals")
     else:
         raise Unfit(f"{name_of(value)} in a column of decimals")
+    _check_extent(found, takes)
+    if takes.binary and not _survives_as_float(found):
+        raise Unfit("more digits than the 15 that SQLite keeps of a decimal")
+    return found
+
+
+def _check_extent(found: Decimal, takes: Wanted) -> None:
+    if takes.unsigned and found < 0:
+        raise Unfit("a negative number in a column that takes none")
     digits, exponent = _extent(found)
     if takes.scale is not None and -exponent > takes.scale:
         raise Unfit(f"more than {takes.scale} digits after the point")
     if takes.precision is not None and digits > takes.precision - (takes.scale or 0):
         before = takes.precision - (takes.scale or 0)
         raise Unfit(f"more than {before} digits before the point")
-    if takes.binary and not _survives_as_float(found):
-        raise Unfit("more digits than the 15 that SQLite keeps of a decimal")
-    return found
 
 
 def name_of(value: Any) -> str:
