@@ -288,6 +288,29 @@ async def test_defaults_of_postgresql(new, kind):
     assert (UUID(key), str(day)) == (UUID(int=15), "2024-01-02")
 
 
+BACKSLASHES = {
+    "sqlite": r"a varchar(9) DEFAULT 'a\bc', b varchar(9) DEFAULT 'it''s', c blob DEFAULT '\n'",
+    "psycopg": r"a varchar(9) DEFAULT 'a\bc', b varchar(9) DEFAULT 'it''s', c bytea",
+    "asyncmy": r"a varchar(9) DEFAULT 'a\\bc', b varchar(9) DEFAULT 'it''s', c varbinary(9)",
+}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("source", BACKSLASHES)
+@pytest.mark.parametrize("target", BACKSLASHES)
+async def test_backslashes_and_quotes_in_defaults(new, source, target):
+    """They mean other things in the literals of MySQL, and the same in the new column."""
+    there, here = await new(source), await new(target)
+    await ask(there, f"CREATE TABLE t (id integer PRIMARY KEY, {BACKSLASHES[source]})")
+    report = await copy(there, here)
+    assert all(note.startswith("t.c: left out its default") for note in report.notes)
+    for url in (there, here):
+        await ask(url, "INSERT INTO t (id) VALUES (1)")
+        assert await ask(url, "SELECT a, b FROM t") == [(r"a\bc", "it's")]
+    if (source, target) == ("sqlite", "psycopg"):
+        assert await ask(here, "SELECT c FROM t") == [(rb"\n",)]
+
+
 NAMES = """
 CREATE TABLE places (id INTEGER PRIMARY KEY, x INTEGER, CONSTRAINT uq UNIQUE (x));
 CREATE TABLE more (id INTEGER PRIMARY KEY, x INTEGER, place INTEGER,

@@ -16,7 +16,11 @@ from .values import Unfit, converter
 FIRST = "qsession_first"
 """In ``Table.info``: statements that are sent before the table is made."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
-_TEXT = re.compile(r"'([^']*)'", re.DOTALL)
+_TEXT = re.compile(r"'((?:[^']|'')*)'", re.DOTALL)
+_MYSQL_TEXT = re.compile(r"'((?:[^'\\]|''|\\.)*)'", re.DOTALL)
+_ESCAPED = re.compile(r"''|\\(.)", re.DOTALL)
+_ESCAPES = {"0": "\0", "n": "\n", "r": "\r"}
+"""What SHOW CREATE TABLE writes: https://mariadb.com/kb/en/string-literals/"""
 _CAST = re.compile(r"::[\w\s\"\[\]().,]+$")
 _NEXTVAL = re.compile(r"nextval\('([^']+)'::regclass\)")
 _NOW = {
@@ -45,7 +49,7 @@ def keep_sequences(table: Table) -> None:
 
 
 def default_of(
-    column: Column[Any], type_: TypeEngine[Any], target: Dialect
+    column: Column[Any], type_: TypeEngine[Any], source: Dialect, target: Dialect
 ) -> tuple[str | None, str]:
     """The default for a column of ``type_``; and what of it was left out, for people."""
     if column.computed is not None:
@@ -58,12 +62,13 @@ def default_of(
         written = written[1:-1].strip()
     if "nextval(" in written and column is column.table.autoincrement_column:
         return None, ""  # what autoincrement stands for
-    found = _for(_without_cast(written), type_, target)
+    literal = _without_cast(written)
+    found = _for(literal, _value(literal, _is_mysql(source)), type_, target)
     return found, ("" if found else f"default {written}")
 
 
-def _for(literal: str, type_: TypeEngine[Any], target: Dialect) -> str | None:
-    on_mysql = target.name in ("mysql", "mariadb")
+def _for(literal: str, given: Any, type_: TypeEngine[Any], target: Dialect) -> str | None:
+    on_mysql = _is_mysql(target)
     if literal.upper() == "NULL":
         return "NULL"
     if on_mysql and isinstance(type_, types.Text | types.JSON | mysql.LONGTEXT | mysql.LONGBLOB):
@@ -76,11 +81,10 @@ def _for(literal: str, type_: TypeEngine[Any], target: Dialect) -> str | None:
             precise = isinstance(type_, mysql.DATETIME) and literal.upper() == "CURRENT_TIMESTAMP"
             return "CURRENT_TIMESTAMP(6)" if precise else f"({literal})"
         return literal
-    value = _value(literal)
-    if value is None:
+    if given is None:
         return None
     try:
-        value = converter(takes)(value)
+        value = converter(takes)(given)
     except Unfit:
         return None
     if takes.kind is Kind.BOOLEAN:
@@ -89,9 +93,23 @@ def _for(literal: str, type_: TypeEngine[Any], target: Dialect) -> str | None:
         return f"'{value.hex}'"
     if takes.kind is Kind.INTERVAL and target.name != "postgresql":
         return None
+    if takes.kind is Kind.BYTES:
+        return rf"'\x{value.hex()}'" if target.name == "postgresql" else f"X'{value.hex()}'"
     if takes.kind is Kind.JSON:
-        return literal if literal.startswith("'") else f"'{value}'"
-    return str(value) if takes.kind in (Kind.INTEGER, Kind.NUMERIC) else literal
+        return _quoted(value, on_mysql)
+    if takes.kind in (Kind.INTEGER, Kind.NUMERIC):
+        return str(value)
+    return _quoted(given, on_mysql) if isinstance(given, str) else literal
+
+
+def _is_mysql(dialect: Dialect) -> bool:
+    return dialect.name in ("mysql", "mariadb")
+
+
+def _quoted(text: str, on_mysql: bool) -> str:
+    """A literal of SQL. A backslash stands for itself, but for MySQL."""
+    text = text.replace("\\", "\\\\") if on_mysql else text
+    return "'{}'".format(text.replace("'", "''"))
 
 
 def _without_cast(written: str) -> str:
@@ -100,11 +118,17 @@ def _without_cast(written: str) -> str:
     return written if shorter == written else _without_cast(shorter)
 
 
-def _value(literal: str) -> Any:
+def _value(literal: str, on_mysql: bool) -> Any:
     """What stands for itself: a number, a text, true or false, which are numbers in SQLite."""
     if literal.upper() in ("TRUE", "FALSE"):
         return int(literal.upper() == "TRUE")
     if _NUMBER.fullmatch(literal):
         return int(literal) if literal.lstrip("+-").isdecimal() else Decimal(literal)
-    text = _TEXT.fullmatch(literal)
-    return text and text[1]
+    text = (_MYSQL_TEXT if on_mysql else _TEXT).fullmatch(literal)
+    if text is None:
+        return None
+    return _ESCAPED.sub(_unescaped, text[1]) if on_mysql else text[1].replace("''", "'")
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return "'" if match[1] is None else _ESCAPES.get(match[1], match[1])

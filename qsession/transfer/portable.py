@@ -114,7 +114,7 @@ def _rebuild_column(column: Column[Any], making: _Making, keyed: bool) -> Column
     type_ = _type_for(column, making.source, target, keyed)
     if isinstance(type_, types.Enum) and target.name == "postgresql":
         type_.name = making.another(str(type_.name))
-    default, left_out = default_of(column, type_, target)
+    default, left_out = default_of(column, type_, making.source, target)
     autoincrement, numbers = column.autoincrement, []
     if _is_numbered(column) and not _numbers_itself(column, target):
         if target.name == "postgresql":
