@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, ForeignKeyConstraint, MetaData, Table, text
+from sqlalchemy import Connection, Dialect, ForeignKeyConstraint, MetaData, Table, text
 
 from ..errors import CopyError
 
@@ -44,6 +44,21 @@ def called_there(wanted: Iterable[str], there: Iterable[str], any_case: bool) ->
 def referred(constraint: ForeignKeyConstraint) -> str:
     """The key of the table that a foreign key leads to, which need not be known."""
     return constraint.elements[0].target_fullname.rpartition(".")[0]
+
+
+def as_value(dialect: Dialect, table: Table) -> str:
+    """The name of a table, quoted, where it is a value rather than a part of a statement."""
+    name = dialect.identifier_preparer.format_table(table)
+    return name.replace("%%", "%") if _has_percents(dialect) else name
+
+
+def as_statement(dialect: Dialect, written: str) -> str:
+    """What a database wrote, as a statement: some drivers take a % for the mark of a parameter."""
+    return written.replace("%", "%%") if _has_percents(dialect) else written
+
+
+def _has_percents(dialect: Dialect) -> bool:
+    return dialect.paramstyle in ("format", "pyformat")
 
 
 def take_away(constraint: ForeignKeyConstraint) -> None:

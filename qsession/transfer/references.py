@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import CopyError
 from .inheritance import own_rows
-from .names import referred
+from .names import as_statement, as_value, referred
 from .plan import TablePlan
 from .problems import SAMPLES, Problems
 from .reading import bare
@@ -98,15 +98,17 @@ async def take_off(target: AsyncConnection, keys: Iterable[ForeignKeyConstraint]
     prepare = target.dialect.identifier_preparer
     for each in keys:
         where, name = prepare.format_table(each.table), prepare.quote(str(each.name))
+        of = {"table": as_value(target.dialect, each.table), "name": str(each.name)}
         found = await target.scalar(
             text(
                 "SELECT pg_get_constraintdef(oid) FROM pg_constraint "
                 "WHERE conrelid = to_regclass(:table) AND conname = :name AND contype = 'f'"
             ),
-            {"table": where, "name": str(each.name)},
+            of,
         )
         await target.exec_driver_sql(f"ALTER TABLE {where} DROP CONSTRAINT {name}")
-        put_back = f"ALTER TABLE {where} ADD CONSTRAINT {name} {found}"
+        kept = as_statement(target.dialect, str(found))
+        put_back = f"ALTER TABLE {where} ADD CONSTRAINT {name} {kept}"
         statements.append((each.table.key, put_back))
     return statements
 

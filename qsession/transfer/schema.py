@@ -22,7 +22,7 @@ from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 from ..errors import CopyError
 from .defaults import FIRST
 from .inheritance import not_inherited, partitions, separate
-from .names import called_there, ignores_case, referred, resolve_references, take_away
+from .names import as_statement, called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
 from .sqlite_schema import WRITTEN, complete, prepare
 
@@ -256,7 +256,7 @@ def create(
                 take_away(constraint)
     for table in missing:
         for statement in (*table.info.get(FIRST, ()), *table.info.get(WRITTEN, ())):
-            connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(as_statement(connection.dialect, statement))
     declared.create_all(connection, tables=[each for each in missing if WRITTEN not in each.info])
     return completing
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 from sqlalchemy import BigInteger, Table, Text, cast, exc, func, literal, select, text
-from sqlalchemy import column as column_
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from .names import as_value
 from .plan import TablePlan
 from .reading import bare
 
 # Of each column: the sequence behind "serial" and "identity", or behind a default of nextval();
-# its greatest number, and the last one that it gave out.
+# its first number, its bounds and steps, and the last one that it gave out.
 _SEQUENCES = text(
     """
-    SELECT a.attname, s.oid::regclass::text, q.seqmax,
+    SELECT a.attname, s.oid::regclass::text, q.seqstart, q.seqmin, q.seqmax, q.seqincrement,
         CASE WHEN has_sequence_privilege(s.oid, 'SELECT, USAGE')
             THEN pg_sequence_last_value(s.oid) END
     FROM pg_attribute a
@@ -32,7 +33,7 @@ _SEQUENCES = text(
         THEN p.refobjid ELSE p.objid END AND s.relkind = 'S'
     JOIN pg_sequence q ON q.seqrelid = s.oid
     WHERE a.attrelid = to_regclass(:table) AND a.attnum > 0 AND NOT a.attisdropped
-    GROUP BY 1, 2, 3, 4
+    GROUP BY 1, 2, 3, 4, 5, 6, 7
     """
 )
 
@@ -87,10 +88,9 @@ async def after_commit(target: AsyncConnection, statements: Sequence[str]) -> li
 
 async def _given_out(source: AsyncConnection, table: Table) -> dict[str, int]:
     """For each column that numbers itself the last number, as far as the source remembers it."""
-    name = source.dialect.identifier_preparer.format_table(table)
     if source.dialect.name == "postgresql":
-        found = await source.execute(_SEQUENCES, {"table": name})
-        return {column: int(last) for column, _, _, last in found if last is not None}
+        found = await source.execute(_SEQUENCES, {"table": as_value(source.dialect, table)})
+        return {column: int(last) for column, *_, last in found if last is not None}
     if source.dialect.name == "sqlite":
         key = [each.name for each in table.primary_key]
         last = await _autoincremented(source, table)
@@ -98,6 +98,7 @@ async def _given_out(source: AsyncConnection, table: Table) -> dict[str, int]:
     numbered = _numbered(table)
     if numbered is None:
         return {}
+    name = source.dialect.identifier_preparer.format_table(table)
     shown = await source.exec_driver_sql(f"SHOW CREATE TABLE {name}")
     written = str(shown.mappings().one()["Create Table"])
     found_next = _NEXT.search(written.rpartition("\n")[2])
@@ -120,20 +121,19 @@ def _numbered(table: Table) -> str | None:
 
 
 async def _set_sequences(target: AsyncConnection, table: Table, given: dict[str, int]) -> None:
-    name = target.dialect.identifier_preparer.format_table(table)
-    found = (await target.execute(_SEQUENCES, {"table": name})).all()
-    for column, sequence, limit, _ in found:
-        greatest = await _greatest(target, table, column)
-        value = min(max(greatest, given.get(column, 0)), limit)
-        if value < 1:
+    of = {"table": as_value(target.dialect, table)}
+    found = (await target.execute(_SEQUENCES, of)).all()
+    for column, sequence, start, least, greatest, step, last in found:
+        further: Any = max if step > 0 else min
+        numbers = [given.get(column), await _furthest(target, table, column, step > 0)]
+        known = [each for each in numbers if each is not None]
+        if not known:
             continue
-        named = cast(cast(literal(sequence), Text), REGCLASS)
-        number = literal(value, BigInteger)
-        await target.execute(
-            select(func.setval(named, number))
-            .select_from(text(sequence))
-            .where(column_("last_value") <= number)
-        )
+        value = min(max(further(known), least), greatest)
+        begun = start if last is None else last
+        if further(value, begun) == value:
+            named = cast(cast(literal(sequence), Text), REGCLASS)
+            await target.execute(select(func.setval(named, literal(value, BigInteger))))
 
 
 async def _set_autoincrement(target: AsyncConnection, table: Table, given: dict[str, int]) -> None:
@@ -156,13 +156,18 @@ async def _auto_increment(
 ) -> list[str]:
     """The statement that sets it. A smaller number than that of the rows changes nothing."""
     column = _numbered(table)
-    if column is None or given.get(column, 0) <= await _greatest(target, table, column):
+    if column is None:
+        return []
+    if given.get(column, 0) <= (await _furthest(target, table, column) or 0):
         return []
     name = target.dialect.identifier_preparer.format_table(table)
     return [f"ALTER TABLE {name} AUTO_INCREMENT = {given[column] + 1}"]
 
 
-async def _greatest(target: AsyncConnection, table: Table, column: str) -> int:
-    """The greatest number. A text may be made of one of a sequence, and is none."""
-    found = await target.scalar(select(func.max(bare(table).c[column])))
-    return int(found) if isinstance(found, int | float | Decimal) else 0
+async def _furthest(
+    target: AsyncConnection, table: Table, column: str, ascending: bool = True
+) -> int | None:
+    """The greatest number, or the least. A text may be made of one of a sequence, and is none."""
+    furthest = func.max if ascending else func.min
+    found = await target.scalar(select(furthest(bare(table).c[column])))
+    return int(found) if isinstance(found, int | float | Decimal) else None
