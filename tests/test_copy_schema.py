@@ -443,3 +443,46 @@ async def test_numbers_that_cannot_be_set(new, tmp_path):
     (note,) = report.notes
     assert note.startswith("not done: ALTER TABLE t AUTO_INCREMENT = 4. The database says: ")
     assert await ask(here, "SELECT count(*) FROM t") == [(2,)]
+
+
+@pytest.mark.servers
+async def test_what_postgresql_has_beside_tables(new):
+    """It is named, also between two databases of its kind."""
+    there, here = await new("psycopg"), await new("psycopg")
+    await ask(
+        there,
+        "CREATE TABLE t (id int PRIMARY KEY, at int4range, EXCLUDE USING gist (at WITH &&))",
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
+        "CREATE TRIGGER tg BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+        "CREATE RULE ru AS ON DELETE TO t DO INSTEAD NOTHING",
+        "CREATE MATERIALIZED VIEW mv AS SELECT 1",
+        "ALTER TABLE t ENABLE ROW LEVEL SECURITY",
+    )
+    assert (await copy(there, here)).notes == (
+        "mv: left out, as it is a materialized view",
+        "t: left out its row-level security",
+        "t: left out the exclusion constraint t_at_excl",
+        "t: left out the rule ru",
+        "t: left out the trigger tg",
+    )
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["asyncmy", "psycopg"])
+async def test_what_mariadb_has_beside_tables(new, kind):
+    """It is named, also between two databases of its kind; a sequence is that of the source."""
+    there, here = await new("asyncmy"), await new(kind)
+    if "Maria" not in str(await ask(there, "SELECT version()")):
+        pytest.skip("MySQL has no sequences")
+    await ask(
+        there,
+        "CREATE SEQUENCE s",
+        "CREATE TABLE t (id int PRIMARY KEY DEFAULT nextval(s), v int INVISIBLE)",
+        "CREATE TRIGGER tg BEFORE INSERT ON t FOR EACH ROW SET new.v = 1",
+        "INSERT INTO t () VALUES ()",
+    )
+    trigger, default, invisible = (await copy(there, here, verify=True)).notes
+    assert trigger == "t: left out the trigger tg"
+    assert default.startswith("t.id: left out its default nextval(")
+    assert invisible == "t.v: left out that it is invisible"
+    assert await ask(here, "SELECT id, v FROM t") == [(1, 1)]

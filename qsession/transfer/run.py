@@ -13,6 +13,7 @@ from . import books
 from . import target as targets
 from .events import Report
 from .identity import refuse_the_same
+from .left_out import left_out
 from .loading import Loading, reason_of
 from .options import Options, refuse_wrong_urls
 from .plan import TablePlan
@@ -26,7 +27,6 @@ from .schema import (
     Completing,
     create,
     declare,
-    left_out,
     missing_tables,
     reflect,
     reflect_only,

@@ -15,13 +15,13 @@ from sqlalchemy import (
     Table,
     exc,
     inspect,
-    text,
 )
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from ..errors import CopyError
 from .defaults import FIRST
-from .inheritance import not_inherited, partitions, separate
+from .inheritance import partitions, separate
+from .left_out import virtual_tables
 from .names import as_statement, called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
 from .sqlite_schema import WRITTEN, complete, prepare
@@ -62,7 +62,7 @@ def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     PostgreSQL's partitions, whose rows are those of the tables that they are parts of.
     """
     metadata = MetaData()
-    apart = {BOOKS, *_virtual(connection), *partitions(connection)}
+    apart = {BOOKS, *virtual_tables(connection), *partitions(connection)}
     there = set(inspect(connection).get_table_names()) - apart
     prepare(connection)
     metadata.reflect(connection, only=sorted(there), resolve_fks=False)
@@ -114,43 +114,6 @@ def refuse_what_is_no_table(wanted: Iterable[Table], there: MetaData) -> None:
             f"nothing was copied: in the target, {names} is no table that rows can be copied to. "
             "If it is a view, rename or drop it; or another copy has made it, and dropped it"
         )
-
-
-def left_out(connection: Connection, schema_too: bool) -> list[str]:
-    """Notes on what is no table with rows: virtual tables and, where asked for, the schema's rest.
-
-    Where the models make the schema, or migrations, what they leave out was left out on purpose.
-    """
-    notes = [
-        f"{name}: not copied, as it is a virtual table or part of one"
-        for name in sorted(_virtual(connection))
-    ]
-    if not schema_too:
-        return notes
-    views = inspect(connection).get_view_names()
-    notes += [f"{name}: left out, as it is a view" for name in views]
-    notes += not_inherited(connection)
-    if connection.dialect.name == "sqlite":
-        triggers = text("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY 1")
-        notes += [
-            f"{name}: left out, as it is a trigger" for (name,) in connection.execute(triggers)
-        ]
-    return notes
-
-
-def _virtual(connection: Connection) -> set[str]:
-    if connection.dialect.name != "sqlite":
-        return set()
-    try:
-        rows = connection.execute(
-            text("SELECT name FROM pragma_table_list WHERE type IN ('virtual', 'shadow')")
-        )
-        return {str(name) for (name,) in rows}
-    except exc.OperationalError:  # SQLite before 3.37
-        rows = connection.execute(
-            text("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%'")
-        )
-        return {str(name) for (name,) in rows}
 
 
 def declare(

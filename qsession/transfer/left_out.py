@@ -1,0 +1,89 @@
+"""What of a schema no table of the target has: named, so that nobody has to find it missing."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, exc, inspect, text
+
+from .inheritance import not_inherited
+
+_OF_POSTGRESQL = text(
+    """
+    WITH ours AS (
+        SELECT c.* FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE pg_table_is_visible(c.oid) AND n.nspname !~ '^pg_|^information_schema$'
+    )
+    SELECT relname, 'left out, as it is a materialized view' FROM ours WHERE relkind = 'm'
+    UNION ALL
+    SELECT relname, 'left out the trigger ' || tgname
+    FROM pg_trigger JOIN ours ON ours.oid = tgrelid WHERE NOT tgisinternal
+    UNION ALL
+    SELECT relname, 'left out the rule ' || rulename
+    FROM pg_rewrite JOIN ours ON ours.oid = ev_class WHERE rulename <> '_RETURN'
+    UNION ALL
+    SELECT relname, 'left out the exclusion constraint ' || conname
+    FROM pg_constraint JOIN ours ON ours.oid = conrelid WHERE contype = 'x'
+    UNION ALL
+    SELECT relname, 'left out its row-level security' FROM ours WHERE relrowsecurity
+    ORDER BY 1, 2
+    """
+)
+# SQLAlchemy does not reflect defaults of sequences, which MariaDB has.
+_OF_MYSQL = text(
+    """
+    SELECT event_object_table, concat('left out the trigger ', trigger_name)
+    FROM information_schema.triggers WHERE trigger_schema = database()
+    UNION ALL
+    SELECT concat(table_name, '.', column_name), 'left out that it is invisible'
+    FROM information_schema.columns
+    WHERE table_schema = database() AND extra LIKE '%INVISIBLE%'
+    UNION ALL
+    SELECT concat(table_name, '.', column_name), concat('left out its default ', column_default)
+    FROM information_schema.columns
+    WHERE table_schema = database() AND column_default LIKE 'nextval(%'
+    ORDER BY 1, 2
+    """
+)
+_OF_SQLITE = text(
+    "SELECT name, 'left out, as it is a trigger' FROM sqlite_master WHERE type = 'trigger' "
+    "ORDER BY 1"
+)
+_REST = {
+    "postgresql": _OF_POSTGRESQL,
+    "mysql": _OF_MYSQL,
+    "mariadb": _OF_MYSQL,
+    "sqlite": _OF_SQLITE,
+}
+
+
+def left_out(connection: Connection, schema_too: bool) -> list[str]:
+    """Notes on what is no table with rows: virtual tables and, where asked for, the schema's rest.
+
+    Where the models make the schema, or migrations, what they leave out was left out on purpose.
+    """
+    notes = [
+        f"{name}: not copied, as it is a virtual table or part of one"
+        for name in sorted(virtual_tables(connection))
+    ]
+    if not schema_too:
+        return notes
+    views = inspect(connection).get_view_names()
+    notes += [f"{name}: left out, as it is a view" for name in views]
+    notes += not_inherited(connection)
+    rest = connection.execute(_REST[connection.dialect.name])
+    return notes + [f"{name}: {what}" for name, what in rest]
+
+
+def virtual_tables(connection: Connection) -> set[str]:
+    """SQLite's tables that a module makes, and those that it keeps its data in."""
+    if connection.dialect.name != "sqlite":
+        return set()
+    try:
+        rows = connection.execute(
+            text("SELECT name FROM pragma_table_list WHERE type IN ('virtual', 'shadow')")
+        )
+        return {str(name) for (name,) in rows}
+    except exc.OperationalError:  # SQLite before 3.37
+        rows = connection.execute(
+            text("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%'")
+        )
+        return {str(name) for (name,) in rows}
