@@ -161,3 +161,20 @@ async def test_numbers_that_mysql_would_change(new, type_, value, reason):
     await ask(there, "DELETE FROM t WHERE id = 1")
     await copy(there, here, verify=True)
     assert await ask(here, "SELECT v FROM t ORDER BY id") == [(1.25,), (None,)]
+
+
+@pytest.mark.parametrize("kind", POSTGRESQL)
+async def test_arrays_that_do_not_begin_at_one(new, kind):
+    """A list of Python does not say where it begins: they are counted, and nothing is copied."""
+    there, here = await new(kind), await new(kind)
+    await ask(
+        there,
+        "CREATE TABLE t (id integer PRIMARY KEY, v integer[])",
+        r"INSERT INTO t VALUES (1, '[0\:1]={7,8}'), (2, '[1\:1][2\:3]={{7,8}}'), (3, '{1,2}'), "
+        "(4, '{{1},{2}}'), (5, '{}'), (6, NULL)",
+    )
+    with pytest.raises(CopyError, match="an array with subscripts that do not begin at 1") as found:
+        await copy(there, here, check=True)
+    assert sum(found.value.counts.values()) == 2
+    await ask(there, "DELETE FROM t WHERE id < 3")
+    assert (await copy(there, here, verify=True)).rows == 4

@@ -11,6 +11,7 @@ from ..errors import CopyError
 from ..handoff import to_end
 from . import books
 from . import target as targets
+from .arrays import find_shifted
 from .events import Report
 from .identity import refuse_the_same
 from .left_out import left_out
@@ -97,6 +98,7 @@ class _Run:
         loading = Loading(self.source, self.target, plans, entries, self.options)
         if unenforced(self.source.dialect, self.target.dialect):
             await find_orphans(self.source, plans, keys, loading.problems)
+        await find_shifted(self.source, plans, loading.problems)
         if not (self.options.check or loading.problems):
             completing = await self._begin(plans, completing, bool(entries))
         await loading.run()
