@@ -178,3 +178,16 @@ async def test_arrays_that_do_not_begin_at_one(new, kind):
     assert sum(found.value.counts.values()) == 2
     await ask(there, "DELETE FROM t WHERE id < 3")
     assert (await copy(there, here, verify=True)).rows == 4
+
+
+async def test_floats_of_some_digits(new):
+    """What MySQL keeps in one column it takes in another one of the same type."""
+    there, here = await new("asyncmy"), await new("asyncmy")
+    await ask(
+        there,
+        "CREATE TABLE t (id int PRIMARY KEY, a float(10,3), b double(10,3))",
+        "INSERT INTO t VALUES (1, 1234.567, 1234.567), (2, -0.1, -0.1), (3, 0, 1234567.891)",
+    )
+    await copy(there, here, verify=True)
+    every = "SELECT a * 1e0, b FROM t ORDER BY id"
+    assert await ask(here, every) == await ask(there, every)

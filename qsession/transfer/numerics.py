@@ -17,6 +17,7 @@ _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 _HUGE = Decimal(10) ** 40
 """Larger than any integer of a database."""
 INT64 = 2**63
+_NEGATIVE = "a negative number in a column that takes none"
 _EXACT = 2**53
 """Up to here every integer is a float."""
 
@@ -75,9 +76,25 @@ def to_float(value: Any, takes: Wanted) -> float:
             raise Unfit("infinity, which the database does not know")
     elif takes.single and _single(found) != found:
         raise Unfit("more digits than a float of 32 bits keeps")
-    elif takes.unsigned or takes.scale is not None:
-        _check_extent(Decimal(repr(found)), takes)
+    else:
+        _check_digits(found, takes)
     return found
+
+
+def _check_digits(found: float, takes: Wanted) -> None:
+    """One of 32 bits, read as one of 64, shows more digits than it was written with.
+
+    MariaDB keeps -0.09999999999999998 where it rounds -0.1 to three digits.
+    """
+    if takes.scale is None:
+        if takes.unsigned and found < 0:
+            raise Unfit(_NEGATIVE)
+        return
+    rounded = round(found, takes.scale)
+    same = _single(rounded) == found if takes.single else f"{rounded:.15g}" == f"{found:.15g}"
+    if not same:
+        raise Unfit(f"more than {takes.scale} digits after the point")
+    _check_extent(Decimal(repr(rounded)), takes)
 
 
 def to_numeric(value: Any, takes: Wanted) -> Decimal:
@@ -102,7 +119,7 @@ def to_numeric(value: Any, takes: Wanted) -> Decimal:
 
 def _check_extent(found: Decimal, takes: Wanted) -> None:
     if takes.unsigned and found < 0:
-        raise Unfit("a negative number in a column that takes none")
+        raise Unfit(_NEGATIVE)
     digits, exponent = _extent(found)
     if takes.scale is not None and -exponent > takes.scale:
         raise Unfit(f"more than {takes.scale} digits after the point")
