@@ -486,3 +486,11 @@ async def test_what_mariadb_has_beside_tables(new, kind):
     assert default.startswith("t.id: left out its default nextval(")
     assert invisible == "t.v: left out that it is invisible"
     assert await ask(here, "SELECT id, v FROM t") == [(1, 1)]
+
+
+@pytest.mark.servers
+async def test_numbering_of_what_is_no_key(new):
+    """SQLAlchemy does not make it, so it is named."""
+    there, here = await new("asyncmy"), await new("asyncmy")
+    await ask(there, "CREATE TABLE t (id int PRIMARY KEY, n int AUTO_INCREMENT UNIQUE)")
+    assert (await copy(there, here)).notes == ("t.n: left out its numbering",)

@@ -78,6 +78,7 @@ def portable(tables: list[Table], source: Dialect, target: Dialect) -> tuple[Met
             if WRITTEN in table.info:
                 same.info[WRITTEN] = table.info[WRITTEN]
             keep_sequences(same)
+            notes += [f"{same.name}.{lost}: left out its numbering" for lost in _unnumbered(same)]
         return metadata, notes
     names = {table.name.lower() for table in tables}
     making = _Making(source, target, metadata, notes, names)
@@ -86,6 +87,16 @@ def portable(tables: list[Table], source: Dialect, target: Dialect) -> tuple[Met
         _add_indexes(table, rebuilt, making)
         notes += [f"{table.name}: left out {lost}" for lost in table.info.get(LOST, ())]
     return metadata, notes
+
+
+def _unnumbered(table: Table) -> list[str]:
+    """Columns with AUTO_INCREMENT that SQLAlchemy makes without, as they are not the key."""
+    key = table.autoincrement_column
+    return [
+        each.name
+        for each in table.columns
+        if each.autoincrement is True and each is not key and each.server_default is None
+    ]
 
 
 def _rebuild(table: Table, making: _Making) -> Table:
