@@ -41,13 +41,19 @@ def listen(engine: Engine) -> None:
     event.listen(engine, "engine_connect", isolation.tell_new_connection)
     event.listen(engine, "set_connection_execution_options", isolation.tell_connection)
     event.listen(engine, "handle_error", failures.explain)
-    event.listen(engine, "begin", failures.note_begin)
-    event.listen(engine, "before_cursor_execute", failures.refuse_after_conflict)
-    event.listen(engine, "commit", failures.refuse_after_conflict)
+    for begin in ("begin", "begin_twophase"):
+        event.listen(engine, begin, failures.forget)
+    for what in ("before_cursor_execute", "commit", "prepare_twophase", "commit_twophase"):
+        event.listen(engine, what, failures.refuse_after_conflict)
+    for commit in ("commit", "commit_twophase"):
+        event.listen(engine, commit, failures.note_commit)
     event.listen(engine, "rollback_savepoint", failures.note_rollback_to_savepoint)
-    event.listen(engine, "commit", failures.note_commit)
     if isolation.is_mysql(engine.dialect):
         event.listen(engine, "begin", isolation.tell_mysql)
+        event.listen(engine, "begin_twophase", isolation.tell_mysql)
+        event.listen(engine, "rollback_twophase", failures.end_two_phases)
+    for rollback in ("rollback", "rollback_twophase"):
+        event.listen(engine, rollback, failures.forget)
 
 
 def take_settings(url: URL, kw: dict[str, Any], names: Iterable[str]) -> tuple[Settings, URL]:

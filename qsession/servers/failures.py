@@ -135,14 +135,25 @@ def _fate(connection: Connection) -> str:
     )
 
 
-def note_begin(connection: Connection) -> None:
-    """Listens for the beginning of each transaction."""
-    for name in (COMMITTING, REFUSED, RETURNING):
-        connection.info.pop(name, None)
+def forget(connection: Connection, *_: object) -> None:
+    """Listens for the beginning of each transaction, and for its rollback before it is sent."""
+    if not connection.invalidated:
+        for name in (COMMITTING, REFUSED, RETURNING):
+            connection.info.pop(name, None)
+
+
+def end_two_phases(connection: Connection, *_: object) -> None:
+    """Listens for each rollback of a transaction in two phases on MySQL or MariaDB.
+
+    Where the server has dropped it, it takes no XA END, with which SQLAlchemy would begin: so the
+    connection is closed (https://dev.mysql.com/doc/refman/8.4/en/xa-states.html).
+    """
+    if not connection.invalidated and REFUSED in connection.info:
+        connection.invalidate()
 
 
 def refuse_after_conflict(connection: Connection, *_: object) -> None:
-    """Listens for each statement and each COMMIT: a transaction that was refused has to end.
+    """Listens for each statement, PREPARE and COMMIT: a transaction that was refused has to end.
 
     MySQL would run the next statement, after a deadlock in a new transaction, and commit it without
     what came before; PostgreSQL would answer a COMMIT with a rollback, and no error.
@@ -161,7 +172,7 @@ def note_rollback_to_savepoint(connection: Connection, *_: object) -> None:
         connection.info[RETURNING] = connection.info.pop(REFUSED, None)
 
 
-def note_commit(connection: Connection) -> None:
+def note_commit(connection: Connection, *_: object) -> None:
     """Listens for each COMMIT, before it is sent."""
     connection.info[COMMITTING] = True
     counters: Any = getattr(connection.engine.pool, "counters", None)

@@ -55,8 +55,8 @@ def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str,
     return told
 
 
-def tell_mysql(connection: Connection) -> None:
-    """Listens for the beginning of each transaction on MySQL or MariaDB."""
+def tell_mysql(connection: Connection, *_: object) -> None:
+    """Listens for the beginning of each transaction on MySQL or MariaDB, in two phases as well."""
     parts = _mysql_parts(connection.get_execution_options())
     if not parts:
         return

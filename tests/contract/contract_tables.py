@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from sqlalchemy import String, event, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 
@@ -102,3 +102,34 @@ class Statements:
 
     def _note(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         self.sent.append(statement)
+
+
+class Meeting:
+    """A place where so many tasks wait for one another, once each."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self.everybody = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Arrive; returns when all have. Those who come again find it over."""
+        self.expected -= 1
+        if self.expected == 0:
+            self.everybody.set()
+        await asyncio.wait_for(self.everybody.wait(), 20)
+
+
+async def told(s: AsyncSession, database: Database) -> tuple[str, bool]:
+    """The isolation of the transaction that is open, as the server sees it."""
+    if "postgresql" in database.driver:
+        level = await s.scalar(text("SELECT current_setting('transaction_isolation')"))
+        read_only = await s.scalar(text("SELECT current_setting('transaction_read_only')"))
+        return level.upper(), read_only == "on"
+    query = text(
+        "SELECT trx_isolation_level, trx_is_read_only FROM information_schema.innodb_trx "
+        f"WHERE trx_mysql_thread_id = {await s.scalar(text('SELECT connection_id()'))}"
+    )
+    async with database.outside.connect() as connection:
+        while (row := (await connection.execute(query)).first()) is None:
+            await asyncio.sleep(0.15)  # InnoDB shows the same picture to who asks within 0.1 s
+    return row[0], bool(row[1])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from contract_tables import Counter, Database, Note
+from contract_tables import Counter, Database, Meeting, Note, told
 from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,21 +16,6 @@ from qsession import ConflictError, QSession, QueuedAsyncEngine
 from qsession.session import SessionMaker
 
 Make = Callable[..., QueuedAsyncEngine]
-
-
-class Meeting:
-    """A place where so many tasks wait for one another, once each."""
-
-    def __init__(self, expected: int) -> None:
-        self.expected = expected
-        self.everybody = asyncio.Event()
-
-    async def wait(self) -> None:
-        """Arrive; returns when all have. Those who come again find it over."""
-        self.expected -= 1
-        if self.expected == 0:
-            self.everybody.set()
-        await asyncio.wait_for(self.everybody.wait(), 20)
 
 
 async def add_one(s: QSession, number: int) -> None:
@@ -273,22 +258,6 @@ async def test_plain_sessions_keep_the_level_of_the_server(
         await s.get(Counter, 1)
         default = "READ COMMITTED" if "postgresql" in database.driver else "REPEATABLE READ"
         assert await told(s, database) == (default, False)
-
-
-async def told(s: AsyncSession, database: Database) -> tuple[str, bool]:
-    """The isolation of the transaction that is open, as the server sees it."""
-    if "postgresql" in database.driver:
-        level = await s.scalar(text("SELECT current_setting('transaction_isolation')"))
-        read_only = await s.scalar(text("SELECT current_setting('transaction_read_only')"))
-        return level.upper(), read_only == "on"
-    query = text(
-        "SELECT trx_isolation_level, trx_is_read_only FROM information_schema.innodb_trx "
-        f"WHERE trx_mysql_thread_id = {await s.scalar(text('SELECT connection_id()'))}"
-    )
-    async with database.outside.connect() as connection:
-        while (row := (await connection.execute(query)).first()) is None:
-            await asyncio.sleep(0.15)  # InnoDB shows the same picture to who asks within 0.1 s
-    return row[0], bool(row[1])
 
 
 async def test_the_engine_keeps_working_after_conflicts(
