@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.sql.elements import RollbackToSavepointClause
 
 from ..errors import ConflictError, QSessionError, ReadOnlyError
+from .isolation import is_mysql
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
@@ -46,10 +47,22 @@ def code_of(error: BaseException) -> object:
     return getattr(error, "sqlstate", None)
 
 
+def _code_in(context: ExceptionContext) -> object:
+    """The code of an error of the driver; None for one that the application's own code raised.
+
+    SQLAlchemy reports those as well: a type of a column, for example, may raise anything.
+    """
+    error = context.original_exception
+    if not isinstance(error, context.dialect.loaded_dbapi.Error):
+        return None
+    code = code_of(error)
+    return code if isinstance(code, int) == is_mysql(context.dialect) else None
+
+
 def explain(context: ExceptionContext) -> Exception | None:
     """Listens for every error of the driver, the ones of COMMIT included."""
     error = context.original_exception
-    code = code_of(error)
+    code = _code_in(context)
     statement = _shorten(context.statement or "COMMIT, or what ends the transaction otherwise")
     if _rolls_back_to_savepoint(context):
         assert context.connection is not None
