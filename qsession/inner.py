@@ -6,14 +6,15 @@ told of commits: a transaction that is no longer the current one has ended, one 
 
 from __future__ import annotations
 
+import copy
 import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy import event, exc
+from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
 
 from qsession.line import Line, in_turn_from_greenlet
 
@@ -112,6 +113,22 @@ def _rolled_back(session: InnerSession, transaction: SessionTransaction) -> None
 
 
 _classes: dict[type[Session], type[InnerSession]] = {Session: InnerSession}
+
+
+def inner_maker(asked: Any) -> Any:
+    """What makes the sessions where the class or `sessionmaker` `asked` was asked for.
+
+    Raises `sqlalchemy.exc.ArgumentError` for any other callable.
+    """
+    if isinstance(asked, sessionmaker):
+        maker = copy.copy(asked)
+        maker.class_ = inner_class(asked.class_)
+        return maker
+    if isinstance(asked, type) and issubclass(asked, Session):
+        return inner_class(asked)
+    raise exc.ArgumentError(
+        f"sync_session_class={asked!r}: give a subclass of Session or a sessionmaker"
+    )
 
 
 def inner_class(base: type[Session]) -> type[InnerSession]:

@@ -20,7 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from qsession.config import ISOLATIONS, Access, Isolation, check_access, check_priority
 from qsession.errors import UncommittedChangesWarning
 from qsession.handoff import to_end
-from qsession.inner import InnerSession, inner_class
+from qsession.inner import InnerSession, inner_maker
 from qsession.line import Line, SharedResult, in_turn
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class QSession(AsyncSession):
         super().__init__(
             bind=_in_mode(bind, mode),
             binds=binds,
-            sync_session_class=inner_class(sync_session_class or self.sync_session_class),
+            sync_session_class=inner_maker(sync_session_class or self.sync_session_class),
             **kw,
         )
         assert isinstance(self.sync_session, InnerSession)

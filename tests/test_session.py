@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import warnings
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,14 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    relationship,
+    sessionmaker,
+)
 from sqlalchemy.util import await_only
 
 from qsession import QueuedAsyncEngine, retry
@@ -377,6 +385,28 @@ async def test_a_sync_session_class_of_the_user_is_kept(engine):
     with pytest.warns(UncommittedChangesWarning, match="insert on users"):
         async with maker() as s:
             await s.execute(insert(User).values(name="Eve"))
+
+
+async def test_a_sync_sessionmaker_of_the_user_is_kept(engine):
+    """A sessionmaker as sync_session_class keeps its defaults, and listeners set on it later."""
+    sync_maker = sessionmaker(expire_on_commit=False, info={"of": "the sync maker"})
+    maker = SessionMaker(bind=engine, sync_session_class=sync_maker)
+    committed: list[Session] = []
+    event.listen(sync_maker, "before_commit", committed.append)
+    async with maker.begin() as s:
+        s.add(User(name="Dee"))
+        assert s.info == {"of": "the sync maker"}
+        assert isinstance(s.sync_session, sync_maker.class_)
+    assert committed == [s.sync_session]
+    with pytest.warns(UncommittedChangesWarning, match="insert on users"):
+        async with maker() as s:
+            await s.execute(insert(User).values(name="Eve"))
+
+
+async def test_a_sync_session_class_that_is_none_is_refused(engine):
+    """Any other callable would make sessions that do not wait for their turn."""
+    with pytest.raises(exc.ArgumentError, match="a subclass of Session or a sessionmaker"):
+        QSession(engine, sync_session_class=functools.partial(Session))
 
 
 async def test_session_on_a_connection(engine):
