@@ -10,11 +10,12 @@ import copy
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import event, exc
-from sqlalchemy.orm import Session, SessionTransaction, sessionmaker
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, sessionmaker
 
 from qsession.line import Line, in_turn_from_greenlet
 
@@ -33,10 +34,24 @@ def _noting_writes(operation: _F) -> _F:
     return cast("_F", execute)
 
 
+class InnerTransaction(SessionTransaction):
+    """The transaction of an `InnerSession`: its connections are told how to run it."""
+
+    session: InnerSession
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+        """As in SQLAlchemy; a connection that the session was bound to keeps its options."""
+        if bind not in self._connections and isinstance(bind, Engine):
+            execution_options = {**self.session.mode, **(execution_options or {})}
+        return super()._connection_for_bind(bind, execution_options)
+
+
 class InnerSession(Session):
     """A `Session` that waits for its turn when entered directly, and notes what it writes."""
 
     line: Line
+    mode: Mapping[str, Any]
+    """The execution options that tell how to run its transactions."""
 
     def __init__(self, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
@@ -47,6 +62,13 @@ class InnerSession(Session):
     if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
         scalar = in_turn_from_greenlet(_noting_writes(Session.scalar))
     scalars = in_turn_from_greenlet(_noting_writes(Session.scalars))
+
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        """As in SQLAlchemy; only the outermost transaction asks engines for connections."""
+        if self._transaction is not None or not (begin or self.autobegin):
+            return super()._autobegin_t(begin)
+        origin = SessionTransactionOrigin
+        return InnerTransaction(self, origin.BEGIN if begin else origin.AUTOBEGIN)
 
     def note(self, what: str) -> None:
         """Remember a write of the current transaction."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc
@@ -29,25 +28,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 Bind = AsyncEngine | AsyncConnection
-
-Mode = tuple[Access, int, Isolation | None]
-
-_modes: weakref.WeakKeyDictionary[AsyncEngine, dict[Mode, AsyncEngine]]
-_modes = weakref.WeakKeyDictionary()
-
-
-def _in_mode(bind: Any, mode: Mode) -> Any:
-    """`bind` with the options that tell how to run transactions; a connection keeps its own."""
-    if not isinstance(bind, AsyncEngine):
-        return bind
-    engines = _modes.setdefault(bind, {})
-    engine = engines.get(mode)
-    if engine is None:
-        access, priority, isolation = mode
-        engine = engines[mode] = bind.execution_options(
-            qsession_access=access, qsession_priority=priority, qsession_isolation=isolation
-        )
-    return engine
 
 
 class QSessionTransaction(AsyncSessionTransaction):
@@ -116,18 +96,20 @@ class QSession(AsyncSession):
         self.access: Access = check_access("access", access)
         self.priority = check_priority("priority", priority)
         self.isolation: Isolation | None = isolation
-        mode = (access, priority, isolation)
         self.line = Line()
-        if binds:
-            binds = {key: _in_mode(each, mode) for key, each in binds.items()}
         super().__init__(
-            bind=_in_mode(bind, mode),
+            bind=bind,
             binds=binds,
             sync_session_class=inner_maker(sync_session_class or self.sync_session_class),
             **kw,
         )
         assert isinstance(self.sync_session, InnerSession)
         self.sync_session.line = self.line
+        self.sync_session.mode = {
+            "qsession_access": access,
+            "qsession_priority": priority,
+            "qsession_isolation": isolation,
+        }
 
     # `scalars`, `stream_scalars` and `aclose` are made of these.
     refresh = in_turn(AsyncSession.refresh)

@@ -442,7 +442,8 @@ async def test_the_access_mode_travels_with_the_bind(engine):
         async with s:
             await s.execute(select(User))
     assert seen == [("write", 0), ("read", 3), ("auto", 0), ("write", 0)]
-    assert maker().bind is maker().bind
+    assert maker().bind is maker().bind is engine
+    assert maker().get_bind() is engine.sync_engine
     with pytest.raises(exc.ArgumentError, match="access='both'"):
         maker(access="both")
     for priority in ("high", None, 0.5):

@@ -36,8 +36,14 @@ def tell_new_connection(connection: Connection) -> None:
 
 
 def tell_connection(connection: Connection, options: dict[str, Any]) -> None:
-    """Listens for ``Connection.execution_options``, which may still be added to."""
-    options.update(_in_sqlalchemys_terms(connection.dialect, options))
+    """Listens for ``Connection.execution_options``, which may still be added to.
+
+    An ``isolation_level`` among the options of the engine stays.
+    """
+    told = _in_sqlalchemys_terms(connection.dialect, options)
+    if "isolation_level" in connection.engine.get_execution_options():
+        told.pop("isolation_level", None)
+    options.update(told)
 
 
 def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str, Any]:
