@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import event, exc
-from sqlalchemy.engine import Engine
+from sqlalchemy import TextClause, event, exc
+from sqlalchemy.engine import CursorResult, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, sessionmaker
 
 from qsession.line import Line, in_turn_from_greenlet
@@ -29,9 +29,16 @@ def _noting_writes(operation: _F) -> _F:
         if getattr(statement, "is_dml", False):
             table = getattr(getattr(statement, "table", None), "description", "a table")
             self.note(f"{statement.__visit_name__} on {table}")
+        elif isinstance(statement, TextClause) and _has_changed_rows(result):
+            self.note(f"the changes of {' '.join(str(statement).split()):.60}")
         return result
 
     return cast("_F", execute)
+
+
+def _has_changed_rows(result: object) -> bool:
+    """Whether a statement of unknown kind is known to have changed rows by what it returned."""
+    return isinstance(result, CursorResult) and not result.returns_rows and result.rowcount > 0
 
 
 class InnerTransaction(SessionTransaction):

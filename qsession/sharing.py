@@ -71,8 +71,8 @@ class QSession(AsyncSession):
 
     **Leaving the block.** ``async with`` closes the session, after what other tasks had already
     asked of it. A clean exit with uncommitted changes emits `UncommittedChangesWarning`. It sees
-    what the ORM holds or flushed and the inserts, updates and deletes that were executed, not
-    SQL given as text.
+    what the ORM holds or flushed and the inserts, updates and deletes that were executed; of SQL
+    given as text, what changed rows and returned none; nothing of what ran on `connection`.
 
     Cancellation: while an operation waits for its turn, nothing has happened and nothing
     is left behind. A cancellation on leaving the block is raised after the session is closed.

@@ -465,6 +465,7 @@ async def test_the_access_mode_travels_with_the_bind(engine):
         ("flush_change", "flushed User"),
         ("insert", "insert on users"),
         ("update", "update on users"),
+        ("text", "the changes of UPDATE users SET name = :name WHERE id = 1[.]"),
         ("released_savepoint", "insert on users"),
         ("after_commit", "insert on users"),
     ],
@@ -512,6 +513,10 @@ async def _update(s: QSession) -> None:
     await s.scalar(update(User).where(User.id == 1).values(name="x").returning(User.id))
 
 
+async def _text(s: QSession) -> None:
+    await s.execute(text("UPDATE users  SET name = :name WHERE id = 1"), {"name": "x"})
+
+
 async def _released_savepoint(s: QSession) -> None:
     async with s.begin_nested():
         await _insert(s)
@@ -532,6 +537,7 @@ WORK = {
     "flush_change": _flush_change,
     "insert": _insert,
     "update": _update,
+    "text": _text,
     "released_savepoint": _released_savepoint,
     "after_commit": _after_commit,
 }
@@ -550,6 +556,10 @@ async def test_block_that_owes_nothing_is_silent(maker):
         await s.rollback()
     async with maker() as s:  # only read
         await s.scalars(select(User))
+    async with maker() as s:  # SQL as text that changes nothing
+        await s.execute(text("SELECT name FROM users"))
+        await s.execute(text("UPDATE users SET name = 'x' WHERE id = 7"))
+        await s.get(User, 1, with_for_update=True)
     async with maker() as s:  # set to what it was, and flushed so
         user = await s.get_one(User, 1)
         user.name = str(user.name)
@@ -558,6 +568,7 @@ async def test_block_that_owes_nothing_is_silent(maker):
         await s.get(User, 1)
         async with s.begin_nested() as savepoint:
             await _insert(s)
+            await _text(s)
             async with s.begin_nested():
                 await _flush(s)
             await savepoint.rollback()

@@ -192,3 +192,13 @@ async def test_statements_of_ours_are_not_seen(
     async with maker.reader() as s:
         await s.get(Counter, 1)
     assert len(seen.sent) == 2
+
+
+async def test_rows_changed_by_text_that_are_never_committed(maker: SessionMaker) -> None:
+    """A block that ends well warns of them; text that only reads, or changed nothing, is silent."""
+    with pytest.warns(UncommittedChangesWarning, match="INSERT INTO counters VALUES"):
+        async with maker() as s:
+            await s.execute(text("INSERT INTO counters VALUES (3, 0)"))
+    async with maker() as s:
+        await s.execute(text("SELECT value FROM counters"))
+        await s.execute(text("DELETE FROM counters WHERE id = 7"))
