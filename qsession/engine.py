@@ -30,6 +30,11 @@ def _is_queued(dialect: Dialect) -> bool:
     return dialect.driver == "qsession"
 
 
+def is_ours(engine: AsyncEngine) -> bool:
+    """Whether :func:`create_async_engine` has made it, or its URL is ``sqlite+qsession://``."""
+    return isinstance(engine, QueuedAsyncEngine) or _is_queued(engine.dialect)
+
+
 class QueuedAsyncConnection(AsyncConnection):
     """An :class:`AsyncConnection` that can wait for the driver's connection."""
 

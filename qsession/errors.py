@@ -15,7 +15,8 @@
         └── CopyError         names the rows that do not fit
 
     UserWarning
-    └── UncommittedChangesWarning
+    ├── UncommittedChangesWarning
+    └── PlainEngineWarning
 
 Each inherits what callers of SQLAlchemy already catch. Everything else that SQLite reports
 (constraints, a full disk, a file that is no database) arrives as SQLAlchemy's own wrapper.
@@ -109,6 +110,14 @@ class CopyError(QSessionError):
 
 class UncommittedChangesWarning(UserWarning):
     """A ``qsession()`` block ended cleanly with changes that were never committed."""
+
+
+class PlainEngineWarning(UserWarning):
+    """``qsession.configure`` was given an engine that is not of ``qsession.create_async_engine``.
+
+    Its sessions work, but with SQLAlchemy's own promises: updates can be lost, the modes and
+    isolation mean nothing, and nothing is a ``ConflictError``, which ``run`` would run again.
+    """
 
 
 # https://sqlite.org/rescode.html. Python 3.10 has no names for the codes.

@@ -9,6 +9,7 @@ import functools
 import inspect
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from sqlalchemy import URL, exc
@@ -16,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from qsession import retry
-from qsession.engine import create_async_engine
+from qsession.engine import create_async_engine, is_ours
+from qsession.errors import PlainEngineWarning
 from qsession.sharing import Bind, QSession, SessionBlock
 
 if TYPE_CHECKING:
@@ -46,23 +48,29 @@ class SessionMaker(async_sessionmaker[QSession]):
         self.env = env
         self._made: list[AsyncEngine] = []
         self._making = threading.Lock()
-        self.configure(url, **kw)
+        self._configure(url, kw)
 
     def configure(self, url: str | URL | None = None, **kw: Any) -> None:
         """Set the database and the defaults of the sessions made from now on.
 
         ``configure(url, ...)`` makes an engine. Keywords of `QSession` (``access``, ``isolation``,
         ``expire_on_commit``, ...) become session defaults, all others go to `create_async_engine`.
-        ``configure(bind=engine, ...)`` uses an engine of yours, which may be of any database.
-        Without either, only session defaults change.
+        ``configure(bind=engine, ...)`` uses an engine of yours, which may be of any database; one
+        that `create_async_engine` has not made emits `PlainEngineWarning`. Without either, only
+        session defaults change.
 
         Called again, it leaves earlier sessions and their engine alone; `dispose` closes the
         engines that were made here, earlier ones too. Nothing is connected. Raises
         `sqlalchemy.exc.ArgumentError` for a URL or a setting that cannot be.
         """
+        self._configure(url, kw)
+
+    def _configure(self, url: str | URL | None, kw: dict[str, Any]) -> None:
         if url is None:
             if isinstance(kw.get("bind"), str | URL):
                 raise exc.ArgumentError("bind= takes an engine; give a URL as the first argument")
+            for bind in (kw.get("bind"), *(kw.get("binds") or {}).values()):
+                _warn_of_plain(bind)
             super().configure(**kw)
             return
         if kw.get("bind") is not None:
@@ -191,6 +199,17 @@ class SessionMaker(async_sessionmaker[QSession]):
         if url is None and engine is None:
             engine = self.engine
         await migrate.upgrade(revision, url=url, engine=engine, config=config, backup=backup)
+
+
+def _warn_of_plain(bind: Bind | None) -> None:
+    if isinstance(bind, AsyncEngine) and not is_ours(bind):
+        warnings.warn(
+            f"qsession was given an engine of SQLAlchemy's own for {bind.url.drivername}: updates "
+            "can be lost, reader() can write, and run() never runs again. Make the engine with "
+            "qsession.create_async_engine, or ignore qsession.PlainEngineWarning",
+            PlainEngineWarning,
+            stacklevel=4,
+        )
 
 
 _SESSION_KEYWORDS = frozenset(

@@ -24,6 +24,7 @@ from qsession import (
     GroupAborted,
     HoldTimeout,
     NestedWriteError,
+    PlainEngineWarning,
     QSessionError,
     QueuedAsyncEngine,
     QueueFull,
@@ -47,6 +48,7 @@ TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     ConflictError: (QSessionError,),
     CopyError: (QSessionError,),
     UncommittedChangesWarning: (UserWarning,),
+    PlainEngineWarning: (UserWarning,),
 }
 
 
@@ -77,7 +79,7 @@ def test_the_tree_is_as_drawn(error: type[BaseException]) -> None:
         assert bool(drawn) == issubclass(error, getattr(exc, base)), base
 
 
-@pytest.mark.parametrize("error", [each for each in TREE if each is not UncommittedChangesWarning])
+@pytest.mark.parametrize("error", [each for each in TREE if not issubclass(each, Warning)])
 def test_errors_survive_copying_and_pickling(error: type[BaseException]) -> None:
     """An error that crosses a process border keeps its class and its message."""
     original = error("what happened")

@@ -30,7 +30,12 @@ from sqlalchemy.util import await_only
 from qsession import QueuedAsyncEngine, retry
 from qsession import create_async_engine as qsession_engine
 from qsession import session as session_module
-from qsession.errors import ConflictError, GroupAborted, UncommittedChangesWarning
+from qsession.errors import (
+    ConflictError,
+    GroupAborted,
+    PlainEngineWarning,
+    UncommittedChangesWarning,
+)
 from qsession.session import QSession, SessionMaker
 
 
@@ -55,7 +60,14 @@ class Post(Base):
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
 
 
-@pytest.fixture(params=["stock", "queued"])
+@pytest.fixture(
+    params=[
+        pytest.param(
+            "stock", marks=pytest.mark.filterwarnings("ignore::qsession.PlainEngineWarning")
+        ),
+        "queued",
+    ]
+)
 async def engine(tmp_path, request):
     """SQLAlchemy's engine, and ours, on a new file with three users."""
     if request.param == "queued":
@@ -812,6 +824,26 @@ def test_configure_refuses_what_is_ambiguous(engine):
         SessionMaker("sqlite+aiosqlite://", bind=engine)
     with pytest.raises(exc.ArgumentError, match="first argument"):
         SessionMaker(bind="sqlite+aiosqlite://")
+
+
+async def test_an_engine_of_sqlalchemys_own_is_warned_of(tmp_path):
+    """Nothing is promised on it, so it says so once, where it was given; ours are silent."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/app.db"
+    plain, maker = create_async_engine(url), SessionMaker()
+    gives = [
+        lambda: maker.configure(bind=plain),
+        lambda: maker.configure(binds={User: plain}),
+        lambda: SessionMaker(bind=plain),
+    ]
+    for give in gives:
+        with pytest.warns(PlainEngineWarning, match="qsession.create_async_engine") as caught:
+            give()
+        assert [each.filename for each in caught] == [__file__]
+    maker.configure(priority=1)
+    maker()
+    ours = qsession_engine(url)
+    for engine in (ours, ours.execution_options(a=1), create_async_engine("sqlite+qsession://")):
+        maker.configure(bind=engine, binds={User: engine})
 
 
 async def test_reconfigured_maker_disposes_of_all_it_made(made, monkeypatch):
