@@ -54,6 +54,7 @@ async def run(
     begin: Callable[[], AbstractAsyncContextManager[_S]],
     attempts: int,
     fn: Callable[..., Awaitable[_T]],
+    /,
     *args: Any,
     **kw: Any,
 ) -> _T:

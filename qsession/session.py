@@ -66,6 +66,8 @@ class SessionMaker(async_sessionmaker[QSession]):
         self._configure(url, kw)
 
     def _configure(self, url: str | URL | None, kw: dict[str, Any]) -> None:
+        if "class_" in kw:
+            self.class_ = _class_of_its_own(kw.pop("class_"))
         if url is None:
             if isinstance(kw.get("bind"), str | URL):
                 raise exc.ArgumentError("bind= takes an engine; give a URL as the first argument")
@@ -138,6 +140,7 @@ class SessionMaker(async_sessionmaker[QSession]):
     async def run(
         self,
         fn: Callable[Concatenate[QSession, ...], Awaitable[_T]],
+        /,
         *args: Any,
         attempts: int = retry.ATTEMPTS,
         **kw: Any,
@@ -171,11 +174,14 @@ class SessionMaker(async_sessionmaker[QSession]):
         """Make `run` part of a function: a session is its first argument, callers leave it out.
 
         Used as ``@qsession.transactional`` or with arguments:
-        ``@qsession.transactional(attempts=3, access="auto")``.
+        ``@qsession.transactional(attempts=3, access="auto")``. A method has another first argument
+        and is refused with `sqlalchemy.exc.ArgumentError`: use ``run(self.method, ...)``.
         """
         if fn is None:
             retry.check_attempts(attempts)
             return functools.partial(self.transactional, attempts=attempts, **session_kw)
+
+        _refuse_method(fn)
 
         @functools.wraps(fn)
         async def transaction(*args: Any, **kw: Any) -> Any:
@@ -201,6 +207,22 @@ class SessionMaker(async_sessionmaker[QSession]):
         await migrate.upgrade(revision, url=url, engine=engine, config=config, backup=backup)
 
 
+def _class_of_its_own(class_: Any) -> type[QSession]:
+    """A subclass for one maker, as SQLAlchemy makes one, so that its events are its own."""
+    if not (isinstance(class_, type) and issubclass(class_, QSession)):
+        raise exc.ArgumentError(f"class_={class_!r}: give a subclass of qsession.QSession")
+    return type(class_.__name__, (class_,), {})
+
+
+def _refuse_method(fn: Callable[..., Any]) -> None:
+    first = next(iter(inspect.signature(fn).parameters), None)
+    if first in ("self", "cls"):
+        raise exc.ArgumentError(
+            f"{fn.__qualname__} is a method: its first argument would be the session instead of "
+            f"{first}. Call run({first}.{fn.__name__}, ...) with it, or decorate a function."
+        )
+
+
 def _warn_of_plain(bind: Bind | None) -> None:
     if isinstance(bind, AsyncEngine) and not is_ours(bind):
         warnings.warn(
@@ -216,7 +238,6 @@ _SESSION_KEYWORDS = frozenset(
     {
         *inspect.signature(Session.__init__).parameters,
         *inspect.signature(QSession.__init__).parameters,
-        "class_",
     }
 ) - {"self", "bind", "kw", "execution_options"}
 

@@ -797,6 +797,21 @@ def test_url_keywords_are_told_apart(made):
     assert maker.engine is made[0][2]
 
 
+async def test_configure_takes_a_class(made):
+    """The class of the sessions may be set later, too, and has to be one of ours."""
+
+    class Mine(QSession):
+        pass
+
+    maker = SessionMaker("sqlite+aiosqlite://")
+    assert not isinstance(maker(), Mine)
+    maker.configure(class_=Mine)
+    assert isinstance(maker(), Mine)
+    assert isinstance(SessionMaker("sqlite+aiosqlite://", class_=Mine)(), Mine)
+    with pytest.raises(exc.ArgumentError, match="a subclass of"):
+        maker.configure(class_=AsyncSession)
+
+
 def test_url_comes_from_the_environment_at_first_use(made, monkeypatch):
     """QSESSION_URL is read when a session is first made, not before, and only once."""
     maker = SessionMaker(env="QSESSION_URL")
@@ -976,6 +991,31 @@ async def test_run_cancelled_in_its_pause_ends(maker, engine, monkeypatch):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_run_passes_every_keyword_on(maker):
+    """A function may have keywords that are called as those of run() itself."""
+
+    async def work(s: QSession, *, fn: int, begin: int) -> tuple[int, int]:
+        return fn, begin
+
+    assert await maker.run(work, fn=1, begin=2) == (1, 2)
+    assert await maker.transactional(work)(fn=1, begin=2) == (1, 2)
+
+
+async def test_transactional_refuses_a_method(maker):
+    """Its first argument is the object, and not the session; run() takes a bound one."""
+
+    class Service:
+        number = 5
+
+        async def work(self, s: QSession, more: int) -> tuple[int, type[QSession]]:
+            return self.number + more, type(s)
+
+    with pytest.raises(exc.ArgumentError, match=r"run\(self.work, ...\)"):
+        maker.transactional(Service.work)
+    assert await maker.run(Service().work, 2) == (7, maker.class_)
+    assert await maker.transactional(Service().work)(3) == (8, maker.class_)
 
 
 async def test_run_refuses_what_it_cannot_run(maker):
