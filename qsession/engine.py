@@ -17,7 +17,7 @@ from .servers.pool import ServerPool
 from .stats import Stats
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Dialect
+    from sqlalchemy.engine import Connection, Dialect
 
     from .sqlite.pool import WriteQueuePool
 
@@ -49,6 +49,13 @@ class QueuedAsyncConnection(AsyncConnection):
         if _is_queued(self.sync_engine.dialect):
             await greenlet_spawn(getattr, raw, "driver_connection")
         return raw
+
+    @classmethod
+    def _regenerate_proxy_for_target(
+        cls, target: Connection, **_additional_kw: Any
+    ) -> QueuedAsyncConnection:
+        """As in SQLAlchemy, which names its own class there."""
+        return cls(AsyncEngine._retrieve_proxy_for_target(target.engine), target)
 
 
 class QueuedAsyncEngine(AsyncEngine):

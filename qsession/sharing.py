@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio.session import _AsyncSessionContextManager
 from sqlalchemy.util import greenlet_spawn
 
 from qsession.config import ISOLATIONS, Access, Isolation, check_access, check_priority
+from qsession.engine import QueuedAsyncConnection
 from qsession.errors import UncommittedChangesWarning
 from qsession.handoff import to_end
 from qsession.inner import InnerSession, inner_maker
@@ -122,12 +123,24 @@ class QSession(AsyncSession):
     delete = in_turn(AsyncSession.delete)
     merge = in_turn(AsyncSession.merge)
     flush = in_turn(AsyncSession.flush)
-    connection = in_turn(AsyncSession.connection)
     rollback = in_turn(AsyncSession.rollback)
     commit = in_turn(AsyncSession.commit)
     close = in_turn(AsyncSession.close)
     reset = in_turn(AsyncSession.reset)
     invalidate = in_turn(AsyncSession.invalidate)
+
+    @in_turn
+    async def connection(
+        self, bind_arguments: Any = None, execution_options: Any = None, **kw: Any
+    ) -> AsyncConnection:
+        """As `AsyncSession.connection`; its `get_raw_connection` can wait for the writer."""
+        sync_connection = await greenlet_spawn(
+            self.sync_session.connection,
+            bind_arguments=bind_arguments,
+            execution_options=execution_options,
+            **kw,
+        )
+        return QueuedAsyncConnection._retrieve_proxy_for_target(sync_connection)
 
     async def stream(self, statement: Any, params: Any = None, **kw: Any) -> SharedResult:
         """As `AsyncSession.stream`; each fetch of the result takes its turn in the session."""

@@ -6,6 +6,7 @@ given back at the end of the transaction.
 
 from __future__ import annotations
 
+import sqlite3
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -95,10 +96,21 @@ class RoutedConnection(PoolProxiedConnection):
             raise InvalidRequestError(
                 "The driver's connection is the one writing connection, and it cannot be waited "
                 "for here. Use 'await connection.run_sync(lambda c: c.connection."
-                "driver_connection)', or get_raw_connection() of a connection that an engine of "
-                "qsession.create_async_engine() has made."
+                "driver_connection)', or get_raw_connection() of what 'engine.connect()' of "
+                "qsession.create_async_engine() or 'qsession().connection()' has returned; a plain "
+                "AsyncSession returns another kind of connection."
             )
         return self.transaction.pin()._connection
+
+    def __getattr__(self, name: str) -> Any:
+        """Only called for what is missing: what a connection to the file has, and this has not."""
+        if hasattr(sqlite3.Connection, name):
+            raise AttributeError(
+                f"{name!r} belongs to one connection to the file, and this one uses another for "
+                "each transaction. Functions and settings for all of them go into a 'connect' "
+                "listener of engine.sync_engine; driver_connection is the writer's own connection."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def run_async(self, function: Callable[[Any], Any]) -> Any:
         """Await ``function(driver_connection)``, as SQLAlchemy's adapted connections do."""

@@ -94,6 +94,9 @@ class RoutedCursor:
     def setinputsizes(self, *inputsizes: Any) -> None:
         """Without effect, as in SQLite."""
 
+    def nextset(self) -> None:
+        """There is none: a statement of SQLite has one result."""
+
 
 class StreamCursor(RoutedCursor):
     """A cursor that fetches its rows as they are asked for.
