@@ -93,6 +93,19 @@ async def test_echo_pool(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     assert "being returned to pool" in caplog.text
 
 
+@pytest.mark.parametrize("poolclass", [None, NullPool])
+async def test_the_pool_logs_below_sqlalchemy(
+    make: Make, caplog: pytest.LogCaptureFixture, poolclass: type[Any] | None
+) -> None:
+    """A level that is set on sqlalchemy.pool reaches it, under the name that it was given."""
+    engine = make(poolclass=poolclass, pool_logging_name="readers")
+    with caplog.at_level(logging.INFO, "sqlalchemy.pool"):
+        await works(engine)
+        await engine.dispose()
+    logged = [each.name for each in caplog.records if "Pool disposed" in each.message]
+    assert logged == ["sqlalchemy.pool.impl.WriteQueuePool.readers"]
+
+
 async def test_native_datetime(make: Make) -> None:
     """native_datetime leaves dates to converters of sqlite3."""
     import sqlite3

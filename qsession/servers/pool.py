@@ -46,6 +46,7 @@ class ServerPool(AsyncAdaptedQueuePool):
     """
 
     _queue_class = ConnectionQueue
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.ServerPool"
     _pool: ConnectionQueue
 
     def __init__(self, creator: Any, settings: Settings | None = None, **kw: Any) -> None:

@@ -110,7 +110,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         pool = engine.pool
         if not isinstance(pool, WriteQueuePool):
             engine.pool = WriteQueuePool(
-                pool._creator, dialect=engine.dialect, echo=pool.echo, _dispatch=pool.dispatch
+                pool._creator,
+                dialect=engine.dialect,
+                echo=pool.echo,
+                logging_name=pool._orig_logging_name,
+                _dispatch=pool.dispatch,
             )
 
     def create_connect_args(self, url: URL) -> Any:

@@ -44,6 +44,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     """
 
     _queue_class = ConnectionQueue
+    _sqla_logger_namespace = "sqlalchemy.pool.impl.WriteQueuePool"
     _dialect: Any  # a QSessionDialect
     _pool: ConnectionQueue
 

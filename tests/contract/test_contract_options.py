@@ -80,3 +80,14 @@ async def test_an_isolation_level_of_the_engine_stays(
     async with QSession(own) as s:
         await s.get(Counter, 1)
         assert (await told(s, database))[0] == "REPEATABLE READ"
+
+
+async def test_the_pool_logs_below_sqlalchemy(
+    engine: QueuedAsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A level that is set on sqlalchemy.pool reaches the pool of ours."""
+    with caplog.at_level(logging.INFO, "sqlalchemy.pool"):
+        await engine.dispose()
+    assert {each.name for each in caplog.records} == {
+        f"sqlalchemy.pool.impl.{type(engine.pool).__name__}"
+    }
