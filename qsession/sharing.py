@@ -58,9 +58,10 @@ class QSession(AsyncSession):
     from one task at a time. ORM objects are plain Python: add as you like, but do not change one
     while another task flushes (SQLAlchemy drops the change and warns), and mind that a commit
     expires what other tasks hold (``expire_on_commit=False``).
-    A stream takes its turn for every fetch; in between, others run. What is done directly on the
-    connection from `connection` does not queue. A function inside `run_sync` has the session until
-    it returns; it must not wait for another task that uses it.
+    A stream takes its turn for every fetch; in between, others run. Not so on MySQL and MariaDB,
+    where any other statement loses the rest of the stream. What is done directly on what
+    `connection` returns does not queue. A function inside `run_sync` has the session until it
+    returns; it must not wait for another task that uses it.
 
     **Access.** `access` is ``"write"`` (the default: takes its turn among the writers before the
     first statement), ``"read"`` (a snapshot; a write raises `ReadOnlyError`) or ``"auto"``.
