@@ -19,7 +19,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import Pool
 
-from qsession import QueuedAsyncEngine
+from qsession import QueuedAsyncEngine, QueueTimeout
 
 READ = {"qsession_access": "read"}
 WRITE = {"qsession_access": "write"}
@@ -56,6 +56,22 @@ async def test_connect_listeners_run_on_every_connection(make: Make) -> None:
         assert await scalar(engine, options, text("PRAGMA cache_size")) == -1234
         assert await scalar(engine, options, select(func.twice(21))) == 42
     await create(engine)
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs the kernel's table of locks")
+async def test_a_listener_that_keeps_the_file_to_itself_is_named(make: Make) -> None:
+    """The second connection waits for the first for ever, so the error says what to take out."""
+    engine = make(queue_timeout=0.1)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA locking_mode=EXCLUSIVE")
+        cursor.close()
+
+    await create(engine)
+    with pytest.raises(QueueTimeout, match=r"this process.*locking_mode=EXCLUSIVE.*take it out"):
+        await scalar(engine, READ, text("SELECT count(*) FROM notes"))
 
 
 @pytest.mark.parametrize("target", [Engine, Pool])

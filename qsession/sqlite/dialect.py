@@ -173,10 +173,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             deadline = time.monotonic() + self.settings.queue_timeout
             while not dbapi_connection.run(ready.prepare, synchronous):
                 if time.monotonic() >= deadline:
+                    owner = lock_owner(path_of(self.database))
                     raise QueueTimeout(
-                        f"{self.database!r} could not be switched to WAL mode: another process "
+                        f"{self.database!r} could not be switched to WAL mode: another connection "
                         f"held a lock on it for longer than {self.settings.queue_timeout:g} s. "
-                        f"The lock is held by {lock_owner(path_of(self.database))}."
+                        f"The lock is held by {owner}.{_advice(owner)}"
                     )
                 await_only(asyncio.sleep(BUSY_RETRY))
 
@@ -230,3 +231,10 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     def detect_autocommit_setting(self, dbapi_conn: Any) -> bool:
         return bool(self.get_isolation_level(dbapi_conn) == "AUTOCOMMIT")
+
+
+def _advice(owner: str) -> str:
+    """What to do about a lock that a connection of this process keeps."""
+    if "this process" not in owner:
+        return ""
+    return " PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener would do that: take it out."
