@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from copy_databases import database
 from engines import Make
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -33,3 +35,10 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     yield make
     for engine in made:
         await engine.dispose()
+
+
+@pytest.fixture
+async def new(tmp_path: Path) -> AsyncIterator[Any]:
+    """Makes databases for copies, and drops them: ``await new("asyncpg")``."""
+    async with AsyncExitStack() as stack:
+        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))

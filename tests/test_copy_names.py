@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
-
 import pytest
-from copy_databases import ask, database
+from copy_databases import ask
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, insert
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -14,13 +12,6 @@ from qsession import copy
 pytestmark = pytest.mark.servers
 
 POSTGRESQL = ("asyncpg", "psycopg")
-
-
-@pytest.fixture
-async def new(tmp_path):
-    """Makes databases, and drops them."""
-    async with AsyncExitStack() as stack:
-        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
 
 
 @pytest.mark.parametrize("kind", POSTGRESQL)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
-from copy_databases import ask, database, made
+from copy_databases import ask, made
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -23,13 +22,6 @@ WAITS = {
     "mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
     "AND (info LIKE '%FOR UPDATE%' OR info LIKE 'DELETE%') AND id <> connection_id()",
 }
-
-
-@pytest.fixture
-async def new(tmp_path):
-    """Makes databases, and drops them."""
-    async with AsyncExitStack() as stack:
-        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
 
 
 @pytest.mark.parametrize("kind", SERVERS)

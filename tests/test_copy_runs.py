@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import AsyncExitStack
 from decimal import Decimal
 
 import pytest
-from copy_databases import ask, database, made, tables
+from copy_databases import ask, made, tables
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from typer.testing import CliRunner
@@ -29,13 +28,6 @@ INSERT INTO t SELECT i, 'word ' || i FROM n;
 CREATE TABLE u (id INTEGER PRIMARY KEY);
 INSERT INTO u SELECT id FROM t;
 """
-
-
-@pytest.fixture
-async def new(tmp_path):
-    """Makes databases, and drops them."""
-    async with AsyncExitStack() as stack:
-        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
 
 
 @pytest.fixture(autouse=True)

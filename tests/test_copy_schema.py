@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import AsyncExitStack
 from datetime import date
 from decimal import Decimal
 from uuid import UUID
 
 import pytest
-from copy_databases import ask, database, made, tables
+from copy_databases import ask, made, tables
 from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError
 
 from qsession import CopyError, copy
 
 SERVERS = ("psycopg", "asyncmy")
-
-
-@pytest.fixture
-async def new(tmp_path):
-    """Makes databases, and drops them."""
-    async with AsyncExitStack() as stack:
-        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
 
 
 ON_SERVERS = [pytest.param(kind, marks=pytest.mark.servers) for kind in SERVERS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from contextlib import AsyncExitStack
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -13,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from copy_databases import ask, cancelled_at, database, made, tables
+from copy_databases import ask, cancelled_at, made, tables
 from sqlalchemy import (
     JSON,
     Column,
@@ -45,13 +44,6 @@ pytestmark = pytest.mark.servers
 
 SERVERS = ("asyncpg", "psycopg", "asyncmy")
 POSTGRESQL = ("asyncpg", "psycopg")
-
-
-@pytest.fixture
-async def new(tmp_path):
-    """Makes databases, and drops them."""
-    async with AsyncExitStack() as stack:
-        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
 
 
 @pytest.fixture

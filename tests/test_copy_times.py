@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
-
 import pytest
-from copy_databases import ask, database, made
+from copy_databases import ask, made
 
 from qsession import CopyError, copy
 
 pytestmark = pytest.mark.servers
 
 POSTGRESQL = ("asyncpg", "psycopg")
-
-
-@pytest.fixture
-async def new(tmp_path):
-    """Makes databases, and drops them."""
-    async with AsyncExitStack() as stack:
-        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
 
 
 @pytest.mark.parametrize("kind", POSTGRESQL)

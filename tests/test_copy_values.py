@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from uuid import UUID
 
 import pytest
-from copy_databases import ask, database
+from copy_databases import ask
 from sqlalchemy import Column, Integer, Interval, MetaData, Table, Uuid, make_url
 
 from qsession import CopyError, copy
@@ -14,13 +13,6 @@ from qsession import CopyError, copy
 pytestmark = pytest.mark.servers
 
 POSTGRESQL = ("asyncpg", "psycopg")
-
-
-@pytest.fixture
-async def new(tmp_path):
-    """Makes databases, and drops them."""
-    async with AsyncExitStack() as stack:
-        yield lambda kind: stack.enter_async_context(database(kind, tmp_path))
 
 
 @pytest.mark.parametrize("kind", POSTGRESQL)
