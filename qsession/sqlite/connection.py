@@ -176,7 +176,8 @@ class RoutedConnection(PoolProxiedConnection):
             while entry is not None and entry.finalize_callback:
                 entry.finalize_callback.pop()(self)
         finally:
-            self.transaction.let_go(wait=True)
+            if self.transaction.own is not None:
+                self.transaction.let_go(wait=True)
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
         """Give up the transaction without waiting; the physical connection with it, if asked for
@@ -206,7 +207,8 @@ class RoutedConnection(PoolProxiedConnection):
         idle = self.transaction.state is State.IDLE and not self.streams
         if lease is None and (idle or not self._open):
             self._pool.admission.leave(self.transaction)
-            self.transaction.let_go(wait=False)
+            if self.transaction.own is not None:
+                self.transaction.let_go(wait=False)
             return
         for stream in list(self.streams or ()):
             stream.close()

@@ -13,7 +13,7 @@ from sqlalchemy import util
 
 from .lease import ReaderLease
 from .log import Outcome, Rowid, Statement, fetch
-from .need import need_of
+from .need import Need, need_of
 from .parameters import frozen
 from .seen import StreamDigest
 from .words import inserts
@@ -60,7 +60,7 @@ class RoutedCursor:
         if many and not isinstance(parameters, list):
             parameters = list(parameters)
         bound = frozen(parameters or (), many)
-        self._rowid = Rowid() if inserts(sql) else None
+        self._rowid = Rowid() if need is not Need.READ and inserts(sql) else None
         statement = Statement(sql, bound, need, many, self.stream, nowait, self._rowid)
         self._take(self._connection.transaction.execute(statement, options))
 

@@ -53,6 +53,7 @@ class Ending(Attachment):
             reason = f"{report.diverged.statement.sql!r} now returns something else"
             raise self.conflict(reason, only_read)
         error, outcome = report.error, report.outcome
+        logged = self.began and self._access != "read"  # who may only read stays where it is
         if error is not None:
             lease.driver.suspect |= errors.sqlite_code(error) in _SUSPECT
             if report.half_replayed:
@@ -60,7 +61,7 @@ class Ending(Attachment):
             elif self.began and not report.in_transaction:
                 self._dropped(error)
             elif self.began:
-                if self._may_be_replayed:
+                if logged:
                     self.log.append(statement, error_seen(error))
                 if self.state is State.HOLDING:
                     self.wrote = self.wrote or report.changed  # OR FAIL keeps what came before
@@ -70,12 +71,12 @@ class Ending(Attachment):
         if outcome.cursor is not None and statement.stream is not None:
             seen = StreamDigest()
             statement.stream.open(lease, outcome.cursor, seen)
-        elif self._may_be_replayed:
+        elif logged:
             seen = digest(outcome)
         if self.began:
             if self.state is State.HOLDING and statement.need is not Need.SAVEPOINT:
                 self.wrote = self.wrote or statement.need is Need.WRITE or outcome.changed
-            if self._may_be_replayed and self.log.append(statement, seen):
+            if logged and self.log.append(statement, seen):
                 self._outgrow_log(lease)
             if outcome.changed and outcome.description is not None:
                 self._pool.pace.keep_alone(statement.sql)
@@ -86,11 +87,6 @@ class Ending(Attachment):
                 lease.own.look()
                 lease.begin = lease.own.begin
         return outcome
-
-    @property
-    def _may_be_replayed(self) -> bool:
-        """Whether a log is kept. A transaction that may only read stays where it is."""
-        return self.began and self._access != "read"
 
     def _outgrow_log(self, lease: Lease) -> None:
         """Too long to be replayed from now on, so it must not be in anybody's way as a member."""

@@ -123,8 +123,10 @@ def need_of(context: Any, sql: str) -> tuple[Need, bool]:
                 "with_for_update() to wait, or with_for_update(nowait=True) to fail at once."
             )
         return Need.WRITE, bool(lock.nowait)
-    if (type(statement) is Select or _begins_as_select(statement)) and not _has_suffix(compiled):
-        return Need.READ, False
+    if type(statement) is Select or _begins_as_select(statement):
+        ctes = getattr(compiled, "ctes", None)
+        if not (ctes and _have_suffix(ctes)):
+            return Need.READ, False
     return need_of_text(sql), False
 
 
@@ -142,7 +144,6 @@ def _begins_as_select(statement: Any) -> bool:
             return isinstance(statement, Select)
 
 
-def _has_suffix(compiled: Any) -> bool:
+def _have_suffix(ctes: Any) -> bool:
     """Whether something of the application's stands between ``WITH x AS (...)`` and SELECT."""
-    ctes: Any = compiled.ctes
-    return bool(ctes) and any(each._suffixes for each in ctes)
+    return any(each._suffixes for each in ctes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -21,7 +20,8 @@ def frozen(parameters: Any, many: bool) -> Any:
     """
     if not many:
         return _frozen_row(parameters)
-    if _TUPLE.issuperset(map(type, parameters)) and _are_plain(chain.from_iterable(parameters)):
+    values = chain.from_iterable(parameters)
+    if _TUPLE.issuperset(map(type, parameters)) and _PLAIN.issuperset(map(type, values)):
         return list(parameters)
     return [_frozen_row(row) for row in parameters]
 
@@ -31,13 +31,9 @@ def _frozen_row(row: Any) -> Any:
         return {name: _frozen_value(value) for name, value in row.items()}
     if not isinstance(row, (tuple, list)):
         return row
-    if isinstance(row, tuple) and _are_plain(row):
+    if isinstance(row, tuple) and _PLAIN.issuperset(map(type, row)):
         return row
     return tuple(map(_frozen_value, row))
-
-
-def _are_plain(values: Iterable[Any]) -> bool:
-    return _PLAIN.issuperset(map(type, values))
 
 
 def _frozen_value(value: Any) -> Any:

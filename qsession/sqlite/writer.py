@@ -124,7 +124,7 @@ class Writer(Commits):
         :class:`QueueTimeout` and :class:`NestedWriteError`.
         """
         assert self.queue.holder is ticket, f"{ticket!r} does not hold the ticket"
-        own = own_of(ticket.owner)
+        own = None if ticket.owner.own is None else own_of(ticket.owner)
         group = self.group  # its connection is not recycled before the COMMIT
         found = own or group
         driver = self.open() if found is None else found.driver
