@@ -103,7 +103,11 @@ class QueuedAsyncEngine(AsyncEngine):
         """
         raw = await super().raw_connection()
         if _is_queued(self.dialect):
-            await greenlet_spawn(getattr, raw, "driver_connection")
+            try:
+                await greenlet_spawn(getattr, raw, "driver_connection")
+            except BaseException:
+                raw.invalidate()
+                raise
         return raw
 
     def execution_options(self, **opt: Any) -> QueuedAsyncEngine:

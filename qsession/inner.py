@@ -26,7 +26,9 @@ def _noting_writes(operation: _F) -> _F:
     @functools.wraps(operation)
     def execute(self: InnerSession, statement: Any, *args: Any, **kw: Any) -> Any:
         result = operation(self, statement, *args, **kw)
-        if getattr(statement, "is_dml", False):
+        if _ends_what_came_before(statement, result):
+            self.forget_all()
+        elif getattr(statement, "is_dml", False):
             table = getattr(getattr(statement, "table", None), "description", "a table")
             self.note(f"{statement.__visit_name__} on {table}")
         elif isinstance(statement, TextClause) and _has_changed_rows(result):
@@ -34,6 +36,18 @@ def _noting_writes(operation: _F) -> _F:
         return result
 
     return cast("_F", execute)
+
+
+def _ends_what_came_before(statement: Any, result: object) -> bool:
+    """Whether nothing can be lost any more: by a text of its own, or under AUTOCOMMIT."""
+    if isinstance(statement, TextClause):
+        words = statement.text.upper().split(maxsplit=2)
+        if words[:1] in (["COMMIT"], ["END"]) or (words[:1] == ["ROLLBACK"] and "TO" not in words):
+            return True
+    if not isinstance(result, CursorResult):
+        return False
+    asked = result.connection.get_execution_options().get("isolation_level")
+    return (asked or result.connection.dialect._on_connect_isolation_level) == "AUTOCOMMIT"
 
 
 def _has_changed_rows(result: object) -> bool:
@@ -86,6 +100,10 @@ class InnerSession(Session):
             self._notes.clear()
             self._noted_in = weakref.ref(transaction)  # a strong one would be a cycle
         self._notes[what, self.get_nested_transaction()] = None
+
+    def forget_all(self) -> None:
+        """Drop all that was written: it is committed, or rolled back."""
+        self._notes.clear()
 
     def forget(self, savepoint: SessionTransaction) -> None:
         """Drop what was written since `savepoint`, which has been rolled back."""

@@ -570,3 +570,67 @@ async def test_deferred_checks_last_for_their_transaction(bench):
         with pytest.raises(IntegrityError):
             await connection.execute(text("INSERT INTO strict VALUES (6)"))
     assert rows(bench.path, "SELECT parent FROM strict") == [(5,)]
+
+
+@pytest.mark.parametrize("setting", ["PRAGMA cache_size=100", "CREATE TEMP TABLE own (id)"])
+async def test_a_setting_beside_the_driver_s_connection(bench, setting):
+    """It commits nothing of what was written before, and what follows can be rolled back."""
+    async with bench.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        await driver.execute("INSERT INTO blobs (data) VALUES ('a')")
+        await connection.execute(text(setting))
+        await driver.execute("INSERT INTO blobs (data) VALUES ('b')")
+        await connection.rollback()
+    assert blobs(bench) == []
+
+
+async def test_a_driver_s_connection_that_cannot_be_had(bench):
+    """No other one can be opened for the writer: the ticket is given back."""
+
+    def fail(connection, _):
+        raise OSError("too many files")
+
+    async with bench.engine.connect() as connection:
+        await connection.execute(COUNT)
+        await connection.rollback()
+        event.listen(bench.engine.sync_engine, "connect", fail)
+        with pytest.raises(OSError, match="too many files"):
+            await connection.get_raw_connection()
+        event.remove(bench.engine.sync_engine, "connect", fail)
+        assert bench.engine.stats().holder is None
+
+
+async def test_a_raw_connection_that_is_cancelled(bench):
+    """Nobody has it, so nothing of it is left."""
+    async with bench.engine.connect() as holder:
+        await holder.execute(BLOB, {"data": "kept"})
+        waiting = asyncio.create_task(bench.engine.raw_connection())
+        await eventually(lambda: bench.engine.stats().waiting == 1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await holder.commit()
+    assert bench.engine.stats().holder is None
+    assert blobs(bench) == ["kept"]
+
+
+async def test_a_savepoint_whose_release_fails(bench):
+    """Under AUTOCOMMIT it is a COMMIT: what it could not commit is undone, and nothing is held."""
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        with pytest.raises(IntegrityError):
+            async with connection.begin_nested():
+                await connection.execute(BLOB, {"data": "undone"})
+                await connection.execute(CHILD)
+        assert (await connection.execute(CHILDREN)).scalar() == 0
+        assert_free(bench.path)
+    assert blobs(bench) == []
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+async def test_user_version_is_of_its_transaction(bench, end):
+    """SQLite keeps it in the file, and rolls it back as it does a row."""
+    async with bench.engine.connect() as connection:
+        await connection.execute(text("PRAGMA user_version=7"))
+        await getattr(connection, end)()
+    assert rows(bench.path, "PRAGMA user_version") == [(7 if end == "commit" else 0,)]

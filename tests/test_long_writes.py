@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
-from cancelling import assert_free, rows
+from cancelling import assert_free, eventually, rows
 from grouping import ADD, COUNT, ITEMS, known_short, marks, patient, ready, together, write
 from sqlalchemy import event, text
+from sqlalchemy.exc import IntegrityError
 
-from qsession.sqlite import log as logs
 from qsession.sqlite import running
 
 LONG = text(
     "UPDATE items SET value = value + here() * (SELECT min(i) FROM (WITH RECURSIVE n(i) AS "
     "(SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT :size) SELECT i FROM n))"
 )
-RETURNING = text("INSERT INTO marks (run) VALUES (8), (8), (8) RETURNING id")
 
 
 class Bench:
@@ -50,7 +50,7 @@ async def bench(tmp_path, monkeypatch):
     made = await ready(tmp_path / "app.db")
     await made.engine.dispose()
     bench = Bench(made)
-    known_short(made, LONG.text.replace(":size", "?"), RETURNING)
+    known_short(made, LONG.text.replace(":size", "?"))
     monkeypatch.setattr(running, "LONG_WRITE", 0.0)
     yield bench
     await made.check()
@@ -63,72 +63,85 @@ async def long(connection, size=100_000):
 
 
 @pytest.mark.parametrize("size", [1, 100_000])
-async def test_only_what_is_long_is_broken_off(bench, size):
+@pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
+async def test_only_what_is_long_is_broken_off(bench, size, level):
     """It is done once, wherever it was begun."""
-    async with bench.engine.begin() as connection:
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(isolation_level=level)
         await long(connection, size)
+        await connection.commit()
     assert bench.values() == [1] * 5
     assert (bench.elsewhere > 0) == (size > 1)
 
 
-@pytest.mark.parametrize("before", [[ITEMS], [COUNT, ADD], [ADD]])
-@pytest.mark.parametrize("end", ["commit", "rollback"])
-async def test_what_came_before_is_replayed(bench, before, end):
-    """SQLite rolls back the whole transaction with a write that is broken off."""
+async def test_rolled_back(bench):
+    """Nothing of it stays, nor of its first attempt."""
     async with bench.engine.connect() as connection:
-        for statement in before:
-            await connection.execute(statement, {"run": 7})
         await long(connection)
-        await long(connection, 1)
-        await getattr(connection, end)()
-    kept = end == "commit"
-    assert bench.values() == [2 if kept else 0] * 5
-    assert bench.elsewhere > 0
-    assert len(marks(bench.made)) == (kept and ADD in before)
-
-
-async def test_in_a_savepoint(bench):
-    """The savepoint is there again, and can be rolled back to."""
-    async with bench.engine.begin() as connection:
         await connection.execute(ADD, {"run": 7})
-        async with connection.begin_nested() as savepoint:
-            await long(connection)
-            await savepoint.rollback()
+        await connection.rollback()
     assert bench.values() == [0] * 5
     assert bench.elsewhere > 0
+
+
+async def test_a_trigger_that_rolls_back(bench):
+    """It fails as it would have failed on the loop, and the connection goes on."""
+    async with bench.engine.begin() as connection:
+        await connection.exec_driver_sql(
+            "CREATE TRIGGER refuse AFTER UPDATE ON items BEGIN SELECT RAISE(ROLLBACK, 'no'); END"
+        )
+    async with bench.engine.connect() as connection:
+        with pytest.raises(IntegrityError, match="no"):
+            await long(connection)
+        await connection.rollback()
+        await connection.execute(ADD, {"run": 7})
+        await connection.commit()
+    assert bench.values() == [0] * 5
     assert marks(bench.made) == [7]
 
 
-async def test_in_a_group(bench):
-    """Those who have finished are run again; nobody is lost, nor the one who was broken off."""
-
-    async def member():
-        async with bench.engine.begin() as connection:
-            await connection.execute(COUNT)
-            await long(connection)
-            await connection.execute(ADD, {"run": 2})
-
-    made = bench.made
-    assert await together(made, write(made, 1), member(), write(made, 3)) == [None] * 3
-    assert marks(made) == [0, 1, 2, 3]
+async def test_the_first_of_a_group(bench):
+    """Whoever waits behind it joins it."""
+    async with bench.engine.connect() as connection:
+        await long(connection)
+        waiting = asyncio.create_task(write(bench.made, 1))
+        await eventually(lambda: bench.engine.stats().waiting == 1)
+        await connection.commit()
+    await waiting
+    assert bench.engine.stats().groups == 1
     assert bench.values() == [1] * 5
     assert bench.elsewhere > 0
 
 
-async def test_what_may_not_come_out_the_same_is_not_broken_off(bench, monkeypatch):
-    """Rows returned by a write, a log that was dropped, the driver's connection."""
+@pytest.mark.parametrize("before", [ITEMS, ADD, text("SELECT random()")])
+async def test_behind_another_statement_it_is_not_broken_off(bench, before):
+    """SQLite rolls back the whole transaction with it, and a replay might come out different."""
     async with bench.engine.begin() as connection:
-        await connection.execute(RETURNING)
+        await connection.execute(before, {"run": 7} if before is ADD else {})
         await long(connection)
-    monkeypatch.setattr(logs, "MAX_STATEMENTS", 1)
-    async with bench.engine.begin() as connection:
-        await connection.execute(ITEMS)
-        await connection.execute(ADD, {"run": 7})
-        await long(connection)
+    assert bench.values() == [1] * 5
+    assert bench.elsewhere == 0
+
+
+async def test_in_a_group_it_is_not_broken_off(bench):
+    """The others who have finished would have to be run again."""
+
+    async def member():
+        async with bench.engine.begin() as connection:
+            await long(connection)
+            await connection.execute(COUNT)
+
+    made = bench.made
+    assert await together(made, write(made, 1), member(), write(made, 3)) == [None] * 3
+    assert bench.values() == [1] * 5
+    assert bench.elsewhere == 0
+
+
+async def test_on_the_drivers_connection_it_is_not_broken_off(bench):
+    """Nobody knows what the application has sent there before."""
     async with bench.engine.begin() as connection:
         raw = await connection.get_raw_connection()
         await raw.driver_connection.execute("UPDATE items SET value = value + 1")
         await long(connection)
-    assert bench.values() == [4] * 5
+    assert bench.values() == [2] * 5
     assert bench.elsewhere == 0
-    assert marks(bench.made) == [8, 7]

@@ -61,7 +61,7 @@ TEXTS = [
     ("PRAGMA foreign_keys", Need.ASK),
     ("PRAGMA main.user_version ;\n", Need.UNKNOWN),
     ("PRAGMA application_id", Need.UNKNOWN),
-    ("PRAGMA user_version = 1", Need.FILE),
+    ("PRAGMA user_version = 1", Need.WRITE),
     ("PRAGMA main.journal_mode ;\n", Need.ASK),
     ('PRAGMA main.table_info("t")', Need.ASK),
     ('PRAGMA "main".table_xinfo("t")', Need.ASK),

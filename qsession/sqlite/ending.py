@@ -80,7 +80,6 @@ class Ending(Attachment):
                 self._outgrow_log(lease)
             if outcome.changed and outcome.description is not None:
                 self._pool.pace.keep_alone(statement.sql)
-                self.log.predictable = False
         if statement.need.leaves_settings:
             self._pool.make_ready_again(lease.driver)
             if isinstance(lease, WriterLease) and lease.own is not None:

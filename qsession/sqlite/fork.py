@@ -35,7 +35,8 @@ def refuse_carried(path: str, identity: tuple[int, ...] | None) -> None:
         raise sqlite3.OperationalError(
             f"{path!r} was in use by the parent of this process when it forked, and SQLite's locks "
             "are not inherited: what this process writes could be lost. Nothing was done. Fork "
-            "while no transaction is open, or start the process with spawn."
+            "while no transaction is open, and no connection that has sent a PRAGMA, or start the "
+            "process with spawn."
         )
 
 

@@ -95,13 +95,11 @@ class Entry:
 class Log:
     """The statements of one transaction. When it is full it is dropped: ``complete`` is False."""
 
-    __slots__ = ("_bytes", "complete", "entries", "predictable")
+    __slots__ = ("_bytes", "complete", "entries")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.complete = True
-        self.predictable = True
-        """Nothing in it has written and returned rows, which may be others the next time."""
         self._bytes = 0
 
     def append(self, statement: Statement, seen: Any) -> bool:

@@ -59,14 +59,15 @@ class Need(Enum):
 
 _WORDS = re.compile(
     r"""(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*(?:
-    (?P<WRITE>(?:INSERT|UPDATE|DELETE|REPLACE)\b)
+    (?P<WRITE>(?:INSERT|UPDATE|DELETE|REPLACE)\b
+        |PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*[=(])
     |(?P<UNKNOWN>PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*;?\s*\Z)
     |(?P<DEFER>PRAGMA\s+(?:\S+\s*\.\s*)?defer_foreign_keys\s*[=(])
     |(?P<ASK>PRAGMA\s+(?:\S+\s*\.\s*)?(?:
         (?:table_list|table_x?info|index_list|index_x?info|foreign_key_list|foreign_key_check
             |integrity_check|quick_check)\b
         |(?!(?:wal_checkpoint|optimize|incremental_vacuum|shrink_memory)\b)\w+\s*;?\s*\Z))
-    |(?P<FILE>(?:VACUUM|PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id|optimize
+    |(?P<FILE>(?:VACUUM|PRAGMA\s+(?:\S+\s*\.\s*)?(?:optimize
         |wal_checkpoint|incremental_vacuum|shrink_memory|journal_mode\s*[=(]\s*["']?wal))\b)
     |(?P<PRAGMA>PRAGMA\b)
     |(?P<TEMP>CREATE\s+(?:TEMP(?:ORARY)?\b

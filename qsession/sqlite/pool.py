@@ -32,7 +32,7 @@ from .explain import explain
 from .frozen import fingerprint
 from .lease import ReaderLease
 from .pace import Pace, Who, turns
-from .ready import make_ready
+from .ready import keep_ready, make_ready
 from .writer import Writer
 
 
@@ -163,7 +163,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     def make_ready_again(self, driver: DriverConnection) -> None:
         """After a PRAGMA or an ATTACH, which may have changed what a connection needs."""
-        driver.post(make_ready, driver.role)
+        driver.post(keep_ready, driver.role)
         if driver.role == "writer" and driver.path:
             driver.post(self.checkpointer.share)
 

@@ -43,10 +43,15 @@ def make_ready(raw: sqlite3.Connection, role: str) -> str:
     """After listeners: how it waits, what it may do; and the file it is open on."""
     if raw.isolation_level is not None:  # whatever a listener made of it: BEGIN is ours to send
         raw.isolation_level = None  # this commits, so it must not be set inside a transaction
+    keep_ready(raw, role)
+    return databases(raw)["main"]
+
+
+def keep_ready(raw: sqlite3.Connection, role: str) -> None:
+    """How it waits and what it may do, after a PRAGMA that may have changed that."""
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
     if role == "reader":
         raw.execute("PRAGMA query_only=ON")
-    return databases(raw)["main"]
 
 
 def databases(raw: sqlite3.Connection) -> dict[str, str]:

@@ -80,12 +80,10 @@ class Running(Place):
             here = here and driver.quiet and not (begins and self._has_to_replay())
             report = self._send(lease, statement, begins, here, only_reads)
             if here and report.error is not None and _broken_off(report.error):
+                if self._is_gone(lease, report):
+                    return report
                 here = False  # it was over its budget: once more, in the thread
-                if report.in_transaction:
-                    continue
-                if self.log.complete or not self.began:
-                    self._begin_again(lease)
-                    continue
+                continue
             if driver.frozen:
                 self._pool.check_file(driver)
             if not report.busy:
@@ -96,12 +94,10 @@ class Running(Place):
                 raise self.lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
 
-    def _begin_again(self, lease: Lease) -> None:
-        """SQLite has rolled back all that was begun, with what was broken off: replay it."""
-        self.began = False
-        if isinstance(lease, WriterLease) and lease.joined_at is not None:
-            lease.joined_at = None
-            self.writer.rescue_group()
+    def _is_gone(self, lease: Lease, report: Report) -> bool:
+        """Whether what had been begun was rolled back with it, as by a write broken off."""
+        joined = isinstance(lease, WriterLease) and lease.joined_at is not None
+        return (self.began or joined) and not report.in_transaction
 
     def enter_turn(self, begins: bool = False, spent: bool = False) -> None:
         """Wait for a later turn of the loop if this one is over, or spoken for, or ``spent``.
@@ -160,7 +156,7 @@ class Running(Place):
                 begin, lease.joined_at = JOIN, time.monotonic()
         entries = self.log.entries if begin else []
         if here:
-            budget = self._budget(statement, only_reads)
+            budget = self._budget(lease, statement, only_reads)
             report = lease.driver.run_here(run, begin, entries, statement, budget=budget)
         else:
             report = self._run_in_thread(lease, begin, entries, statement)
@@ -172,16 +168,17 @@ class Running(Place):
             self.writer.counters.replays += bool(entries)
         return report
 
-    def _budget(self, statement: Statement, only_reads: bool) -> float | None:
-        """Seconds a statement may take on the loop; None for what could not be replayed whole.
+    def _budget(self, lease: Lease, statement: Statement, only_reads: bool) -> float | None:
+        """Seconds a statement may take on the loop; None for as long as it likes.
 
-        A text that has been short may be long this time: an UPDATE of more rows than before.
+        A text that has been short may be long this time: an UPDATE of more rows than before. SQLite
+        rolls back the whole transaction with a write that is broken off, so none is but the first
+        statement of one that has joined no group: there is nothing to replay.
         """
         if only_reads:
             return BUDGET
-        log = self.log
-        whole = log.complete and log.predictable and not (statement.alone or self.pinned)
-        return LONG_WRITE if whole else None
+        first = not (self.began or self.log.entries or self.writer.group or lease.streams)
+        return LONG_WRITE if first and not (statement.alone or self.pinned) else None
 
     def _learn(self, statement: Statement, report: Report, spent: Spent, here: bool) -> None:
         """Take note of how long a statement took."""

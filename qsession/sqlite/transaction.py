@@ -42,21 +42,27 @@ class Transaction(Ending):
         self.used_here()
         try:
             return self._dispatch(statement, options)
-        except Exception:
-            if self.state is State.HOLDING and not (self.began or self.pinned):
-                self.detach_writer()
-            raise
-        except BaseException:
-            self.abandon(errors.QSessionError("The transaction was rolled back: it was cancelled."))
+        except BaseException as error:
+            self._clean_up_after(error)
             raise
         finally:
             self.rest()
+
+    def _clean_up_after(self, error: BaseException) -> None:
+        """Keep no ticket for what was not begun, and nothing of what was cancelled."""
+        if not isinstance(error, Exception):
+            self.abandon(errors.QSessionError("The transaction was rolled back: it was cancelled."))
+        elif self.state is State.HOLDING and not (self.began or self.pinned):
+            self.detach_writer()
 
     def pin(self) -> DriverConnection:
         self._begins_by_hand()
         self.busy += 1
         try:
             return super().pin()
+        except BaseException as error:
+            self._clean_up_after(error)
+            raise
         finally:
             self.rest()
 
@@ -91,7 +97,11 @@ class Transaction(Ending):
             return
         self._savepoints = savepoints_after(self._savepoints, statement.sql)
         if not self._savepoints:
-            self.commit()
+            try:
+                self.commit()
+            except BaseException:
+                self.rollback()  # the savepoint is gone: there is nothing to go back to
+                raise
 
     def _execute(self, statement: Statement, options: Any) -> Outcome:
         if self.first is None:
