@@ -84,7 +84,7 @@ class Attachment(Running):
             lease = self.writer.lease(ticket, self.connection(), nowait)
         finally:
             if lease is None and self._asked is ticket:  # else it was taken away: see forsake()
-                self.writer.queue.release(ticket)
+                self.writer.release(ticket)
         return lease
 
     def _check_snapshot(self) -> None:

@@ -46,6 +46,16 @@ class Commits:
         """Pass the ticket on."""
         raise NotImplementedError
 
+    def retire(self) -> None:
+        """Close the connection, unless somebody uses it."""
+        raise NotImplementedError
+
+    def release(self, ticket: Ticket) -> None:
+        """Pass on the ticket of one who got no connection; nobody may be left to close it."""
+        self.queue.release(ticket)
+        if self._disposed:
+            self.retire()
+
     def committed(self) -> None:
         """A transaction that wrote is durable."""
         self.counters.commits += 1
