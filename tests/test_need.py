@@ -103,9 +103,7 @@ def test_long_texts(sql: str, need: Need) -> None:
     assert need_of_text(f"{'/* a note */' * 100}{sql}") is need
 
 
-@pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="the driver kept five statements before 3.11"
-)
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="3.10 keeps five by itself")
 async def test_texts_that_are_kept(make: Make) -> None:
     """A thousand texts of a megabyte would be a gigabyte: nothing refers to one that is over."""
 
