@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 
@@ -20,6 +21,7 @@ BUSY_TIMEOUT = 30.0
 """Seconds to wait for a lock of another process, where the database is not in WAL mode."""
 BESIDE = ("-journal", "-wal", "-shm")
 """What SQLite adds to the name of a database for the files that belong to it."""
+NEW = "is to be replaced by a new file"
 
 Progress = Callable[[int, int], object]
 """Told how many pages are done, of how many."""
@@ -45,10 +47,11 @@ def back_up(
     A database that is replaced must not be open anywhere; it gets the copy in one transaction. A
     symbolic link is followed.
 
-    Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced,
-    ``FileNotFoundError`` if ``source`` does not, ``OSError`` or ``sqlite3.Error`` for what went
-    wrong with either, and :class:`BackupError` if somebody has ``target`` open, if files of another
-    database lie beside it, or if the copy is damaged, as then the source may be.
+    Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced, or
+    was made by others meanwhile, ``FileNotFoundError`` if ``source`` does not exist, ``OSError`` or
+    ``sqlite3.Error`` for what went wrong with either, and :class:`BackupError` if somebody has
+    ``target`` open, if files of another database lie beside it, or if the copy is damaged, as then
+    the source may be.
     Whatever is raised, ``KeyboardInterrupt`` included, leaves ``target`` as it was.
     """
     source, target = Path(source), Path(os.path.realpath(target))  # a link stays, and leads to it
@@ -63,18 +66,12 @@ def back_up(
     if (owner := _owner(target)) is not None:
         raise BackupError(f"{str(target)!r} belongs to the database {owner!r}: name another file")
     unfinished = target.with_name(f"{target.name}.{os.getpid()}-{get_ident()}.unfinished")
-    with _taken(target) as replaced:
+    with _taken(target, replace) as put:
         try:
             _create(unfinished, source.stat().st_mode)
             _copy(source, unfinished, progress)
             _flush(unfinished)
-            if replaced is not None:
-                _write_into(replaced, unfinished)
-            elif replace:
-                _make_alike(unfinished, target)
-                unfinished.replace(target)
-            else:
-                os.link(unfinished, target)  # unlike a rename it fails where a file has come to be
+            put(unfinished)
             _flush(target.parent)
         finally:
             _remove(unfinished)
@@ -90,8 +87,8 @@ def _owner(target: Path) -> str | None:
 
 
 @contextmanager
-def _taken(target: Path) -> Iterator[sqlite3.Connection | None]:
-    """The database at ``target``, locked for this connection alone; None if there is none.
+def _taken(target: Path, replace: bool) -> Iterator[Callable[[Path], None]]:
+    """What puts a copy at ``target``; a database there is locked for it.
 
     What lies beside a database belongs to it: SQLite would play its ``-wal`` or ``-journal`` back
     into whatever file has its name later (https://sqlite.org/howtocorrupt.html, 1.4 and 2). An
@@ -100,7 +97,7 @@ def _taken(target: Path) -> Iterator[sqlite3.Connection | None]:
     """
     if not target.exists():
         _refuse_what_lies_beside(target, "does not exist")
-        yield None
+        yield partial(_link, target, replace)
         return
     if not target.is_file():
         raise BackupError(f"{str(target)!r} is not a regular file: name another one")
@@ -108,13 +105,67 @@ def _taken(target: Path) -> Iterator[sqlite3.Connection | None]:
         with closing(_opened(target, "ro")) as raw:  # "rw" drops a log that it can make no use of
             _refuse_what_lies_beside_unreadable(raw, target)
     with closing(_opened(target, "rw")) as raw:
-        if _lock(raw, target) and not hard_links(str(target)):
-            yield raw
+        is_database = _lock(raw, target)
+        if is_database and not hard_links(str(target)):
+            yield partial(_write_into, raw)
             return
+    if is_database:
+        yield partial(_take_name, target, _state(target))
+        return
+    _refuse_what_lies_beside(target, NEW, ("-journal", "-wal"))
+    yield partial(_rename, target)
+
+
+def _link(target: Path, replace: bool, unfinished: Path) -> None:
+    """Unlike a rename it fails where a file has come to be: an application may be using that."""
+    if os.path.lexists(target):
+        raise FileExistsError(f"{str(target)!r} was made by somebody else during the copy")
+    _refuse_what_lies_beside(target, "does not exist")
+    try:
+        os.link(unfinished, target)
+    except OSError:
+        if not replace or os.path.lexists(target):
+            raise
+        unfinished.replace(target)  # a file system without links, as FAT
+
+
+def _rename(target: Path, unfinished: Path) -> None:
     # Some builds of SQLite leave them (https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html,
-    # SQLITE_FCNTL_PERSIST_WAL).
-    _refuse_what_lies_beside(target, "is to be replaced by a new file", ("-journal", "-wal"))
-    yield None  # its other names, of older copies perhaps, keep what they have
+    # SQLITE_FCNTL_PERSIST_WAL), and an application may have begun to use the file.
+    _refuse_what_lies_beside(target, NEW, ("-journal", "-wal"))
+    _make_alike(unfinished, target)
+    unfinished.replace(target)
+
+
+def _take_name(target: Path, before: tuple[int, ...], unfinished: Path) -> None:
+    """Give the copy the name of a database that has others by hard links; they keep what they have.
+
+    There was no lock during the copy: an application that had started would have waited for it with
+    this file open, to write to it later by the log of the copy. It is noticed here instead. The
+    file leaves WAL mode, so that SQLite refuses to write to it where it has lost its name.
+    """
+    used = BackupError(
+        f"{str(target)!r} was written to during the copy: stop whatever uses it, then copy again. "
+        "What was written is kept"
+    )
+    if _state(target) != before:  # before SQLite opens it, which may drop a log
+        raise used
+    with closing(_opened(target, "rw")) as raw:
+        if not _lock(raw, target) or _state(target) != before:
+            raise used
+        with _without_wal(raw):
+            raw.execute("PRAGMA journal_mode=MEMORY").fetchone()  # lets go of the -journal
+            Path(f"{target}-journal").unlink(missing_ok=True)  # played back, and done with
+            if os.name == "nt":
+                raw.close()  # a file that is open cannot be replaced there, whoever has it open
+            _rename(target, unfinished)
+
+
+def _state(target: Path) -> tuple[int, ...]:
+    """What changes when somebody writes to a database."""
+    wal = Path(f"{target}-wal")
+    found = target.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size, wal.stat().st_size if wal.exists() else 0
 
 
 def _opened(target: Path, mode: str) -> sqlite3.Connection:
@@ -167,14 +218,21 @@ def _write_into(target: sqlite3.Connection, unfinished: Path) -> None:
 
     In WAL mode it could not get another size of page; what its ``-wal`` holds goes into it.
     """
-    (mode,) = target.execute("PRAGMA journal_mode").fetchone()
-    target.execute("PRAGMA synchronous=EXTRA")
-    target.execute("PRAGMA journal_mode=DELETE").fetchone()
+    with _without_wal(target), closing(sqlite3.connect(unfinished)) as copy:
+        copy.backup(target)
+
+
+@contextmanager
+def _without_wal(raw: sqlite3.Connection) -> Iterator[None]:
+    """It keeps its lock, and gets its journal mode back if the copy fails."""
+    (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
+    raw.execute("PRAGMA synchronous=EXTRA")
+    raw.execute("PRAGMA journal_mode=DELETE").fetchone()
     try:
-        with closing(sqlite3.connect(unfinished)) as copy:
-            copy.backup(target)
+        yield
     except BaseException:
-        target.execute(f"PRAGMA journal_mode={mode}").fetchone()
+        with suppress(sqlite3.ProgrammingError):  # closed
+            raw.execute(f"PRAGMA journal_mode={mode}").fetchone()
         raise
 
 
