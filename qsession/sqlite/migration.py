@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
+KEYS = 10_000
+"""Broken references of a table to another one that are compared one by one, not by their number."""
 
 
 @contextlib.contextmanager
@@ -72,7 +74,12 @@ def drop_stale_copies(connection: Connection) -> None:
 
 
 def refuse_new_orphans(connection: Connection) -> None:
-    """Raise if rows refer to rows that are not there, and did not before this transaction."""
+    """Raise if rows refer to rows that are not there, and did not before this transaction.
+
+    A table that is as it was is compared key by key, as one reference may have been mended and
+    another one broken. One that was built anew may have other keys for the same rows, and one with
+    a new name may be any of those that were there: they may have as many as there were.
+    """
     from alembic import util
 
     after = _orphans(connection)
@@ -81,13 +88,19 @@ def refuse_new_orphans(connection: Connection) -> None:
     with connection.engine.connect() as outside:  # a snapshot from before: nothing is committed
         outside.execution_options(qsession_access="read")
         before = _orphans(outside)
-        origin = _origins(_tables(outside), _tables(connection))
-    new: Counter[tuple[str, str]] = Counter()
-    for (child, parent, key), count in after.items():
-        old = (origin.get(child, child), origin.get(parent, parent), key)
-        known = min(count, before[old])
-        before[old] -= known
-        new[child, parent] += count - known
+        was, now = _tables(outside), _tables(connection)
+        new = after - before
+        for pair in after.keys() & before.keys():
+            child = pair[0]
+            if was[child] == now[child] and max(before[pair], after[pair]) <= KEYS:
+                new[pair] = (_keys(connection, *pair) - _keys(outside, *pair)).total()
+    gone = before - after
+    for child, parent in sorted(new, key=lambda pair: pair[0] not in was):
+        for old in gone:
+            if child not in was or (old[0] == child and parent not in was):
+                known = min(new[child, parent], gone[old])
+                new[child, parent] -= known
+                gone[old] -= known
     if new := +new:
         broken = ", ".join(
             f"{count} in {child!r} to {parent!r}" for (child, parent), count in new.items()
@@ -98,84 +111,74 @@ def refuse_new_orphans(connection: Connection) -> None:
         )
 
 
-_Orphans = Counter[tuple[str, str, tuple[Any, ...]]]
-"""How many rows of which table refer to which table by which key, and there is no such row.
+def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
+    """How many references from one table to another are broken; names are in lower case.
 
-The key is what is left of a row in a table that is built anew, which gives out the numbers of its
-rows and of its references anew. Names are in lower case.
-"""
-
-
-def _orphans(connection: Connection) -> _Orphans:
-    """By ``PRAGMA foreign_key_check``, table by table: a reference to columns that are not unique
+    By ``PRAGMA foreign_key_check``, table by table: a reference to columns that are not unique
     makes it fail (https://sqlite.org/foreignkeys.html, section 3), for all tables if it is asked
     for all.
     """
-    found: _Orphans = Counter()
+    found: Counter[tuple[str, str]] = Counter()
     for table in _tables(connection):
         try:
             checked = connection.exec_driver_sql(
-                "SELECT DISTINCT parent, fkid FROM pragma_foreign_key_check(?)", (table,)
+                "SELECT parent, count(*) FROM pragma_foreign_key_check(?) GROUP BY parent", (table,)
             ).all()
         except DBAPIError as error:
             if "foreign key mismatch" not in str(error.orig):
                 raise
-            found[table, "columns that are not unique", ()] += 1
+            found[table, "columns that are not unique"] += 1
             continue
-        for parent, number in checked:
-            for key in _keys(connection, table, number):
-                found[table, parent.lower(), key] += 1
+        for parent, count in checked:
+            found[table, parent.lower()] += count
     return found
 
 
-def _keys(connection: Connection, table: str, number: int) -> Iterator[tuple[Any, ...]]:
-    """What each broken reference of one kind says; an empty key each in a table WITHOUT ROWID."""
-    wanted = _names(
-        connection,
-        'SELECT "from" FROM pragma_foreign_key_list(?) WHERE id = ? ORDER BY seq',
-        (table, number),
-    )
-    taken = _names(connection, "SELECT lower(name) FROM pragma_table_xinfo(?)", (table,))
-    rowid = next((each for each in ("rowid", "_rowid_", "oid") if each not in taken), None)
+def _keys(connection: Connection, child: str, parent: str) -> Counter[str]:
+    """What the broken references say, as text; nothing in a table WITHOUT ROWID."""
     quote = connection.dialect.identifier_preparer.quote_identifier
+    taken = _names(connection, "SELECT lower(name) FROM pragma_table_xinfo(?)", (child,))
+    rowid = next((each for each in ("rowid", "_rowid_", "oid") if each not in taken), None)
+    columns: dict[int, list[str]] = {}
+    for number, to, column in connection.exec_driver_sql(
+        'SELECT id, "table", "from" FROM pragma_foreign_key_list(?) ORDER BY id, seq', (child,)
+    ):
+        if to.lower() == parent:
+            columns.setdefault(number, []).append(f"hex(child.{quote(column)})")
     rows = "FROM pragma_foreign_key_check(?) AS found"
     having = "WHERE found.fkid = ?"
-    numbered = connection.exec_driver_sql(
-        f"SELECT count(*), count(found.rowid) {rows} {having}",
-        (table, number),
-    )
-    count, with_rowid = numbered.one()
-    if rowid is None or not with_rowid:
-        yield from [()] * count
-        return
-    columns = ", ".join(f"child.{quote(each)}" for each in wanted)
-    for row in connection.exec_driver_sql(
-        f"SELECT {columns} {rows} CROSS JOIN {quote(table)} AS child "
-        f"ON child.{rowid} = found.rowid {having}",
-        (table, number),
-    ):
-        yield tuple(row)
+    found: Counter[str] = Counter()
+    for number, wanted in columns.items():
+        about = (child, number)
+        key = " || ',' || ".join(wanted)
+        count, numbered = connection.exec_driver_sql(
+            f"SELECT count(*), count(found.rowid) {rows} {having}", about
+        ).one()
+        if rowid is None or not numbered:
+            found[""] += count
+            continue
+        found.update(
+            _names(
+                connection,
+                f"SELECT {key} {rows} CROSS JOIN {quote(child)} AS child "
+                f"ON child.{rowid} = found.rowid {having}",
+                about,
+            )
+        )
+    return found
 
 
 def _names(connection: Connection, sql: str, about: tuple[Any, ...]) -> list[str]:
     return list(connection.exec_driver_sql(sql, about).scalars())
 
 
-def _tables(connection: Connection) -> dict[str, int]:
-    """The tables, and the page that each begins at, which a table keeps when it is renamed."""
+def _tables(connection: Connection) -> dict[str, str]:
+    """The tables, and how they were made."""
     return {
-        name.lower(): page
-        for name, page in connection.exec_driver_sql(
-            "SELECT name, rootpage FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
+        name.lower(): sql
+        for name, sql in connection.exec_driver_sql(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
         )
-    }
-
-
-def _origins(before: dict[str, int], after: dict[str, int]) -> dict[str, str]:
-    """What the tables that were renamed were called."""
-    names = {page: name for name, page in before.items()}
-    return {
-        name: names[page] for name, page in after.items() if name not in before and page in names
     }
 
 
