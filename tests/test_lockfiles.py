@@ -51,6 +51,42 @@ async def test_a_link_to_another_file(link, number, path, tmp_path, caplog):
     assert last_holder(str(path)) is None
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_empty_file_or_a_note_in_the_wrong_place(number, path, tmp_path):
+    """Nothing is written into an empty file of somebody, nor is another file locked."""
+    victim = tmp_path / "victim"
+    victim.write_text("" if number else f"{1:<10} {1.5:<20.6f}\n")
+    os.link(victim, names(str(path))[number])
+    with pytest.raises(OSError, match="has another name"):
+        LockFiles(str(path))
+
+
+def test_a_backup_that_links(path, tmp_path, caplog):
+    """As by `cp -al`: the lock files are still known for what they are, and locked."""
+    first = LockFiles(str(path))
+    assert first.try_lock()
+    for number, name in enumerate(names(str(path))):
+        os.link(name, tmp_path / f"backup{number}")
+    second = LockFiles(str(path))
+    assert not second.try_lock()
+    first.unlock()
+    assert second.try_lock()
+    assert last_holder(str(path))[0] == os.getpid()
+    for each in (first, second):
+        each.close()
+    assert not caplog.records
+
+
+@pytest.mark.skipif(os.geteuid() != 0 if hasattr(os, "geteuid") else True, reason="needs root")
+def test_root_gives_them_to_the_owner_of_the_database(path):
+    """Who could not lock them otherwise, where others may not write to the database."""
+    path.chmod(0o640)
+    os.chown(path, 65534, 65533)
+    LockFiles(str(path)).close()
+    for each in map(os.stat, names(str(path))):
+        assert (each.st_uid, each.st_gid, each.st_mode & 0o777) == (65534, 65533, 0o640)
+
+
 def test_a_pipe(path):
     """Nobody waits for its other end."""
     os.mkfifo(names(str(path))[1])

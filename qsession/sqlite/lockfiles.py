@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
 import time
 import weakref
@@ -35,10 +36,10 @@ class LockFiles:
         self._close = weakref.finalize(self, _close, self._open)
         self._close.atexit = False
         self._system = system
-        mode = os.stat(path).st_mode & 0o666
+        database = os.stat(path)
         try:
             for name in names(path):
-                self._open.append(_open(name, mode))
+                self._open.append(_open(name, database))
         except OSError:
             self.close()
             raise
@@ -113,11 +114,13 @@ def last_holder(path: str) -> tuple[int, float] | None:
         return None
 
 
-def _open(name: str, mode: int) -> int:
+def _open(name: str, database: os.stat_result) -> int:
     """Whoever may write to the database may lock: as SQLite does with its -wal and -shm.
 
-    Only a file that is made here gets the mode: one that was found could be any file of this user.
+    Only a file that is made here gets the mode, and from root the owner, of the database: one that
+    was found could be any file of this user.
     """
+    mode = database.st_mode & 0o666
     try:
         try:
             made = _open_regular(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
@@ -134,6 +137,9 @@ def _open(name: str, mode: int) -> int:
                 error.strerror,
             )
         raise
+    if hasattr(os, "fchown") and os.geteuid() == 0:
+        with suppress(OSError):  # a file system without owners
+            os.fchown(made, database.st_uid, database.st_gid)
     if hasattr(os, "fchmod"):
         with suppress(OSError):  # a file system without modes
             os.fchmod(made, mode)
@@ -141,13 +147,27 @@ def _open(name: str, mode: int) -> int:
 
 
 def _open_regular(name: str, flags: int, mode: int = 0) -> int:
-    """Open a file that has this one name only, and is none of somebody else by a link to it."""
+    """Open a file that has this one name only, or is a lock file for certain.
+
+    A link by another user could lead to any file, and a note would be written into that. One by a
+    backup that links what has not changed leads to a lock file.
+    """
     file = os.open(name, flags | _NEVER_ELSEWHERE | getattr(os, "O_BINARY", 0), mode)
     found = os.fstat(file)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+    if stat.S_ISREG(found.st_mode) and (found.st_nlink == 1 or _is_ours(name, file, found.st_size)):
         return file
     os.close(file)
     raise OSError(errno.EPERM, "it is no regular file, or has another name", name)
+
+
+def _is_ours(name: str, file: int, size: int) -> bool:
+    """Whether a file holds what a lock file does: ``next`` nothing, ``hold`` a note."""
+    if name.endswith("-next"):
+        return size == 0
+    if size != system.note_at + NOTE:
+        return False
+    os.lseek(file, system.note_at, os.SEEK_SET)
+    return re.fullmatch(rb"\d+ +\d+\.\d{6} *\n", os.read(file, NOTE)) is not None
 
 
 def _close(files: list[int]) -> None:
