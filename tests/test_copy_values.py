@@ -172,6 +172,27 @@ async def test_arrays_that_do_not_begin_at_one(new, kind):
     assert (await copy(there, here, verify=True)).rows == 4
 
 
+@pytest.mark.parametrize("kind", POSTGRESQL)
+async def test_numbers_in_arrays_of_json(new, kind):
+    """They keep their digits, also in a domain: Python's floats have no part in it."""
+    there, here = await new(kind), await new(kind)
+    for each in there, here:
+        await ask(
+            each,
+            "CREATE DOMAIN many AS jsonb[]",
+            "CREATE TABLE t (id integer PRIMARY KEY, a json[], b jsonb[], c many)",
+        )
+    numbers = "array['0.12345678901234567890123', '12345678901234567890.50', 'null', '\"é\"']"
+    await ask(
+        there,
+        f"INSERT INTO t VALUES (1, {numbers}::json[], {numbers}::jsonb[], {numbers}::jsonb[]), "
+        "(2, '{NULL}', '{}', NULL), (3, '{{1.10},{2}}', '{{1.10},{2}}', '{}')",
+    )
+    every = "SELECT a::text, b::text, c::text FROM t ORDER BY id"
+    await copy(there, here, verify=True)
+    assert await ask(here, every) == await ask(there, every)
+
+
 async def test_floats_of_some_digits(new):
     """What MySQL keeps in one column it takes in another one of the same type."""
     there, here = await new("asyncmy"), await new("asyncmy")

@@ -194,21 +194,24 @@ def bare(source: Table) -> Any:
 
 
 def _expression(source: Column[Any], dialect: Dialect) -> ColumnElement[Any]:
-    """What drivers make something else of: PostgreSQL's JSON, and its intervals with months.
+    """What drivers make something else of: PostgreSQL's JSON, also in arrays, and its intervals.
 
     A float of 32 bits is asked for as one of 64: what psycopg is sent of it is the shortest text
     that stands for it, 1.1, which is another number. MySQL shows six digits, unless it is part of a
     calculation.
     """
-    plain: ColumnElement[Any] = column(source.name)
+    as_it_is: ColumnElement[Any] = column(source.name)
     kind = kind_of(source.type, dialect)
     if dialect.name == "postgresql" and kind in (Kind.JSON, Kind.INTERVAL):
-        return cast(plain, types.Text)
+        return cast(as_it_is, types.Text)
+    type_ = plain(source.type)
+    if isinstance(type_, types.ARRAY) and kind_of(type_.item_type, dialect) is Kind.JSON:
+        return cast(as_it_is, types.ARRAY(types.Text))
     if dialect.name == "postgresql" and kind is Kind.FLOAT:
-        return cast(plain, types.Double)
+        return cast(as_it_is, types.Double)
     if dialect.name in ("mysql", "mariadb") and kind is Kind.FLOAT:
-        return (plain * literal_column("1e0")).label(source.name)
-    return plain
+        return (as_it_is * literal_column("1e0")).label(source.name)
+    return as_it_is
 
 
 def read_as_utc(source: Table, names: Sequence[str]) -> list[int]:
