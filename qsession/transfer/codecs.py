@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from .times import Period, Unfit, parse_timestamp
+from .times import Period
 
 _START = date(2000, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
@@ -88,23 +88,26 @@ def _codec(
 
 def _teach_psycopg(adapters: Any) -> None:
     """https://www.psycopg.org/psycopg3/docs/advanced/adapt.html"""
+    from psycopg import DataError
     from psycopg.adapt import Dumper, Loader
+    from psycopg.pq import Format
 
-    class Day(Loader):
-        def load(self, data: Any) -> Any:
-            text = bytes(data).decode()
-            try:
-                return date.fromisoformat(text)
-            except ValueError:
-                return text
+    def text_where_it_fails(name: str) -> type[Loader]:
+        """The loader that psycopg has for a type, and the text of what it refuses."""
+        usual = adapters.get_loader(adapters.types[name].oid, Format.TEXT)
 
-    class Moment(Loader):
-        def load(self, data: Any) -> Any:
-            text = bytes(data).decode()
-            try:
-                return parse_timestamp(text)
-            except Unfit:
-                return text
+        class OrText(Loader):
+            def __init__(self, oid: int, connection: Any = None) -> None:
+                super().__init__(oid, connection)
+                self._load = usual(oid, connection).load
+
+            def load(self, data: Any) -> Any:
+                try:
+                    return self._load(data)
+                except DataError:
+                    return bytes(data).decode()
+
+        return OrText
 
     class Parts(Loader):
         def load(self, data: Any) -> Any:
@@ -116,8 +119,7 @@ def _teach_psycopg(adapters: Any) -> None:
         def dump(self, obj: Period) -> bytes:
             return str(obj).encode()
 
-    adapters.register_loader("date", Day)
-    adapters.register_loader("timestamp", Moment)
-    adapters.register_loader("timestamptz", Moment)
+    for name in ("date", "timestamp", "timestamptz"):
+        adapters.register_loader(name, text_where_it_fails(name))
     adapters.register_loader("interval", Parts)
     adapters.register_dumper(Period, FromPeriod)
