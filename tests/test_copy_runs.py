@@ -356,6 +356,46 @@ async def test_books_that_were_only_opened(new, tmp_path, kind):
     assert await tables(here) == {"t", "u"}
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+async def test_books_that_a_failed_replacement_leaves(new, tmp_path, monkeypatch, kind):
+    """What an earlier copy has done can still be gone on with; once it is replaced it cannot."""
+    source, here = made(tmp_path / "s.db", MANY), await new(kind)
+
+    async def fail(*arguments):
+        raise CopyError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "past_the_rows", fail)
+        with pytest.raises(CopyError, match="no"):
+            await copy(source, here, resume=True)
+        with pytest.raises(CopyError, match=r"no\. The target is as it was"):
+            await copy(source, here, replace=True)
+    assert await ask(here, "SELECT name, rows_done FROM qsession_copy WHERE rows_done > 0")
+    again = await copy(source, here, resume=True, verify=True)
+    assert [each.already for each in again.tables] == [500, 500]
+    assert await tables(here) == {"t", "u"}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+@pytest.mark.parametrize("resume", [False, True])
+async def test_books_that_are_replaced(new, tmp_path, monkeypatch, kind, resume):
+    """They are gone in the end, whatever the copy was told that has replaced them."""
+    source, here = made(tmp_path / "s.db", MANY), await new(kind)
+
+    async def fail(*arguments):
+        raise CopyError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "past_the_rows", fail)
+        with pytest.raises(CopyError, match="no"):
+            await copy(source, here, resume=True)
+    report = await copy(source, here, replace=True, resume=resume, verify=True)
+    assert (report.rows, report.notes) == (1000, ())
+    assert await tables(here) == {"t", "u"}
+
+
 async def test_a_source_that_has_changed(tmp_path):
     """The error says one thing to do, not two that contradict each other."""
     source, here = made(tmp_path / "s.db", MANY), f"sqlite+aiosqlite:///{tmp_path / 't.db'}"

@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    delete,
     insert,
     inspect,
     select,
@@ -105,6 +106,13 @@ async def note(target: AsyncConnection, name: str, before: Entry, now: Entry) ->
         )
 
 
-async def end(target: AsyncConnection) -> None:
-    """Remove them: the copy is complete."""
+async def end(target: AsyncConnection) -> list[str]:
+    """Remove them with the next COMMIT. On MySQL that leaves the table, empty.
+
+    Returns what is to be sent after the last COMMIT, as a DROP TABLE is a COMMIT there.
+    """
+    if target.dialect.name in ("mysql", "mariadb"):
+        await target.execute(delete(books))
+        return [f"DROP TABLE IF EXISTS {BOOKS}"]
     await target.run_sync(books.drop)
+    return []

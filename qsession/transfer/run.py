@@ -84,6 +84,7 @@ class _Run:
         self.traces = traces
         self.notes: list[str] = []
         self.later: list[str] = []
+        self.begins_anew = False
         self.left = "The target is as it was"
 
     async def load(self) -> Loading:
@@ -91,6 +92,8 @@ class _Run:
         await targets.begin(self.target)
         entries, unfinished = await self._open_books()
         plans, keys, completing = await self._prepare(entries, unfinished)
+        if self.begins_anew:  # only now, as MySQL commits where tables are made
+            self.later += await books.end(self.target)
         if entries:
             await self._refuse_strangers(plans, entries)
         else:
@@ -109,11 +112,11 @@ class _Run:
             await targets.begin(self.target)
             await targets.complete(self.target, completing)
             await refuse_orphans(self.target, plans)
-            self.later = await past_the_rows(self.source, self.target, plans)
+            self.later += await past_the_rows(self.source, self.target, plans)
             if self.options.verify:
                 await loading.verify()
             if self.options.resume:
-                await books.end(self.target)
+                self.later += await books.end(self.target)
         return loading
 
     async def commit(self) -> None:
@@ -135,7 +138,7 @@ class _Run:
             return {}, []
         entries, unfinished = await books.load(self.target)
         if self.options.replace:
-            await books.end(self.target)
+            self.begins_anew = True
             return {}, unfinished
         if not self.options.resume:
             raise CopyError(

@@ -11,6 +11,8 @@ from sqlalchemy import BigInteger, Table, Text, cast, exc, func, literal, select
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..errors import ConflictError
+from .loading import reason_of
 from .names import as_value
 from .plan import TablePlan
 from .reading import bare
@@ -81,8 +83,8 @@ async def after_commit(target: AsyncConnection, statements: Sequence[str]) -> li
         try:
             await target.exec_driver_sql(f"SET SESSION lock_wait_timeout = {_LOCK_WAIT}")
             await target.exec_driver_sql(statement)
-        except exc.DBAPIError as error:
-            notes.append(f"not done: {statement}. The database says: {error.orig}")
+        except (exc.DBAPIError, ConflictError) as error:
+            notes.append(f"not done: {statement}. The database says: {reason_of(error)}")
     return notes
 
 
