@@ -378,6 +378,22 @@ async def test_books_that_a_failed_replacement_leaves(new, tmp_path, monkeypatch
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+async def test_settings_of_each_transaction(new, tmp_path, kind):
+    """They hold for all batches of a copy that can be resumed, not for the first of each table."""
+    source, here = made(tmp_path / "s.db", MANY), await new(kind)
+    await ask(
+        here,
+        "CREATE TABLE t (id bigint PRIMARY KEY, word text)",
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.id IN (1, 300) "
+        "THEN PERFORM pg_sleep(0.5); END IF; RETURN NEW; END'",
+        "CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow()",
+        f"ALTER DATABASE {make_url(here).database} SET statement_timeout = '300ms'",
+    )
+    assert (await copy(source, here, resume=True)).rows == 1000
+
+
+@pytest.mark.servers
 @pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
 @pytest.mark.parametrize("resume", [False, True])
 async def test_books_that_are_replaced(new, tmp_path, monkeypatch, kind, resume):

@@ -67,7 +67,7 @@ class Loading:
         order = order_of(plan.source, self.source.dialect) if resume else []
         entry = self.entries.get(plan.name, books.Entry())
         already, number, digest = entry.rows, 0, plan.digest()
-        if self._writes:
+        if self._writes and not order:
             await begin(self.target)
         query = select_rows(plan.source, plan.names, self.source.dialect, order)
         self._tell(plan, 0)
@@ -109,6 +109,7 @@ class Loading:
                 await write(self.target, plan.target, plan.names, plan.takes, rows)
                 return entry
             now = _entry(digest)
+            await begin(self.target)
             await books.note(self.target, plan.name, entry, now)
             await write(self.target, plan.target, plan.names, plan.takes, rows)
             await self.target.commit()

@@ -44,17 +44,17 @@ BATCH_BYTES = 1024 * 1024
 _FIRST_ROWS = 64
 _PATIENCE = 3600
 """Seconds that MySQL waits for the copy to take the next row, or to send something."""
-_SETTINGS = (
-    "datestyle = 'ISO, YMD'",
-    "intervalstyle = 'iso_8601'",
-    "timezone = 'UTC'",
-    "extra_float_digits = 3",
-    "bytea_output = 'hex'",
-    "standard_conforming_strings = on",
-    "statement_timeout = 0",
-    "idle_in_transaction_session_timeout = 0",
-    "row_security = off",
-)
+_SETTINGS = {
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "iso_8601",
+    "timezone": "UTC",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "standard_conforming_strings": "on",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "row_security": "off",
+}
 """Of PostgreSQL, whatever the role and the database say. The psycopg driver gets text:
 https://www.postgresql.org/docs/current/runtime-config-client.html"""
 
@@ -158,11 +158,12 @@ async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
 async def settle(connection: AsyncConnection) -> None:
     """Settings of a server's session that decide how values are written, and how long it waits.
 
+    On PostgreSQL they hold until the transaction ends: a pool between may give the session away.
     Where a policy would hide rows of a table, PostgreSQL refuses to read it, as it does pg_dump.
     """
     if connection.dialect.name == "postgresql":
-        for setting in _SETTINGS:
-            await connection.exec_driver_sql(f"SET LOCAL {setting}")
+        settings = (func.set_config(*each, True) for each in _SETTINGS.items())
+        await connection.execute(select(*settings))
     elif connection.dialect.name in ("mysql", "mariadb"):
         await connection.exec_driver_sql(
             f"SET SESSION sql_mode = {_SQL_MODE}, "
