@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import sys
 from decimal import Decimal
 
@@ -458,10 +459,10 @@ async def test_a_file_that_another_one_makes_first(tmp_path, monkeypatch):
     assert await ask(f"sqlite+aiosqlite:///{file}", "SELECT id FROM t") == [(1,)]
 
 
-async def test_a_file_that_is_removed_before_its_turn(tmp_path):
-    """A copy that fails removes its new file. One that waits for it does not write to nothing."""
+async def test_a_file_that_another_copy_waits_for(tmp_path):
+    """A copy that fails leaves its new file then, and the other one goes on with it."""
     slow = made(tmp_path / "slow.db", MANY)
-    quick = made(tmp_path / "quick.db", "CREATE TABLE t (id INTEGER PRIMARY KEY);")
+    quick = made(tmp_path / "quick.db", "CREATE TABLE q (id INTEGER PRIMARY KEY);")
     target = f"sqlite+aiosqlite:///{tmp_path / 'new.db'}"
     waiting = []
 
@@ -471,12 +472,39 @@ async def test_a_file_that_is_removed_before_its_turn(tmp_path):
         if waiting and step.done > 400:
             raise CopyError("enough")
 
-    with pytest.raises(CopyError, match="enough"):
+    with pytest.raises(CopyError, match=r"enough.*not removed, as others use it"):
         await copy(slow, target, progress=fail)
-    found = "was removed before its turn|was deleted while it was open"  # before BEGIN, or after it
-    with pytest.raises((CopyError, SQLAlchemyError), match=found):
-        await waiting[0]
-    assert not [each.name for each in tmp_path.iterdir() if each.name.startswith("new.db")]
+    assert (await waiting[0]).rows == 0
+    assert await tables(target) == {"q"}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_file_that_another_program_has_opened(tmp_path, waits):
+    """A copy that fails leaves its new file to a plain sqlite3 that waits there, or idles."""
+    source, file = made(tmp_path / "s.db", MANY), tmp_path / "new.db"
+    others, writing = [], []
+
+    def write():
+        others[0].execute("CREATE TABLE mine (id INTEGER PRIMARY KEY)")
+        others[0].commit()
+
+    def fail(step):
+        if step.done and not others:
+            others.append(sqlite3.connect(file, check_same_thread=False, timeout=30))
+            others[0].execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if waits:
+                writing.append(asyncio.ensure_future(asyncio.to_thread(write)))
+        if step.done > 400:
+            raise CopyError("enough")
+
+    with pytest.raises(CopyError, match="not removed, as others use it"):
+        await copy(source, f"sqlite+aiosqlite:///{file}", progress=fail)
+    if waits:
+        await writing[0]
+    else:
+        write()
+    others[0].close()
+    assert await tables(f"sqlite+aiosqlite:///{file}") == {"mine"}
 
 
 async def test_a_file_that_is_replaced_before_its_turn(tmp_path):

@@ -1,13 +1,15 @@
 """The file of a target on SQLite, which a copy removes only if it has made it.
 
 Others may open a file as soon as it is there, another copy for instance, and wait for their turn to
-write. What is removed under them takes their rows along. So a copy removes its file before it ends
-its turn, and whoever comes next sees that the file it has opened is no longer there.
+write. What is removed under them takes their rows along. So a copy removes its file only while
+nobody else can use it, by SQLite's own lock, and leaves it empty where others have it open.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +55,31 @@ def open_or_make(path: Path) -> Opened:
 
 
 def remove(file: Path) -> bool:
-    """Remove it, with what is beside it; False if Windows keeps it, as somebody has it open."""
+    """Remove an empty database, with what is beside it; False if it is not empty, or in use.
+
+    In WAL mode each connection that has looked into the file keeps the lock away, also one that
+    idles. A program that has opened it and not looked yet is not noticed.
+    """
+    address = f"{file.absolute().as_uri()}?mode=rw"
     try:
-        for end in _BESIDE:
-            Path(f"{file}{end}").unlink(missing_ok=True)
-    except PermissionError:
+        with closing(sqlite3.connect(address, uri=True, timeout=0, isolation_level=None)) as raw:
+            raw.execute("PRAGMA locking_mode=EXCLUSIVE").fetchone()
+            raw.execute("BEGIN EXCLUSIVE")  # the lock outlives the transaction
+            (found,) = raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            raw.execute("COMMIT")
+            if found:
+                return False
+            # Or the end of this connection would remove the log of whatever has the name by then.
+            raw.execute("PRAGMA journal_mode=DELETE").fetchone()
+            if os.name != "nt":
+                _unlink(file)
+        if os.name == "nt":  # which removes no file that anybody has open, so no lock is needed
+            _unlink(file)
+    except (sqlite3.Error, PermissionError):
         return False
     return True
+
+
+def _unlink(file: Path) -> None:
+    for end in _BESIDE:
+        Path(f"{file}{end}").unlink(missing_ok=True)

@@ -59,6 +59,9 @@ async def run(source: URL, target: URL, options: Options) -> Report:
         why = "not dropped, as others use them, or the server did not let us"
         one.notes.append(f"{names}: made by this copy, and {why}")
         one.left += f"; tables that were made are {why}: {names}"
+    if traces.file is not None:
+        one.notes.append(f"{traces.file}: made by this copy, and not removed, as others use it")
+        one.left += f"; {traces.file} was made and is not removed, as others use it"
     if isinstance(failed, books.SourceChanged):
         one.left = "Until then the target keeps what was copied"
     if isinstance(failed, CopyError):

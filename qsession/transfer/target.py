@@ -23,6 +23,8 @@ from .schema import Completing, reflect_only
 
 _ATTEMPTS, _PAUSE = 300, 0.2
 """How often the server is asked for tables that are to be dropped, and seconds in between."""
+_ASKED, _MOMENT = 20, 0.05
+"""The same for a file of SQLite."""
 _MYSQL = {"isolation_level": "REPEATABLE READ"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {"qsession_access": "write"},
@@ -52,7 +54,8 @@ class Traces:
     """Tables that were made where DDL is no part of a transaction. In the end: those that stayed,
     as others are at work with them, or the server could not be asked to drop them."""
     file: Path | None = None
-    """A file of SQLite that was not there before, and that nobody else has written to."""
+    """A file of SQLite that was not there before, and that nobody else has written to. In the end:
+    one that stayed, as others have it open by then."""
 
     def keep(self) -> None:
         """From now on the copy can be resumed."""
@@ -75,11 +78,7 @@ async def open_target(url: URL, traces: Traces) -> AsyncIterator[AsyncConnection
             await connection.execution_options(**_OPTIONS[connection.dialect.name])
             if opened is not None:
                 await _take_turn(connection, opened, traces)
-            try:
-                yield connection
-            finally:
-                if traces.file is not None and remove(traces.file):
-                    traces.file = None
+            yield connection
     finally:
         await to_end(_clean(engine, traces))
         if opened is not None:
@@ -100,8 +99,16 @@ async def _clean(engine: AsyncEngine, traces: Traces) -> None:
             await _drop(engine, traces)
     finally:
         await engine.dispose()
-        if traces.file is not None:
-            remove(traces.file)
+        await _remove(traces)
+
+
+async def _remove(traces: Traces) -> None:
+    """Ask for the file a while, as threads of the engine may have it open a moment longer."""
+    for _ in range(_ASKED):
+        if traces.file is None or remove(traces.file):
+            traces.file = None
+            return
+        await asyncio.sleep(_MOMENT)
 
 
 async def _drop(engine: AsyncEngine, traces: Traces) -> None:
