@@ -486,3 +486,32 @@ async def test_numbering_of_what_is_no_key(new):
     there, here = await new("asyncmy"), await new("asyncmy")
     await ask(there, "CREATE TABLE t (id int PRIMARY KEY, n int AUTO_INCREMENT UNIQUE)")
     assert (await copy(there, here)).notes == ("t.n: left out its numbering",)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+async def test_how_sequences_count(new, kind):
+    """A new table goes on as the old one does, in its steps and within its bounds."""
+    there, here = await new(kind), await new(kind)
+    await ask(
+        there,
+        "CREATE SEQUENCE tens INCREMENT 10 START 7",
+        'CREATE SEQUENCE "Down %" AS integer INCREMENT -1',
+        "CREATE TABLE a (id bigint PRIMARY KEY DEFAULT nextval('tens'), n smallserial)",
+        """CREATE TABLE b (id int PRIMARY KEY DEFAULT nextval('"Down %"'), n int)""",
+        'CREATE TABLE "C c" (id bigserial PRIMARY KEY, n int)',
+        'ALTER SEQUENCE "C c_id_seq" INCREMENT 2 CYCLE MAXVALUE 1000',
+        "CREATE TABLE d (id serial PRIMARY KEY, n int)",
+        *(f"INSERT INTO {each} (n) VALUES (1), (2)" for each in ("a", "b", '"C c"', "d")),
+    )
+    assert not (await copy(there, here, verify=True)).notes
+    options = (
+        "SELECT s.relname, seqtypid, seqincrement, seqmin, seqmax, seqstart, seqcycle, "
+        "refobjid::regclass::text FROM pg_sequence JOIN pg_class s ON s.oid = seqrelid "
+        "LEFT JOIN pg_depend p ON p.objid = s.oid AND p.deptype = 'a' "
+        "WHERE s.relname <> 'a_n_seq' ORDER BY 1"
+    )
+    assert await ask(here, options) == await ask(there, options)
+    for each in ("a", "b", '"C c"', "d"):
+        insert = f"INSERT INTO {each} (n) VALUES (3) RETURNING id"
+        assert await ask(here, insert) == await ask(there, insert)

@@ -14,7 +14,8 @@ from .kinds import Kind, wanted
 from .values import Unfit, converter
 
 FIRST = "qsession_first"
-"""In ``Table.info``: statements that are sent before the table is made."""
+THEN = "qsession_then"
+"""In ``Table.info``: statements that are sent before the table is made, and after that."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _TEXT = re.compile(r"'((?:[^']|'')*)'", re.DOTALL)
 _MYSQL_TEXT = re.compile(r"'((?:[^'\\]|''|\\.)*)'", re.DOTALL)
@@ -31,21 +32,31 @@ _NOW = {
 """What columns of which kinds take."""
 
 
-def keep_sequences(table: Table) -> None:
+def keep_sequences(table: Table, options: dict[str, tuple[str, bool]], target: Dialect) -> None:
     """Let defaults of PostgreSQL stay, with their sequences, which the copy sets at its end.
 
-    A primary key that has a sequence of its own gets a new one of its own.
+    A primary key that has a sequence of its own gets a new one of its own, which counts the same.
     """
     statements: list[str] = []
+    owned: list[str] = []
+    prepare = target.identifier_preparer
     for column in table.columns:
         default = str(getattr(column.server_default, "arg", ""))
         own = f"nextval('{table.name}_{column.name}_seq'::regclass)"
-        if list(table.primary_key) == [column] and default.replace('"', "") == own:
+        is_own = list(table.primary_key) == [column] and default.replace('"', "") == own
+        sequences = _NEXTVAL.findall(default)
+        known = [options.get(name.replace("''", "'"), ("", True)) for name in sequences]
+        if is_own and all(usual for _, usual in known):
             column.server_default = None
-        elif sequences := _NEXTVAL.findall(default):
+            continue
+        if sequences:
             column.autoincrement = False  # or it would be made with another sequence
-            statements += [f"CREATE SEQUENCE IF NOT EXISTS {name}" for name in sequences]
-    table.info[FIRST] = statements
+        for name, (how, _) in zip(sequences, known, strict=True):
+            statements.append(f"CREATE SEQUENCE IF NOT EXISTS {name} {how}".rstrip())
+            if is_own:
+                of = f"{prepare.format_table(table)}.{prepare.quote(column.name)}"
+                owned.append(f"ALTER SEQUENCE {name} OWNED BY {of}".replace("%%", "%"))
+    table.info[FIRST], table.info[THEN] = statements, owned
 
 
 def default_of(

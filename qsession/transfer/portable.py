@@ -24,6 +24,7 @@ from sqlalchemy.types import TypeEngine
 
 from .defaults import default_of, keep_sequences
 from .kinds import Kind, kind_of, plain, text_length
+from .sequence_options import options_of
 from .sqlite_schema import LOST, WRITTEN
 
 KEY_LENGTH = 255
@@ -77,7 +78,7 @@ def portable(tables: list[Table], source: Dialect, target: Dialect) -> tuple[Met
             same = table.to_metadata(metadata)
             if WRITTEN in table.info:
                 same.info[WRITTEN] = table.info[WRITTEN]
-            keep_sequences(same)
+            keep_sequences(same, options_of(table), target)
             notes += [f"{same.name}.{lost}: left out its numbering" for lost in _unnumbered(same)]
         return metadata, notes
     names = {table.name.lower() for table in tables}

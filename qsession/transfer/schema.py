@@ -19,11 +19,12 @@ from sqlalchemy import (
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
 from ..errors import CopyError
-from .defaults import FIRST
+from .defaults import FIRST, THEN
 from .inheritance import partitions, separate
 from .left_out import virtual_tables
 from .names import as_statement, called_there, ignores_case, referred, resolve_references, take_away
 from .portable import NoEqual, portable
+from .sequence_options import reflect_sequences
 from .sqlite_schema import WRITTEN, complete, prepare
 
 BOOKS = "qsession_copy"
@@ -73,6 +74,7 @@ def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     if connection.dialect.name == "sqlite":
         complete(connection, metadata)
     separate(connection, metadata)
+    reflect_sequences(connection, metadata)
     return metadata
 
 
@@ -221,6 +223,9 @@ def create(
         for statement in (*table.info.get(FIRST, ()), *table.info.get(WRITTEN, ())):
             connection.exec_driver_sql(as_statement(connection.dialect, statement))
     declared.create_all(connection, tables=[each for each in missing if WRITTEN not in each.info])
+    for table in missing:
+        for statement in table.info.get(THEN, ()):
+            connection.exec_driver_sql(as_statement(connection.dialect, statement))
     return completing
 
 
