@@ -443,7 +443,8 @@ async def test_what_postgresql_has_beside_tables(new):
     there, here = await new("psycopg"), await new("psycopg")
     await ask(
         there,
-        "CREATE TABLE t (id int PRIMARY KEY, at int4range, EXCLUDE USING gist (at WITH &&))",
+        "CREATE TABLE t (id int PRIMARY KEY, at int4range, EXCLUDE USING gist (at WITH &&), "
+        "n int, CONSTRAINT once UNIQUE (n) DEFERRABLE)",
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
         "CREATE TRIGGER tg BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
         "CREATE RULE ru AS ON DELETE TO t DO INSTEAD NOTHING",
@@ -453,6 +454,7 @@ async def test_what_postgresql_has_beside_tables(new):
     assert (await copy(there, here)).notes == (
         "mv: left out, as it is a materialized view",
         "t: left out its row-level security",
+        "t: left out that once is deferrable",
         "t: left out the exclusion constraint t_at_excl",
         "t: left out the rule ru",
         "t: left out the trigger tg",

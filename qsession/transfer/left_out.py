@@ -23,6 +23,10 @@ _OF_POSTGRESQL = text(
     SELECT relname, 'left out the exclusion constraint ' || conname
     FROM pg_constraint JOIN ours ON ours.oid = conrelid WHERE contype = 'x'
     UNION ALL
+    SELECT relname, 'left out that ' || conname || ' is deferrable'
+    FROM pg_constraint JOIN ours ON ours.oid = conrelid
+    WHERE condeferrable AND contype IN ('p', 'u')
+    UNION ALL
     SELECT relname, 'left out its row-level security' FROM ours WHERE relrowsecurity
     ORDER BY 1, 2
     """
