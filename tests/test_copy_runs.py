@@ -161,6 +161,7 @@ async def test_a_connection_that_is_lost_at_commit(new, tmp_path, monkeypatch, k
 
     async def lose_it(*arguments):
         await end_the_others(here)
+        return []
 
     monkeypatch.setattr(run, "past_the_rows", lose_it)
     with pytest.raises(CopyError, match="not known whether COMMIT took effect"):
@@ -204,6 +205,33 @@ async def test_rows_that_a_policy_hides(new, tmp_path, kind):
             await copy(file, theirs)
     finally:
         await ask(there, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["asyncpg", "psycopg"])
+async def test_the_rights_that_a_copy_needs(new, tmp_path, kind):
+    """What is missing is told, and with what is named nothing is."""
+    there, here = await new(kind), await new(kind)
+    role = f"qsession_copy_rights_{os.getpid()}_{kind}"
+    for each in there, here:
+        await ask(each, "CREATE TABLE t (id serial PRIMARY KEY, word text)")
+    await ask(there, "INSERT INTO t (word) VALUES ('a')", f"CREATE ROLE {role} LOGIN PASSWORD 's'")
+    theirs = [make_url(each).set(username=role, password="s") for each in (there, here)]
+    try:
+        with pytest.raises(CopyError, match=r"permission denied.* A copy needs SELECT"):
+            await copy(*theirs)
+        await ask(there, f"GRANT SELECT ON t, t_id_seq TO {role}")
+        with pytest.raises(CopyError, match=r"permission denied.* SELECT, INSERT and UPDATE"):
+            await copy(*theirs)
+        rights = f"GRANT SELECT, INSERT, UPDATE ON t TO {role}"
+        await ask(here, rights, f"GRANT SELECT, UPDATE ON t_id_seq TO {role}")
+        assert (await copy(*theirs, verify=True)).rows == 1
+        await ask(here, f"GRANT TRUNCATE ON t TO {role}")
+        await ask(here, f"GRANT CREATE ON SCHEMA public TO {role}")
+        assert (await copy(*theirs, replace=True, resume=True)).rows == 1
+    finally:
+        await ask(there, f"DROP OWNED BY {role}")
+        await ask(here, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 def other_name(url, kind):

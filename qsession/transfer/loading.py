@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..errors import CopyError
+from ..servers.failures import code_of
 from . import books
 from .digest import Digest
 from .events import Progress, Stage, TableReport
@@ -22,6 +23,14 @@ from .writing import write
 
 _REASON = 500
 """Characters that are shown of what a database says."""
+_REFUSED = "42501"
+"""insufficient_privilege of PostgreSQL."""
+_RIGHTS = (
+    "A copy needs SELECT on the tables and sequences of the source. In the target it needs SELECT, "
+    "INSERT and UPDATE on the tables, SELECT and UPDATE on their sequences, CREATE on the schema "
+    "where tables are missing or the copy can be resumed, TRUNCATE to replace, and to own tables "
+    "that refer to themselves or to one another in a circle"
+)
 
 
 class Loading:
@@ -161,7 +170,9 @@ def _refuse_changes(plan: TablePlan, entry: books.Entry, digest: Digest) -> None
 
 
 def reason_of(error: BaseException) -> str:
-    """What a database says, without the statement and its parameters."""
-    said = error.orig if isinstance(error, DBAPIError) else error
+    """What a database says, without the statement and its parameters; and the rights to ask for."""
+    said = (isinstance(error, DBAPIError) and error.orig) or error
     text = str(said) or type(said).__name__
-    return text if len(text) <= _REASON else f"{text[:_REASON]}..."
+    text = text if len(text) <= _REASON else f"{text[:_REASON]}..."
+    refused = code_of(said) == _REFUSED and "row-level security" not in text
+    return f"{text}. {_RIGHTS}" if refused else text
