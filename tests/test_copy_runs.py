@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from qsession import CopyError, copy, create_async_engine
 from qsession.cli import app
+from qsession.sqlite.turn import FileTurn
 from qsession.transfer import books, loading, new_file, reading, run, target
 from qsession.transfer.digest import Digest
 from qsession.transfer.kinds import Kind, Wanted
@@ -487,19 +488,24 @@ async def test_a_file_that_another_one_makes_first(tmp_path, monkeypatch):
     assert await ask(f"sqlite+aiosqlite:///{file}", "SELECT id FROM t") == [(1,)]
 
 
-async def test_a_file_that_another_copy_waits_for(tmp_path):
+async def test_a_file_that_another_copy_waits_for(tmp_path, monkeypatch):
     """A copy that fails leaves its new file then, and the other one goes on with it."""
-    slow = made(tmp_path / "slow.db", MANY)
+    slow = made(tmp_path / "slow.db", MANY.replace("500", "20000"))
     quick = made(tmp_path / "quick.db", "CREATE TABLE q (id INTEGER PRIMARY KEY);")
     target = f"sqlite+aiosqlite:///{tmp_path / 'new.db'}"
-    waiting = []
+    waiting, turns, take = [], set(), FileTurn.take
+
+    def noted(turn, *args):
+        turns.add(turn)
+        return take(turn, *args)
 
     def fail(step):
         if step.done and not waiting:
             waiting.append(asyncio.ensure_future(copy(quick, target)))
-        if waiting and step.done > 400:
+        if len(turns) > 1:
             raise CopyError("enough")
 
+    monkeypatch.setattr(FileTurn, "take", noted)
     with pytest.raises(CopyError, match=r"enough.*not removed, as others use it"):
         await copy(slow, target, progress=fail)
     assert (await waiting[0]).rows == 0
