@@ -92,11 +92,12 @@ async def test_a_reference_that_cannot_be_checked_hides_no_other_table(project: 
         "CREATE TABLE uses (id INTEGER PRIMARY KEY, word TEXT REFERENCES words (word))",
         "CREATE TABLE spoken (word TEXT REFERENCES words (word))",
     )
-    before = project.dump()
+    everything = "SELECT sql FROM sqlite_schema", "SELECT * FROM parent", "SELECT * FROM child"
+    before = project.execute(*everything)  # a dump of Python 3.13 would check references, too
     project.add(ORPHAN)
     with pytest.raises(CommandError, match=r"exist: 1 in 'child' to 'parent'\. It"):
         await upgrade(config=project.config)
-    assert project.dump() == before
+    assert project.execute(*everything) == before
 
 
 async def test_a_reference_that_cannot_be_checked_any_more(project: Project) -> None:
