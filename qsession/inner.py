@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -20,30 +21,28 @@ from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from qsession.line import Line, in_turn_from_greenlet
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_ENDS = re.compile(r"\s*(?:COMMIT|END|ROLLBACK(?!\s+(?:TRANSACTION\s+)?TO\b))\b", re.IGNORECASE)
 
 
 def _noting_writes(operation: _F) -> _F:
     @functools.wraps(operation)
     def execute(self: InnerSession, statement: Any, *args: Any, **kw: Any) -> Any:
         result = operation(self, statement, *args, **kw)
-        if _ends_what_came_before(statement, result):
-            self.forget_all()
-        elif getattr(statement, "is_dml", False):
+        if isinstance(statement, TextClause):
+            if _ENDS.match(statement.text):
+                self.forget_all()
+            elif _has_changed_rows(result) and not _is_committed(result):
+                self.note(f"the changes of {' '.join(str(statement).split()):.60}")
+        elif getattr(statement, "is_dml", False) and not _is_committed(result):
             table = getattr(getattr(statement, "table", None), "description", "a table")
             self.note(f"{statement.__visit_name__} on {table}")
-        elif isinstance(statement, TextClause) and _has_changed_rows(result):
-            self.note(f"the changes of {' '.join(str(statement).split()):.60}")
         return result
 
     return cast("_F", execute)
 
 
-def _ends_what_came_before(statement: Any, result: object) -> bool:
-    """Whether nothing can be lost any more: by a text of its own, or under AUTOCOMMIT."""
-    if isinstance(statement, TextClause):
-        words = statement.text.upper().split(maxsplit=2)
-        if words[:1] in (["COMMIT"], ["END"]) or (words[:1] == ["ROLLBACK"] and "TO" not in words):
-            return True
+def _is_committed(result: object) -> bool:
+    """Whether nothing of a statement can be lost any more: under AUTOCOMMIT."""
     if not isinstance(result, CursorResult):
         return False
     asked = result.connection.get_execution_options().get("isolation_level")

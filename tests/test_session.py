@@ -1067,3 +1067,21 @@ def test_every_operation_of_the_async_session_takes_its_turn():
     for name, member in vars(AsyncSession).items():
         if asyncio.iscoroutinefunction(member) and name not in composed:
             assert getattr(QSession, name) is not member, name
+
+
+@pytest.mark.parametrize(
+    "after", ["COMMIT", "end;", "ROLLBACK TRANSACTION", "AUTOCOMMIT", "ROLLBACK TRANSACTION TO a"]
+)
+async def test_text_that_cannot_be_lost_is_not_warned_of(maker, after):
+    """It is committed, by itself or by a text; a savepoint of a text alone ends nothing."""
+    lost = after == "ROLLBACK TRANSACTION TO a"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with maker() as s:
+            if after == "AUTOCOMMIT":
+                await s.connection(execution_options={"isolation_level": after})
+            await s.execute(text("SAVEPOINT a")) if lost else None
+            await s.execute(text("UPDATE users SET name = 'x' WHERE id = 1"))
+            if after != "AUTOCOMMIT":
+                await s.execute(text(after))
+    assert bool([w for w in caught if w.category is UncommittedChangesWarning]) is lost
