@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import sys
+from contextlib import contextmanager
 from decimal import Decimal
 
 import pytest
@@ -386,17 +387,25 @@ async def test_books_that_were_only_opened(new, tmp_path, kind):
     assert await tables(here) == {"t", "u"}
 
 
-@pytest.mark.servers
-@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
-async def test_books_that_a_failed_replacement_leaves(new, tmp_path, monkeypatch, kind):
-    """What an earlier copy has done can still be gone on with; once it is replaced it cannot."""
-    source, here = made(tmp_path / "s.db", MANY), await new(kind)
+@contextmanager
+def failing_behind_the_rows(monkeypatch):
+    """A copy fails once all of its rows are there."""
 
     async def fail(*arguments):
         raise CopyError("no")
 
     with monkeypatch.context() as patched:
         patched.setattr(run, "past_the_rows", fail)
+        yield
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+async def test_books_that_a_failed_replacement_leaves(new, tmp_path, monkeypatch, kind):
+    """What an earlier copy has done can still be gone on with; once it is replaced it cannot."""
+    source, here = made(tmp_path / "s.db", MANY), await new(kind)
+
+    with failing_behind_the_rows(monkeypatch):
         with pytest.raises(CopyError, match="no"):
             await copy(source, here, resume=True)
         with pytest.raises(CopyError, match=r"no\. The target is as it was"):
@@ -430,11 +439,7 @@ async def test_books_that_are_replaced(new, tmp_path, monkeypatch, kind, resume)
     """They are gone in the end, whatever the copy was told that has replaced them."""
     source, here = made(tmp_path / "s.db", MANY), await new(kind)
 
-    async def fail(*arguments):
-        raise CopyError("no")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(run, "past_the_rows", fail)
+    with failing_behind_the_rows(monkeypatch):
         with pytest.raises(CopyError, match="no"):
             await copy(source, here, resume=True)
     report = await copy(source, here, replace=True, resume=resume, verify=True)

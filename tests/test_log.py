@@ -160,3 +160,19 @@ def test_cursors_are_closed_whatever_happens(raw: sqlite3.Connection) -> None:
         execute(raw, Statement("INSERT INTO t VALUES (10), (1) RETURNING a"))
     assert not raw.in_transaction
     raw.close()
+
+
+@pytest.mark.parametrize("factory", [str, bytes])
+def test_a_stream_that_writes_is_told_whatever_the_factories(
+    raw: sqlite3.Connection, factory: Any
+) -> None:
+    """What SQLite says of its program is read apart from what a listener has set."""
+    raw.text_factory = factory
+    stream: Any = object()
+    writes = "WITH n(i) AS (SELECT 9) INSERT INTO t SELECT i FROM n RETURNING a"
+    for sql, changed in ((writes, True), ("SELECT a FROM t", False)):
+        outcome = execute(raw, Statement(sql, stream=stream))
+        assert outcome.changed is changed
+        assert outcome.cursor is not None
+        outcome.cursor.close()
+    assert raw.text_factory is factory

@@ -14,6 +14,7 @@ from ..errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
 from .need import Need
 from .parameters import size_of
 from .processor import Spent, mark, spent
+from .ready import plain_cursor
 from .seen import StreamDigest, error_seen, rows_seen
 
 if TYPE_CHECKING:
@@ -223,15 +224,12 @@ def _writes(raw: sqlite3.Connection, statement: Statement) -> bool:
     """
     if statement.need is not Need.UNKNOWN:
         return statement.need is Need.WRITE
-    cursor = raw.cursor()
-    cursor.row_factory = None
     try:
-        program = cursor.execute(f"EXPLAIN {statement.sql}", statement.parameters)
-        return any(opcode == "Transaction" and p2 for _, opcode, _, p2, *_ in program)
+        with plain_cursor(raw) as cursor:
+            program = cursor.execute(f"EXPLAIN {statement.sql}", statement.parameters)
+            return any(opcode == "Transaction" and p2 for _, opcode, _, p2, *_ in program)
     except sqlite3.Error:
         return False  # an EXPLAIN
-    finally:
-        cursor.close()
 
 
 def close_unclaimed(raw: sqlite3.Connection, statement: Statement) -> None:

@@ -22,6 +22,8 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.selectable import SelectStatementGrouping
 
+from .words import BEFORE
+
 
 class Need(Enum):
     """What a statement needs."""
@@ -58,7 +60,8 @@ class Need(Enum):
 
 
 _WORDS = re.compile(
-    r"""(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*(?:
+    BEFORE
+    + r"""(?:
     (?P<WRITE>(?:INSERT|UPDATE|DELETE|REPLACE)\b
         |PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*[=(])
     |(?P<UNKNOWN>PRAGMA\s+(?:\S+\s*\.\s*)?(?:user_version|application_id)\s*;?\s*\Z)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import fork
 from .listeners import check_in
+from .ready import plain_cursor
 
 if TYPE_CHECKING:
     from .driver import DriverConnection
@@ -80,7 +81,6 @@ def own_of(transaction: Place) -> OwnConnection | None:
 
 
 def _begin(raw: sqlite3.Connection) -> str:
-    cursor = raw.cursor()
-    cursor.row_factory = None
-    (query_only,) = cursor.execute("PRAGMA query_only").fetchone()
+    with plain_cursor(raw) as cursor:
+        (query_only,) = cursor.execute("PRAGMA query_only").fetchone()
     return "BEGIN" if query_only else "BEGIN IMMEDIATE"

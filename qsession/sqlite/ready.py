@@ -6,6 +6,8 @@ A "connect" listener may have set factories for rows and texts: nothing here goe
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import (
     SQLITE_BUSY,
@@ -56,10 +58,18 @@ def keep_ready(raw: sqlite3.Connection, role: str) -> None:
 
 def databases(raw: sqlite3.Connection) -> dict[str, str]:
     """The files of a connection: of ``main``, of ``temp`` once it is used, and attached ones."""
-    text_factory, raw.text_factory = raw.text_factory, str
-    try:
-        cursor = raw.cursor()
-        cursor.row_factory = None
+    with plain_cursor(raw) as cursor:
         return {name: file for _, name, file in cursor.execute("PRAGMA database_list")}
+
+
+@contextmanager
+def plain_cursor(raw: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
+    """A cursor whose rows are tuples of Python's own types, whatever factories are set."""
+    text_factory, raw.text_factory = raw.text_factory, str
+    cursor = raw.cursor()
+    cursor.row_factory = None
+    try:
+        yield cursor
     finally:
+        cursor.close()
         raw.text_factory = text_factory

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+BEFORE = r"(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*"
+"""A pattern for what may stand before the first word."""
 _INSERT = re.compile(
-    r"""(?:\s|--[^\n]*\n|/\*(?:(?!\*/).)*\*/)*
+    BEFORE
+    + r"""
     (?:INSERT\b|REPLACE\b|WITH\b.*\b(?:INSERT|REPLACE)\s+(?:OR\s+\w+\s+)?INTO\b)""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
