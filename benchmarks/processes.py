@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from qsession.sqlite.lockfiles import LockFiles
+from qsession.sqlite.processes.lock_files import LockFiles
 
 from .child import command, environment
 from .peers.peer import prepare, written

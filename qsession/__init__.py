@@ -1,8 +1,8 @@
 """qsession: SQLite for async applications, without "database is locked"."""
 
-from .copying import copy
-from .engine import QueuedAsyncEngine, create_async_engine
-from .errors import (
+from qsession.copying import copy
+from qsession.engine import QueuedAsyncEngine, create_async_engine
+from qsession.errors import (
     ConflictError,
     CopyError,
     EngineDraining,
@@ -16,9 +16,9 @@ from .errors import (
     ReadOnlyError,
     UncommittedChangesWarning,
 )
-from .models import Base
-from .pool_api import AsyncConnectionPool, PoolConnection, create_pool
-from .session import QSession, qsession
+from qsession.models import Base
+from qsession.pool import AsyncConnectionPool, PoolConnection, create_pool
+from qsession.session.maker import QSession, qsession
 
 upgrade = qsession.upgrade
 

@@ -16,12 +16,12 @@ except ModuleNotFoundError as missing:
         "pip install 'qsession[cli]'"
     ) from None
 
-from .commands.backup import backup
-from .commands.bench import bench
-from .commands.copy import copy
-from .commands.doctor import doctor
-from .commands.top import top
-from .commands.who import who
+from qsession.commands.backup import backup
+from qsession.commands.bench import bench
+from qsession.commands.copy import copy
+from qsession.commands.doctor import doctor
+from qsession.commands.top import top
+from qsession.commands.who import who
 
 RUNNING = "While applications run"
 FILES = "Look after a file"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
-    from .transfer.events import Listener, Report
+    from qsession.transfer.events import Listener, Report
 
 
 async def copy(
@@ -46,8 +46,8 @@ async def copy(
     Only a cancellation in the middle of the last COMMIT may come too late, and a connection that is
     lost there leaves it open whether it took effect; the error says so.
     """
-    from .transfer.options import Options, url_of
-    from .transfer.run import run
+    from qsession.transfer.options import Options, url_of
+    from qsession.transfer.run import run
 
     options = Options(metadata, resume, replace, verify, check, zone, progress)
     return await run(url_of(source), url_of(target), options)

@@ -12,14 +12,14 @@ from sqlalchemy.ext.asyncio import create_async_engine as _create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import greenlet_spawn
 
-from .servers.creation import create_server_engine, pool_size, take_settings
-from .servers.pool import ServerPool
-from .stats import Stats
+from qsession.servers.creation import create_server_engine, pool_size, take_settings
+from qsession.servers.pool import ServerPool
+from qsession.stats import Stats
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Dialect
 
-    from .sqlite.pool import WriteQueuePool
+    from qsession.sqlite.pool import WriteQueuePool
 
 # The entry point says the same; this serves a copy of the package that was never installed. The
 # dialect, and what it needs, is imported with the first engine.

@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import ConflictError, GroupAborted, QSessionError
 from qsession.sqlite import log as logs
-from qsession.sqlite.prediction import READ_ONLY_RUNS
+from qsession.sqlite.transaction.prediction import READ_ONLY_RUNS
 
 BLOB = text("INSERT INTO blobs (data) VALUES (:data)")
 PUT = text("UPDATE items SET value = :value WHERE id = :id")

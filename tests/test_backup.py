@@ -14,8 +14,8 @@ from cancelling import PATIENCE, assert_free, rows
 from sqlalchemy import text
 
 from qsession import create_async_engine
-from qsession.sqlite import backup
-from qsession.sqlite.backup import BackupError, back_up
+from qsession.tools import backup
+from qsession.tools.backup import BackupError, back_up
 
 PAIR = text("UPDATE accounts SET balance = balance + (CASE id WHEN 1 THEN -1 ELSE 1 END)")
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from cancelling import rows
 
-from qsession.sqlite.backup import BackupError, back_up
+from qsession.tools.backup import BackupError, back_up
 
 COUNT = "SELECT count(*) FROM t"
 

@@ -13,7 +13,7 @@ from cancelling import rows
 from sqlalchemy import text
 
 from qsession import create_async_engine
-from qsession.sqlite.backup import BackupError, back_up
+from qsession.tools.backup import BackupError, back_up
 
 COUNT = "SELECT count(*) FROM t"
 

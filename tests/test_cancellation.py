@@ -10,7 +10,7 @@ from cancelling import ENDLESS, MARKS, READ, Base, Bench, Item, Mark, When, canc
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from qsession.session import QSession
+from qsession.session.maker import QSession
 
 
 @pytest.fixture(params=[False, True], ids=["threads", "inline"])

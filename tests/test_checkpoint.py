@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event, text
 
 from qsession import create_async_engine
-from qsession.sqlite import checkpoint
+from qsession.sqlite.durability import checkpoint
 
 BLOB = 40_000
 

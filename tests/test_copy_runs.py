@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from qsession import CopyError, copy, create_async_engine
 from qsession.cli import app
-from qsession.sqlite.turn import FileTurn
+from qsession.sqlite.processes.turn import FileTurn
 from qsession.transfer import books, loading, new_file, reading, run, target
 from qsession.transfer.digest import Digest
 from qsession.transfer.kinds import Kind, Wanted

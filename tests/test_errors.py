@@ -35,7 +35,7 @@ from qsession import (
     errors,
 )
 from qsession.errors import sqlite_code
-from qsession.sqlite.explain import explain
+from qsession.sqlite.files.explain import explain
 
 TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     QSessionError: (exc.SQLAlchemyError,),

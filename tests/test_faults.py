@@ -11,7 +11,7 @@ from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.errors import ConflictError
-from qsession.session import QSession
+from qsession.session.maker import QSession
 from qsession.sqlite import ending, group, lease, log, pool, running
 
 MARK = text("INSERT INTO marks (run) VALUES (:run)")

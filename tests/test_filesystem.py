@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from qsession import create_async_engine
-from qsession.sqlite import filesystem
+from qsession.sqlite.files import filesystem
 
 
 def mountinfo(folder, path, kind):

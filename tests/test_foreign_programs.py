@@ -14,7 +14,7 @@ from cancelling import PATIENCE, assert_free, eventually, rows
 from sqlalchemy import text
 
 from qsession import QueueTimeout, create_async_engine
-from qsession.sqlite import processes
+from qsession.sqlite.processes import owners as processes
 
 INSERT = text("INSERT INTO t VALUES (1)")
 NEVER = 3600.0

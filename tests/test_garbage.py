@@ -19,7 +19,7 @@ from cancelling import (
 from sqlalchemy import exc, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from qsession.session import QSession
+from qsession.session.maker import QSession
 
 GARBAGE = "The garbage collector is cleaning up"
 

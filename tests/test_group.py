@@ -26,7 +26,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.sqlite import group
-from qsession.sqlite.turn import FileTurn
+from qsession.sqlite.processes.turn import FileTurn
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qsession import handoff
-from qsession.handoff import Deadlines, Serial, Waiter
+from qsession.waiting import handoff
+from qsession.waiting.handoff import Deadlines, Serial, Waiter
 
 
 class Clock:

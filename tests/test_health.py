@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from qsession import create_async_engine
 from qsession.cli import app
-from qsession.sqlite import health
-from qsession.sqlite.health import Level, examine
+from qsession.tools import doctor as health
+from qsession.tools.doctor import Level, examine
 
 CLEAN = {"file", "file system", "SQLite", "WAL size", "journal mode", "synchronous", "free pages"}
 

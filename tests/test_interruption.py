@@ -23,7 +23,7 @@ from cancelling import (
 from sqlalchemy import event, insert, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from qsession.session import QSession
+from qsession.session.maker import QSession
 from qsession.sqlite import lease, log
 
 

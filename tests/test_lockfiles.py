@@ -13,8 +13,8 @@ from cancelling import rows
 from sqlalchemy import text
 
 from qsession import create_async_engine
-from qsession.sqlite import lockfiles
-from qsession.sqlite.lockfiles import LockFiles, last_holder, names
+from qsession.sqlite.processes import lock_files as lockfiles
+from qsession.sqlite.processes.lock_files import LockFiles, last_holder, names
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX links and modes")
 

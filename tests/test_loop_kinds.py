@@ -13,7 +13,7 @@ from eager import start_tasks_eagerly
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from qsession.session import QSession
+from qsession.session.maker import QSession
 
 TASKS = 20
 TIMES = 10

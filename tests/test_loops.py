@@ -22,7 +22,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.errors import QSessionError
-from qsession.session import QSession
+from qsession.session.maker import QSession
 
 TASKS = 12
 TIMES = 5

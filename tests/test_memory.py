@@ -20,8 +20,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, StaticPool
 
 from qsession import QueuedAsyncEngine, create_async_engine
-from qsession.sqlite import locking, memory
-from qsession.sqlite.memory import memory_database
+from qsession.sqlite.files import memory
+from qsession.sqlite.files.memory import memory_database
+from qsession.sqlite.processes import locking
 
 ROOT = Path(__file__).parent.parent
 

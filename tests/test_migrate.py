@@ -19,8 +19,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from qsession import QueueTimeout, create_async_engine
-from qsession.migrate import upgrade
-from qsession.servers.migration import one_at_a_time
+from qsession.migrate.migration import upgrade
+from qsession.migrate.servers import one_at_a_time
 
 ROOT = Path(__file__).parent.parent
 
@@ -148,7 +148,7 @@ def test_a_migration_that_waits_too_long_for_another(
     project: Project, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says so, and the lock is free again when the other one is done, or has failed."""
-    monkeypatch.setattr("qsession.migrate.WAIT", 1.0)
+    monkeypatch.setattr("qsession.migrate.migration.WAIT", 1.0)
     project.add("op.execute('CREATE TABLE made (n INTEGER)')")
 
     async def wait_and_fail(engine: Any) -> None:

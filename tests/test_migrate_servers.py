@@ -15,9 +15,9 @@ from server_databases import database_on
 from sqlalchemy import text
 
 from qsession import QSessionError, create_async_engine
-from qsession.migrate import upgrade
-from qsession.servers import migration
-from qsession.servers.migration import one_at_a_time
+from qsession.migrate import servers as migration
+from qsession.migrate.migration import upgrade
+from qsession.migrate.servers import one_at_a_time
 
 pytestmark = pytest.mark.servers
 DRIVERS = ["postgresql+asyncpg", "postgresql+psycopg", "mysql+asyncmy"]

@@ -12,8 +12,8 @@ from project import FAMILY, REBUILD_PARENT, Project
 from sqlalchemy import event, text
 
 from qsession import create_async_engine
-from qsession.migrate import upgrade
-from qsession.sqlite import migration
+from qsession.migrate import sqlite as migration
+from qsession.migrate.migration import upgrade
 
 REBUILD = "with op.batch_alter_table('{}', recreate='always') as batch:\n        {}"
 ADD_AGE = "batch.add_column(sa.Column('age', sa.Integer))"

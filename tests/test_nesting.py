@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import ConflictError, NestedWriteError
-from qsession.sqlite.prediction import READ_ONLY_RUNS
+from qsession.sqlite.transaction.prediction import READ_ONLY_RUNS
 
 NEVER = 3600.0
 ADD = update(Item).values(value=Item.value + 1)

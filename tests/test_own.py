@@ -36,7 +36,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from qsession import create_async_engine
 from qsession.sqlite import group, running
-from qsession.sqlite import ready as preparation
+from qsession.sqlite.driver import setup as preparation
 
 LEVELS = pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
 ORPHAN = text("INSERT INTO child VALUES (99)")

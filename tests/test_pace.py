@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.sqlite import group, pace, running
 from qsession.sqlite.pace import BUDGET, SHORT, STALLS, WEIGHT, Pace, Turn, Who
-from qsession.sqlite.recent import TEXTS
+from qsession.sqlite.transaction.recent import TEXTS
 
 HERE, THREAD = "loop", "thread"
 WRITE = "UPDATE items SET value = value + here('write')"

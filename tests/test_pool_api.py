@@ -12,7 +12,7 @@ from cancelling import assert_free, eventually
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
 from qsession import AsyncConnectionPool, NestedWriteError, ReadOnlyError, create_pool
-from qsession.pool_api.pool import database_url
+from qsession.pool.pool import database_url
 
 NEW = "INSERT INTO notes (body) VALUES ($1)"
 COUNT = "SELECT count(*) FROM notes"

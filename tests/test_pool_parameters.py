@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.dialects.sqlite import aiosqlite
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
-from qsession.pool_api.parameters import bind, bind_many
+from qsession.pool.parameters import bind, bind_many
 
 DIALECTS = {
     "sqlite": aiosqlite.dialect(),

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 from qsession import create_async_engine
-from qsession.sqlite.prediction import READ_ONLY_RUNS, Prediction, call_site
-from qsession.sqlite.recent import TEXTS
+from qsession.sqlite.transaction.prediction import READ_ONLY_RUNS, Prediction, call_site
+from qsession.sqlite.transaction.recent import TEXTS
 
 READ = text("SELECT value FROM items")
 WRITE = text("UPDATE items SET value = value + 1")

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from qsession.sqlite import processor
-from qsession.sqlite.processor import mark, spent
+from qsession.sqlite.driver import processor
+from qsession.sqlite.driver.processor import mark, spent
 
 WAIT = 0.05
 

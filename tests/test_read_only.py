@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from qsession import create_async_engine
-from qsession.sqlite.frozen import frozen_uri, is_stranded
+from qsession.sqlite.files.read_only import frozen_uri, is_stranded
 
 CHILD = Path(__file__).with_name("odd_child.py")
 

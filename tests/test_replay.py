@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from qsession import ConflictError, create_async_engine
 from qsession.sqlite import log
-from qsession.sqlite.prediction import READ_ONLY_RUNS
+from qsession.sqlite.transaction.prediction import READ_ONLY_RUNS
 
 
 class Base(DeclarativeBase):

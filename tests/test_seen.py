@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from qsession.sqlite.seen import BYTES_KEPT, ROWS_KEPT, StreamDigest, error_seen, rows_seen
+from qsession.sqlite.transaction.digest import (
+    BYTES_KEPT,
+    ROWS_KEPT,
+    StreamDigest,
+    error_seen,
+    rows_seen,
+)
 
 
 class Masked:

@@ -13,7 +13,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from qsession import QueueTimeout, create_async_engine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 pytestmark = pytest.mark.servers
 

@@ -27,7 +27,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.util import await_only
 
-from qsession import QueuedAsyncEngine, retry
+from qsession import QueuedAsyncEngine
 from qsession import create_async_engine as qsession_engine
 from qsession import session as session_module
 from qsession.errors import (
@@ -36,7 +36,8 @@ from qsession.errors import (
     PlainEngineWarning,
     UncommittedChangesWarning,
 )
-from qsession.session import QSession, SessionMaker
+from qsession.session import retry
+from qsession.session.maker import QSession, SessionMaker
 
 
 class Base(AsyncAttrs, DeclarativeBase):

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from qsession import create_async_engine
 from qsession.cli import app
 from qsession.commands.who import processes
-from qsession.sqlite import status
+from qsession.sqlite.processes import status
 
 CHILD = """
 import asyncio, sys

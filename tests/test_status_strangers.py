@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from qsession import create_async_engine
 from qsession.cli import app
-from qsession.sqlite import status
+from qsession.sqlite.processes import status
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere the sockets lie in a folder for this user alone"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from qsession import ticket as module
-from qsession.ticket import AGEING, Ticket, TicketQueue, TicketState
+from qsession.waiting import ticket as module
+from qsession.waiting.ticket import AGEING, Ticket, TicketQueue, TicketState
 
 LONG = 3600.0
 PRIORITIES = st.integers(-2, 2)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qsession.ticket import Ticket, TicketQueue, TicketState
+from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 LONG = 3600.0
 

@@ -21,9 +21,10 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import QSession, QueueTimeout, create_async_engine
-from qsession.sqlite import lockfiles, locking
-from qsession.sqlite.lockfiles import LockFiles, last_holder, names
-from qsession.sqlite.turn import FileTurn
+from qsession.sqlite.processes import lock_files as lockfiles
+from qsession.sqlite.processes import locking
+from qsession.sqlite.processes.lock_files import LockFiles, last_holder, names
+from qsession.sqlite.processes.turn import FileTurn
 from qsession.sqlite.watch import TICKS, StallWatch
 
 ADD = update(Item).where(Item.id == 1).values(value=Item.value + 1)

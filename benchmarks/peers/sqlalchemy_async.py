@@ -10,7 +10,7 @@ from sqlalchemy import event, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from qsession import create_async_engine as queued_engine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 from .model import Item, item, page_of
 from .peer import NAME, TaskPeer, Way, hot_row, row

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..sqlite.backup import back_up
-from .target import Database, file_of
+from qsession.commands.target import Database, file_of
+from qsession.tools.backup import back_up
 
 
 def backup(

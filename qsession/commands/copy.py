@@ -23,13 +23,13 @@ from rich.text import Text
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..copying import copy as copy_database
-from ..errors import CopyError
-from .target import url_of
+from qsession.commands.target import url_of
+from qsession.copying import copy as copy_database
+from qsession.errors import CopyError
 
 if TYPE_CHECKING:  # imported when something is copied, not by each command
-    from ..transfer import Progress as Step
-    from ..transfer import Report
+    from qsession.transfer import Progress as Step
+    from qsession.transfer import Report
 
 
 def copy(
@@ -90,7 +90,7 @@ def copy(
         typer.secho(error.message, err=True)
         raise typer.Exit(1) from None
     except (SQLAlchemyError, ImportError, OSError) as error:
-        from ..transfer.loading import reason_of
+        from qsession.transfer.loading import reason_of
 
         typer.secho(f"Nothing was copied: {reason_of(error)}", err=True)
         raise typer.Exit(2) from None

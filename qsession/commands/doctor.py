@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..sqlite.health import Finding, Level, examine
-from .server_health import examine_server
-from .target import Database, file_of, url_of
+from qsession.commands.server_health import examine_server
+from qsession.commands.target import Database, file_of, url_of
+from qsession.tools.doctor import Finding, Level, examine
 
 _COLOURS = {Level.OK: "green", Level.NOTE: "cyan", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 

@@ -6,8 +6,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError
 
-from ..engine import create_async_engine
-from ..sqlite.health import Finding, Level
+from qsession.engine import create_async_engine
+from qsession.tools.doctor import Finding, Level
 
 
 async def examine_server(url: URL) -> list[Finding]:

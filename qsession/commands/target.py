@@ -9,7 +9,7 @@ import typer
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ..sqlite.frozen import path_of
+from qsession.sqlite.files.read_only import path_of
 
 Database = Annotated[
     str, typer.Argument(help="The database: a file or its URL.", metavar="DATABASE")

@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..sqlite.processes import command_line, lock_holders
-from ..sqlite.status import engines_on
-from ..stats import Histogram
-from .target import Database, file_of
-from .who import in_words
+from qsession.commands.target import Database, file_of
+from qsession.commands.who import in_words
+from qsession.sqlite.processes.owners import command_line, lock_holders
+from qsession.sqlite.processes.status import engines_on
+from qsession.stats import Histogram
 
 _Seen = dict[tuple[int, int], dict[str, Any]]
 

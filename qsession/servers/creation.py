@@ -10,9 +10,9 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from ..config import NAMES, Settings
-from . import failures, isolation
-from .pool import ServerPool
+from qsession.config import NAMES, Settings
+from qsession.servers import failures, isolation
+from qsession.servers.pool import ServerPool
 
 
 def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:

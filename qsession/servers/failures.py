@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine import Connection
 from sqlalchemy.sql.elements import RollbackToSavepointClause
 
-from ..errors import ConflictError, QSessionError, ReadOnlyError
-from .isolation import is_mysql
+from qsession.errors import ConflictError, QSessionError, ReadOnlyError
+from qsession.servers.isolation import is_mysql
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext

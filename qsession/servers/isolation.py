@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from ..config import check_access
+from qsession.config import check_access
 
 ISOLATION = "qsession_isolation"
 ACCESS = "qsession_access"

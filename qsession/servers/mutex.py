@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only
 
-from ..ticket import Ticket, TicketQueue
+from qsession.waiting.ticket import Ticket, TicketQueue
 
 
 class Mutex:

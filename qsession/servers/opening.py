@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from ..errors import QueueTimeout
-from ..ticket import Ticket, TicketQueue, TicketState
+from qsession.errors import QueueTimeout
+from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 FIRST_PAUSE = 0.05
 """Seconds: the longest pause after the first failure; it doubles with every further one."""

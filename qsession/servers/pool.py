@@ -13,14 +13,14 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util import greenlet_spawn
 
-from ..config import Settings
-from ..connection_queue import ConnectionQueue
-from ..errors import QueueFull, QueueTimeout
-from ..handoff import running_loop
-from ..stats import Counters, HistogramRecorder, Stats
-from .loops import Abandoned
-from .mutex import serve_all_loops
-from .opening import Opening
+from qsession.config import Settings
+from qsession.errors import QueueFull, QueueTimeout
+from qsession.servers.loops import Abandoned
+from qsession.servers.mutex import serve_all_loops
+from qsession.servers.opening import Opening
+from qsession.stats import Counters, HistogramRecorder, Stats
+from qsession.waiting.connection_queue import ConnectionQueue
+from qsession.waiting.handoff import running_loop
 
 
 class _Place(_ConnectionRecord):

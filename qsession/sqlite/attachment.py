@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 import weakref
 
-from ..ticket import Ticket
-from . import lease as work
-from .lease import ReaderLease, WriterLease
-from .log import Statement
-from .need import Need
-from .place import State, held_here
-from .running import Running
+from qsession.sqlite import lease as work
+from qsession.sqlite.lease import ReaderLease, WriterLease
+from qsession.sqlite.log import Statement
+from qsession.sqlite.need import Need
+from qsession.sqlite.place import State, held_here
+from qsession.sqlite.running import Running
+from qsession.waiting.ticket import Ticket
 
 
 class Attachment(Running):

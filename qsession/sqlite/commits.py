@@ -9,17 +9,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..stats import Counters
-from ..ticket import Ticket, TicketQueue
-from .group import SLOW, Group, Member
-from .lease import WriterLease
-from .turn import FileTurn
+from qsession.sqlite.group import SLOW, Group, Member
+from qsession.sqlite.lease import WriterLease
+from qsession.sqlite.processes.turn import FileTurn
+from qsession.stats import Counters
+from qsession.waiting.ticket import Ticket, TicketQueue
 
 if TYPE_CHECKING:
-    from .log import Log
-    from .own import OwnConnection
-    from .place import Place
-    from .pool import WriteQueuePool
+    from qsession.sqlite.log import Log
+    from qsession.sqlite.own import OwnConnection
+    from qsession.sqlite.place import Place
+    from qsession.sqlite.pool import WriteQueuePool
 
 
 _Job = Callable[[Group, sqlite3.Connection, float], None]

@@ -18,12 +18,12 @@ from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .cursor import RoutedCursor, StreamCursor
-from .place import State
-from .transaction import Transaction
+from qsession.sqlite.cursor import RoutedCursor, StreamCursor
+from qsession.sqlite.old_transaction import Transaction
+from qsession.sqlite.place import State
 
 if TYPE_CHECKING:
-    from .pool import WriteQueuePool
+    from qsession.sqlite.pool import WriteQueuePool
 
 
 class _Entry(ConnectionPoolEntry):

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import util
 
-from .lease import ReaderLease
-from .log import Outcome, Rowid, Statement, fetch
-from .need import Need, need_of
-from .parameters import frozen
-from .seen import StreamDigest
-from .words import inserts
+from qsession.sqlite.lease import ReaderLease
+from qsession.sqlite.log import Outcome, Rowid, Statement, fetch
+from qsession.sqlite.need import Need, need_of
+from qsession.sqlite.transaction.digest import StreamDigest
+from qsession.sqlite.transaction.parameters import frozen
+from qsession.sqlite.words import inserts
 
 if TYPE_CHECKING:
-    from .connection import RoutedConnection
-    from .lease import Lease
+    from qsession.sqlite.connection import RoutedConnection
+    from qsession.sqlite.lease import Lease
 
 
 _NO_ROWS: Iterator[Any] = iter(())

@@ -13,19 +13,20 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only
 
-from ..config import NAMES, Settings
-from ..errors import QueueTimeout
-from ..handoff import to_end
-from . import fork, ready
-from .connection import RoutedConnection
-from .cursor import RoutedCursor
-from .driver import DriverConnection, file_identity
-from .explain import explain
-from .frozen import frozen_uri, path_of
-from .memory import MemoryDatabase, memory_database
-from .place import BUSY_RETRY
-from .pool import WriteQueuePool
-from .processes import lock_owner
+from qsession.config import NAMES, Settings
+from qsession.errors import QueueTimeout
+from qsession.sqlite.connection import RoutedConnection
+from qsession.sqlite.cursor import RoutedCursor
+from qsession.sqlite.driver import setup as ready
+from qsession.sqlite.driver.physical import DriverConnection, file_identity
+from qsession.sqlite.files.explain import explain
+from qsession.sqlite.files.memory import MemoryDatabase, memory_database
+from qsession.sqlite.files.read_only import frozen_uri, path_of
+from qsession.sqlite.place import BUSY_RETRY
+from qsession.sqlite.pool import WriteQueuePool
+from qsession.sqlite.processes import fork
+from qsession.sqlite.processes.owners import lock_owner
+from qsession.waiting.handoff import to_end
 
 
 class DriverModule(AsyncAdapt_aiosqlite_dbapi):

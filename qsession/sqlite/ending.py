@@ -10,16 +10,16 @@ from typing import Any, TypeGuard
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from .. import errors
-from . import lease as work
-from .attachment import Attachment
-from .driver import DriverConnection
-from .group import finish, leave
-from .lease import Lease, ReaderLease, WriterLease
-from .log import Log, Outcome, Report, Statement, digest
-from .need import Need
-from .place import BUSY_RETRY, State
-from .seen import StreamDigest, error_seen
+from qsession import errors
+from qsession.sqlite import lease as work
+from qsession.sqlite.attachment import Attachment
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.group import finish, leave
+from qsession.sqlite.lease import Lease, ReaderLease, WriterLease
+from qsession.sqlite.log import Log, Outcome, Report, Statement, digest
+from qsession.sqlite.need import Need
+from qsession.sqlite.place import BUSY_RETRY, State
+from qsession.sqlite.transaction.digest import StreamDigest, error_seen
 
 _SUSPECT = {
     errors.SQLITE_IOERR,

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.util import await_only
 
-from ..errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
-from ..handoff import to_end
-from .driver import DriverConnection
-from .log import Log, same_again
-from .pace import turns
-from .turn import FileTurn
+from qsession.errors import SQLITE_BUSY, SQLITE_CONSTRAINT, GroupAborted, sqlite_code
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.log import Log, same_again
+from qsession.sqlite.pace import turns
+from qsession.sqlite.processes.turn import FileTurn
+from qsession.waiting.handoff import to_end
 
 MAX_AGE = 0.02
 """Seconds after the turn to write to the file came when a group closes at the latest."""

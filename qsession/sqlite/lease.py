@@ -11,14 +11,14 @@ import sqlite3
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .driver import DriverConnection
-from .group import leave
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.group import leave
 
 if TYPE_CHECKING:
-    from ..ticket import Ticket
-    from .cursor import StreamCursor
-    from .own import OwnConnection
-    from .writer import Writer
+    from qsession.sqlite.cursor import StreamCursor
+    from qsession.sqlite.own import OwnConnection
+    from qsession.sqlite.writer import Writer
+    from qsession.waiting.ticket import Ticket
 
 
 _NO_STREAMS: frozenset[StreamCursor] = frozenset()

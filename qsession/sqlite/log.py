@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
-from .need import Need
-from .parameters import size_of
-from .processor import Spent, mark, spent
-from .ready import plain_cursor
-from .seen import StreamDigest, error_seen, rows_seen
+from qsession.errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
+from qsession.sqlite.driver.processor import Spent, mark, spent
+from qsession.sqlite.driver.setup import plain_cursor
+from qsession.sqlite.need import Need
+from qsession.sqlite.transaction.digest import StreamDigest, error_seen, rows_seen
+from qsession.sqlite.transaction.parameters import size_of
 
 if TYPE_CHECKING:
-    from .cursor import StreamCursor
+    from qsession.sqlite.cursor import StreamCursor
 
 MAX_STATEMENTS = 1_000
 MAX_BYTES = 4 * 1024 * 1024

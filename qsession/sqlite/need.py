@@ -22,7 +22,7 @@ from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import FromStatement
 from sqlalchemy.sql.selectable import SelectStatementGrouping
 
-from .words import BEFORE
+from qsession.sqlite.words import BEFORE
 
 
 class Need(Enum):

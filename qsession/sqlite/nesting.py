@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from ..errors import NestedWriteError
-from .holder import shorten
-from .lease import WriterLease
-from .place import held_here
+from qsession.errors import NestedWriteError
+from qsession.sqlite.lease import WriterLease
+from qsession.sqlite.place import held_here
+from qsession.sqlite.queue.holder import shorten
 
 if TYPE_CHECKING:
-    from ..ticket import Ticket
-    from .driver import DriverConnection
-    from .place import Place
+    from qsession.sqlite.driver.physical import DriverConnection
+    from qsession.sqlite.place import Place
+    from qsession.waiting.ticket import Ticket
 
 
 def settle(holder: Ticket | None, transaction: Place, ticket: Ticket) -> bool | None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from . import fork
-from .listeners import check_in
-from .ready import plain_cursor
+from qsession.sqlite.driver.listeners import check_in
+from qsession.sqlite.driver.setup import plain_cursor
+from qsession.sqlite.processes import fork
 
 if TYPE_CHECKING:
-    from .driver import DriverConnection
-    from .place import Place
-    from .pool import WriteQueuePool
+    from qsession.sqlite.driver.physical import DriverConnection
+    from qsession.sqlite.place import Place
+    from qsession.sqlite.pool import WriteQueuePool
 
 
 _kept: set[DriverConnection] = set()

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TypeAlias
 
-from . import shutdown
-from .recent import keep
+from qsession.sqlite.processes import shutdown
+from qsession.sqlite.transaction.recent import keep
 
 SHORT = 0.0005
 """Seconds: a text whose average is below runs on the loop."""

@@ -12,23 +12,23 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from ..config import Access
-from ..errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
-from ..ticket import Ticket
-from .busy import Busy
-from .group import Read
-from .holder import describe
-from .lease import Lease, ReaderLease, WriterLease
-from .log import Log
-from .pace import Turn, turns
-from .processes import lock_owner
+from qsession.config import Access
+from qsession.errors import ConflictError, HoldTimeout, QSessionError, QueueTimeout
+from qsession.sqlite.busy import Busy
+from qsession.sqlite.group import Read
+from qsession.sqlite.lease import Lease, ReaderLease, WriterLease
+from qsession.sqlite.log import Log
+from qsession.sqlite.pace import Turn, turns
+from qsession.sqlite.processes.owners import lock_owner
+from qsession.sqlite.queue.holder import describe
+from qsession.waiting.ticket import Ticket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .connection import RoutedConnection
-    from .own import OwnConnection
-    from .pool import WriteQueuePool
+    from qsession.sqlite.connection import RoutedConnection
+    from qsession.sqlite.own import OwnConnection
+    from qsession.sqlite.pool import WriteQueuePool
 
 BUSY_RETRY = 0.005
 """Seconds between two looks at a lock that a process without qsession holds."""

@@ -17,23 +17,23 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 from sqlalchemy.util.queue import Empty
 
-from ..config import Settings
-from ..connection_queue import ConnectionQueue
-from ..errors import QueueTimeout
-from ..handoff import to_end
-from ..stats import Stats
-from ..ticket import Ticket, TicketQueue, TicketState
-from . import fork, status
-from .admission import Admission
-from .checkpoint import Checkpointer
-from .connection import RoutedConnection
-from .driver import DriverConnection, file_identity
-from .explain import explain
-from .frozen import fingerprint
-from .lease import ReaderLease
-from .pace import Pace, Who, turns
-from .ready import keep_ready, make_ready
-from .writer import Writer
+from qsession.config import Settings
+from qsession.errors import QueueTimeout
+from qsession.sqlite.connection import RoutedConnection
+from qsession.sqlite.driver.physical import DriverConnection, file_identity
+from qsession.sqlite.driver.setup import keep_ready, make_ready
+from qsession.sqlite.durability.checkpoint import Checkpointer
+from qsession.sqlite.files.explain import explain
+from qsession.sqlite.files.read_only import fingerprint
+from qsession.sqlite.lease import ReaderLease
+from qsession.sqlite.pace import Pace, Who, turns
+from qsession.sqlite.processes import fork, status
+from qsession.sqlite.queue.admission import Admission
+from qsession.sqlite.writer import Writer
+from qsession.stats import Stats
+from qsession.waiting.connection_queue import ConnectionQueue
+from qsession.waiting.handoff import to_end
+from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):

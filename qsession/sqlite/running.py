@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from sqlalchemy.util import await_only
 
-from ..errors import SQLITE_INTERRUPT, sqlite_code
-from .driver import DriverConnection
-from .group import JOIN
-from .lease import Lease, WriterLease
-from .log import Entry, Outcome, Report, Statement, close_unclaimed, run
-from .need import Need
-from .pace import BUDGET, Who
-from .place import BUSY_RETRY, Place, State
-from .processor import Spent
+from qsession.errors import SQLITE_INTERRUPT, sqlite_code
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.driver.processor import Spent
+from qsession.sqlite.group import JOIN
+from qsession.sqlite.lease import Lease, WriterLease
+from qsession.sqlite.log import Entry, Outcome, Report, Statement, close_unclaimed, run
+from qsession.sqlite.need import Need
+from qsession.sqlite.pace import BUDGET, Who
+from qsession.sqlite.place import BUSY_RETRY, Place, State
 
 FEW = 20
 """Parameter sets of an executemany that may run on the loop at once."""

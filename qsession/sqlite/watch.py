@@ -14,13 +14,13 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..config import Settings
-from ..ticket import TicketQueue
-from .holder import describe
-from .turn import FileTurn
+from qsession.config import Settings
+from qsession.sqlite.processes.turn import FileTurn
+from qsession.sqlite.queue.holder import describe
+from qsession.waiting.ticket import TicketQueue
 
 if TYPE_CHECKING:
-    from .place import Place
+    from qsession.sqlite.place import Place
 
 TICKS = 5
 """A holder is stalled when it was seen idle this many times in a row."""

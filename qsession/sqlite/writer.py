@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import await_only
 
-from ..errors import QueueFull, QueueTimeout
-from ..stats import Counters, Holder, Stats
-from ..ticket import Ticket, TicketQueue, TicketState
-from . import fork, nesting
-from .commits import Commits
-from .driver import DriverConnection
-from .holder import describe, shorten
-from .lease import WriterLease
-from .listeners import check_in, check_out
-from .own import OwnConnection, own_of
-from .place import stand_in
-from .prediction import Prediction
-from .processes import describe_process
-from .turn import FileTurn
-from .watch import StallWatch
+from qsession.errors import QueueFull, QueueTimeout
+from qsession.sqlite import nesting
+from qsession.sqlite.commits import Commits
+from qsession.sqlite.driver.listeners import check_in, check_out
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.lease import WriterLease
+from qsession.sqlite.own import OwnConnection, own_of
+from qsession.sqlite.place import stand_in
+from qsession.sqlite.processes import fork
+from qsession.sqlite.processes.owners import describe_process
+from qsession.sqlite.processes.turn import FileTurn
+from qsession.sqlite.queue.holder import describe, shorten
+from qsession.sqlite.transaction.prediction import Prediction
+from qsession.sqlite.watch import StallWatch
+from qsession.stats import Counters, Holder, Stats
+from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 if TYPE_CHECKING:
-    from .place import Place
-    from .pool import WriteQueuePool
+    from qsession.sqlite.place import Place
+    from qsession.sqlite.pool import WriteQueuePool
 
 
 class Writer(Commits):

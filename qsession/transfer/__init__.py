@@ -1,7 +1,7 @@
 """Copying a database to another one, of any kind: `copy`, and what it tells and returns."""
 
-from ..copying import copy
-from .events import Progress, Report, Stage, TableReport
-from .problems import Problem, Problems
+from qsession.copying import copy
+from qsession.transfer.events import Progress, Report, Stage, TableReport
+from qsession.transfer.problems import Problem, Problems
 
 __all__ = ["Problem", "Problems", "Progress", "Report", "Stage", "TableReport", "copy"]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from sqlalchemy import func, select, types
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from .inheritance import own_rows
-from .kinds import plain
-from .plan import TablePlan
-from .problems import Problems
-from .reading import bare
+from qsession.transfer.inheritance import own_rows
+from qsession.transfer.kinds import plain
+from qsession.transfer.plan import TablePlan
+from qsession.transfer.problems import Problems
+from qsession.transfer.reading import bare
 
 _FROM_ONE = r"^(\[1:\d+\])+$"
 

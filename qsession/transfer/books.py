@@ -25,8 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import CopyError
-from .schema import BOOKS, Completing
+from qsession.errors import CopyError
+from qsession.transfer.schema import BOOKS, Completing
 
 books = Table(
     BOOKS,

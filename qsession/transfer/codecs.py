@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from .times import Period
+from qsession.transfer.times import Period
 
 _START = date(2000, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)

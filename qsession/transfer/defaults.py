@@ -10,8 +10,8 @@ from sqlalchemy import Column, Dialect, Table, types
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-from .kinds import Kind, wanted
-from .values import Unfit, converter
+from qsession.transfer.kinds import Kind, wanted
+from qsession.transfer.values import Unfit, converter
 
 FIRST = "qsession_first"
 THEN = "qsession_then"

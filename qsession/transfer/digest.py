@@ -9,7 +9,7 @@ from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
-from .kinds import Kind
+from qsession.transfer.kinds import Kind
 
 _SIZE = 16
 

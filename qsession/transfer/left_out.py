@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, exc, inspect, text
 
-from .inheritance import not_inherited
+from qsession.transfer.inheritance import not_inherited
 
 _OF_POSTGRESQL = text(
     """

@@ -9,17 +9,17 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import CopyError
-from ..servers.failures import code_of
-from . import books
-from .digest import Digest
-from .events import Progress, Stage, TableReport
-from .options import Options
-from .plan import TablePlan
-from .problems import Problems
-from .reading import batches, count_rows, order_of, select_rows
-from .target import begin
-from .writing import write
+from qsession.errors import CopyError
+from qsession.servers.failures import code_of
+from qsession.transfer import books
+from qsession.transfer.digest import Digest
+from qsession.transfer.events import Progress, Stage, TableReport
+from qsession.transfer.options import Options
+from qsession.transfer.plan import TablePlan
+from qsession.transfer.problems import Problems
+from qsession.transfer.reading import batches, count_rows, order_of, select_rows
+from qsession.transfer.target import begin
+from qsession.transfer.writing import write
 
 _REASON = 500
 """Characters that are shown of what a database says."""

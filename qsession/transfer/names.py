@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, Dialect, ForeignKeyConstraint, MetaData, Table, text
 
-from ..errors import CopyError
+from qsession.errors import CopyError
 
 
 def ignores_case(connection: Connection) -> bool:

@@ -13,8 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CopyError
-from ..sqlite.driver import file_identity
+from qsession.errors import CopyError
+from qsession.sqlite.driver.physical import file_identity
 
 _BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
 _MODE = 0o644

@@ -8,8 +8,8 @@ import struct
 from decimal import Decimal
 from typing import Any
 
-from .kinds import Wanted
-from .times import Unfit
+from qsession.transfer.kinds import Wanted
+from qsession.transfer.times import Unfit
 
 WHOLE = re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)

@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sqlalchemy import URL, MetaData, exc, make_url
 
-from ..pool_api.pool import database_url
-from .events import Listener
-from .reading import sqlite_file
-from .schema import load_metadata
+from qsession.pool.pool import database_url
+from qsession.transfer.events import Listener
+from qsession.transfer.reading import sqlite_file
+from qsession.transfer.schema import load_metadata
 
 
 @dataclass(frozen=True)

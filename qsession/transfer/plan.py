@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Dialect, Table
 
-from ..errors import CopyError
-from .digest import Digest
-from .kinds import Kind, Wanted, wanted
-from .problems import Problems
-from .reading import read_as_utc, with_utc
-from .values import Unfit, converter
+from qsession.errors import CopyError
+from qsession.transfer.digest import Digest
+from qsession.transfer.kinds import Kind, Wanted, wanted
+from qsession.transfer.problems import Problems
+from qsession.transfer.reading import read_as_utc, with_utc
+from qsession.transfer.values import Unfit, converter
 
 
 class TablePlan:

@@ -22,10 +22,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
-from .defaults import default_of, keep_sequences
-from .kinds import Kind, kind_of, plain, text_length
-from .sequence_options import options_of
-from .sqlite_schema import LOST, WRITTEN
+from qsession.transfer.defaults import default_of, keep_sequences
+from qsession.transfer.kinds import Kind, kind_of, plain, text_length
+from qsession.transfer.sequence_options import options_of
+from qsession.transfer.sqlite_schema import LOST, WRITTEN
 
 KEY_LENGTH = 255
 """Characters of a text in a key of MySQL, which wants to know a greatest length."""

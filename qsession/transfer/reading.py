@@ -31,12 +31,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ..engine import create_async_engine
-from ..handoff import to_end
-from ..sqlite.frozen import path_of
-from .codecs import teach
-from .inheritance import own_rows
-from .kinds import Kind, kind_of, plain
+from qsession.engine import create_async_engine
+from qsession.sqlite.files.read_only import path_of
+from qsession.transfer.codecs import teach
+from qsession.transfer.inheritance import own_rows
+from qsession.transfer.kinds import Kind, kind_of, plain
+from qsession.waiting.handoff import to_end
 
 BATCH_ROWS = 2_000
 BATCH_BYTES = 1024 * 1024

@@ -17,13 +17,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import CopyError
-from .inheritance import own_rows
-from .names import as_statement, as_value, referred
-from .plan import TablePlan
-from .problems import SAMPLES, Problems
-from .reading import bare
-from .schema import Completing
+from qsession.errors import CopyError
+from qsession.transfer.inheritance import own_rows
+from qsession.transfer.names import as_statement, as_value, referred
+from qsession.transfer.plan import TablePlan
+from qsession.transfer.problems import SAMPLES, Problems
+from qsession.transfer.reading import bare
+from qsession.transfer.schema import Completing
 
 
 async def find_orphans(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import MetaData, column, inspect, select, table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import CopyError
-from .schema import REVISIONS
+from qsession.errors import CopyError
+from qsession.transfer.schema import REVISIONS
 
 _versions = table(REVISIONS, column("version_num"))
 

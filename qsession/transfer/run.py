@@ -7,22 +7,21 @@ import time
 from sqlalchemy import URL, ForeignKeyConstraint, MetaData
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import CopyError
-from ..handoff import to_end
-from . import books
-from . import target as targets
-from .arrays import find_shifted
-from .events import Report
-from .identity import refuse_the_same
-from .left_out import left_out
-from .loading import Loading, reason_of
-from .options import Options, refuse_wrong_urls
-from .plan import TablePlan
-from .problems import Problems
-from .reading import count_rows, snapshot
-from .references import find_orphans, refuse_orphans, take_off, unenforced
-from .revisions import agree
-from .schema import (
+from qsession.errors import CopyError
+from qsession.transfer import books
+from qsession.transfer import target as targets
+from qsession.transfer.arrays import find_shifted
+from qsession.transfer.events import Report
+from qsession.transfer.identity import refuse_the_same
+from qsession.transfer.left_out import left_out
+from qsession.transfer.loading import Loading, reason_of
+from qsession.transfer.options import Options, refuse_wrong_urls
+from qsession.transfer.plan import TablePlan
+from qsession.transfer.problems import Problems
+from qsession.transfer.reading import count_rows, snapshot
+from qsession.transfer.references import find_orphans, refuse_orphans, take_off, unenforced
+from qsession.transfer.revisions import agree
+from qsession.transfer.schema import (
     BOOKS,
     REVISIONS,
     Completing,
@@ -34,8 +33,9 @@ from .schema import (
     refuse_what_is_no_table,
     sort,
 )
-from .sequences import after_commit, past_the_rows
-from .target import Traces, open_target
+from qsession.transfer.sequences import after_commit, past_the_rows
+from qsession.transfer.target import Traces, open_target
+from qsession.waiting.handoff import to_end
 
 
 async def run(source: URL, target: URL, options: Options) -> Report:

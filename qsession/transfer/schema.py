@@ -18,14 +18,21 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import AddConstraint, sort_tables_and_constraints
 
-from ..errors import CopyError
-from .defaults import FIRST, THEN
-from .inheritance import partitions, separate
-from .left_out import virtual_tables
-from .names import as_statement, called_there, ignores_case, referred, resolve_references, take_away
-from .portable import NoEqual, portable
-from .sequence_options import reflect_sequences
-from .sqlite_schema import WRITTEN, complete, prepare
+from qsession.errors import CopyError
+from qsession.transfer.defaults import FIRST, THEN
+from qsession.transfer.inheritance import partitions, separate
+from qsession.transfer.left_out import virtual_tables
+from qsession.transfer.names import (
+    as_statement,
+    called_there,
+    ignores_case,
+    referred,
+    resolve_references,
+    take_away,
+)
+from qsession.transfer.portable import NoEqual, portable
+from qsession.transfer.sequence_options import reflect_sequences
+from qsession.transfer.sqlite_schema import WRITTEN, complete, prepare
 
 BOOKS = "qsession_copy"
 """The table in the target that a copy which can be resumed keeps its progress in."""

@@ -11,11 +11,11 @@ from sqlalchemy import BigInteger, Table, Text, cast, exc, func, literal, select
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import ConflictError
-from .loading import reason_of
-from .names import as_value
-from .plan import TablePlan
-from .reading import bare
+from qsession.errors import ConflictError
+from qsession.transfer.loading import reason_of
+from qsession.transfer.names import as_value
+from qsession.transfer.plan import TablePlan
+from qsession.transfer.reading import bare
 
 # Of each column: the sequence behind "serial" and "identity", or behind a default of nextval();
 # its first number, its bounds and steps, and the last one that it gave out.

@@ -13,13 +13,13 @@ from sqlalchemy import URL, Table, delete, literal, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ..errors import ConflictError, CopyError
-from ..handoff import to_end
-from ..servers.failures import code_of
-from .inheritance import names_alone, own_rows
-from .new_file import Opened, open_or_make, remove
-from .reading import bare, connected, open_engine, settle, sqlite_file
-from .schema import Completing, reflect_only
+from qsession.errors import ConflictError, CopyError
+from qsession.servers.failures import code_of
+from qsession.transfer.inheritance import names_alone, own_rows
+from qsession.transfer.new_file import Opened, open_or_make, remove
+from qsession.transfer.reading import bare, connected, open_engine, settle, sqlite_file
+from qsession.transfer.schema import Completing, reflect_only
+from qsession.waiting.handoff import to_end
 
 _ATTEMPTS, _PAUSE = 300, 0.2
 """How often the server is asked for tables that are to be dropped, and seconds in between."""

@@ -6,7 +6,7 @@ import re
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple
 
-from .kinds import Wanted
+from qsession.transfer.kinds import Wanted
 
 EPOCH = datetime.combine(date(1970, 1, 1), time())
 """SQLAlchemy keeps an interval as a timestamp this far from it, where there is no such type."""

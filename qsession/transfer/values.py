@@ -14,9 +14,17 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from .kinds import Kind, Wanted
-from .numerics import INT64, WHOLE, name_of, to_boolean, to_float, to_integer, to_numeric
-from .times import Unfit, to_date, to_interval, to_time, to_timestamp
+from qsession.transfer.kinds import Kind, Wanted
+from qsession.transfer.numerics import (
+    INT64,
+    WHOLE,
+    name_of,
+    to_boolean,
+    to_float,
+    to_integer,
+    to_numeric,
+)
+from qsession.transfer.times import Unfit, to_date, to_interval, to_time, to_timestamp
 
 __all__ = ["Unfit", "converter"]
 

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..errors import CopyError
-from .kinds import Kind, Wanted
-from .times import EPOCH
+from qsession.errors import CopyError
+from qsession.transfer.kinds import Kind, Wanted
+from qsession.transfer.times import EPOCH
 
 Rows = list[tuple[Any, ...]]
 Encode = Callable[[Any], Any]

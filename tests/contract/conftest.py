@@ -17,7 +17,7 @@ from sqlalchemy import insert
 from sqlalchemy.engine import URL
 
 from qsession import QueuedAsyncEngine, create_async_engine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 DRIVERS = "postgresql+asyncpg postgresql+psycopg mysql+asyncmy"
 ON_SERVERS = [

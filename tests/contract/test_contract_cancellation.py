@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import base
 
 from qsession import QueuedAsyncEngine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 KEEPS_PLACES = "_checkin_failed" in inspect.getsource(base._finalize_fairy)
 Make = Callable[..., QueuedAsyncEngine]

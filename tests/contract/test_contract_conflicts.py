@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import ConflictError, QSession, QueuedAsyncEngine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 Make = Callable[..., QueuedAsyncEngine]
 

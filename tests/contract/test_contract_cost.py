@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import create_async_engine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 pytestmark = pytest.mark.servers
 

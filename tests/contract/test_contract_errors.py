@@ -10,7 +10,7 @@ from sqlalchemy import Integer, TypeDecorator, bindparam, select
 from sqlalchemy.exc import StatementError
 
 from qsession import QSession
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 
 class Refusing(TypeDecorator[int]):

@@ -17,7 +17,7 @@ from sqlalchemy.util import await_only
 
 from qsession import QueuedAsyncEngine, create_async_engine
 from qsession.servers.pool import ServerPool
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from qsession import QueuedAsyncEngine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 pytestmark = pytest.mark.servers
 

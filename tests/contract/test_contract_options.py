@@ -11,7 +11,7 @@ from contract_tables import Counter, Database, Note, told
 from sqlalchemy import event, text
 
 from qsession import QSession, QueuedAsyncEngine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from contract_tables import PATIENCE, Counter, Database, Note
 from sqlalchemy import exc, insert, select, text
 
 from qsession import QueuedAsyncEngine, QueueFull, QueueTimeout
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 Make = Callable[..., QueuedAsyncEngine]
 WRITE = insert(Note).values(body="x")

@@ -11,7 +11,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 
 from qsession import ConflictError, QSession, QSessionError, QueuedAsyncEngine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 Make = Callable[..., QueuedAsyncEngine]
 pytestmark = [pytest.mark.servers, pytest.mark.only("mysql")]

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import QSession, QueuedAsyncEngine, ReadOnlyError, UncommittedChangesWarning
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 
 async def test_a_commit_is_seen_by_others(maker: SessionMaker, database: Database) -> None:

@@ -14,7 +14,7 @@ from contract_tables import Counter, Database, Meeting, told
 from sqlalchemy import update
 
 from qsession import ConflictError, QSession, QueuedAsyncEngine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 Make = Callable[..., QueuedAsyncEngine]
 

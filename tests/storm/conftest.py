@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tables import Storm
 
 from qsession import create_async_engine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 SCHEMA = """
     CREATE TABLE counters (id INTEGER PRIMARY KEY, value INTEGER NOT NULL);

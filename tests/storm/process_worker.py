@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from tables import Counter, Event
 
-from qsession.ticket import TicketState
+from qsession.waiting.ticket import TicketState
 
 
 class Order:

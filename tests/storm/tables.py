@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from qsession import QueuedAsyncEngine
-from qsession.session import SessionMaker
+from qsession.session.maker import SessionMaker
 
 NEVER = 3600.0
 STUCK = 60.0

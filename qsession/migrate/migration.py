@@ -1,0 +1,286 @@
+"""How a schema is migrated: one real transaction a run, under the write ticket.
+
+``env.py`` calls :func:`run`; an application calls :func:`upgrade` when it starts. Both end in
+``_migrate``. Alembic is imported when it is first needed: it is slower to import than qsession.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, make_url
+
+from qsession.engine import QueuedAsyncEngine, create_async_engine
+from qsession.migrate.servers import one_at_a_time
+from qsession.migrate.sqlite import (
+    back_up,
+    drop_stale_copies,
+    engine_beside,
+    hold_without_foreign_keys,
+    refuse_new_orphans,
+)
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection, MetaData
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+WAIT = 600.0
+"""Seconds a worker waits for that of another; on SQLite the URL may set ``queue_timeout``."""
+
+_SQLITE: dict[str, Any] = {
+    "render_as_batch": True,
+    "transactional_ddl": True,  # BEGIN is really sent
+}
+_OURS, _BACKUP = "qsession_connection", "qsession_backup"  # from upgrade() to run(), through env.py
+
+# The names in alembic.context belong to one run at a time in a process, so that two upgrades,
+# even of two files on two event loops, take turns (alembic.util.langhelpers.ModuleClsProxy).
+_alembic_context = threading.Lock()
+
+
+def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -> None:
+    """Do what the ``alembic`` command asked for. ``env.py`` calls this and need do no more.
+
+    ``metadata`` is what ``--autogenerate`` compares the database with; ``options`` go to Alembic's
+    ``context.configure``. The URL is the first found of ``-x url=...``, the environment variable
+    ``QSESSION_URL`` and ``sqlalchemy.url`` in the ini file.
+
+    The whole run is one transaction: if a step fails, schema and rows are as they were. With
+    ``--sql`` the statements are printed and nothing is opened. Raises
+    ``alembic.util.CommandError`` if the run cannot start, or would leave broken references.
+    """
+    from alembic import context, util
+
+    config = context.config
+    options["target_metadata"] = metadata
+    if config.cmd_opts is not None and config.config_file_name is not None:
+        _configure_logging(config.config_file_name)  # on the command line only
+    if context.is_offline_mode():
+        _print_sql(_find_url(config), options)
+        return
+    attributes = config.attributes
+    if (ours := attributes.get(_OURS)) is not None:
+        _migrate(ours, options, attributes[_BACKUP])
+        return
+    if (theirs := attributes.get("connection")) is not None:
+        _migrate_through(theirs, options)
+        return
+    with contextlib.suppress(RuntimeError):  # the normal case: there is no loop
+        asyncio.get_running_loop()
+        raise util.CommandError(
+            "an Alembic command was called inside a running event loop, which it would block: "
+            "use `await qsession.upgrade(...)` there"
+        )
+    asyncio.run(_connect_and_migrate(_find_url(config), options))
+
+
+async def upgrade(
+    revision: str = "head",
+    *,
+    url: str | URL | None = None,
+    engine: AsyncEngine | None = None,
+    config: str | os.PathLike[str] | Config | None = None,
+    backup: str | os.PathLike[str] | None = None,
+) -> None:
+    """Bring the database to ``revision``, as ``alembic upgrade`` does, inside a running loop.
+
+    Any number of workers may call this when they start: one migrates, the others wait (600
+    seconds, or on SQLite the ``queue_timeout`` of the URL or engine) and find it done.
+
+    The database is that of ``engine``, else ``url``, else the one :func:`run` would take.
+    ``config`` is an Alembic ``Config`` or the path of an ini file; without it, ``alembic.ini`` in
+    the working folder. ``backup`` names a file that does not exist yet: if there is something to
+    migrate, the SQLite database is copied there first.
+
+    Raises what the migration raises, and ``alembic.util.CommandError`` as :func:`run` does. After
+    an error or a cancellation the transaction is rolled back and the schema is as it was.
+    """
+    from alembic import command
+
+    alembic_config = _load_config(config)
+    if engine is None and url is None:
+        url = _find_url(alembic_config)
+
+    def work(connection: Connection) -> None:
+        handed_over = {_OURS: connection, _BACKUP: backup}
+        alembic_config.attributes.update(handed_over)
+        try:
+            command.upgrade(alembic_config, revision)
+        finally:
+            for name in handed_over:
+                del alembic_config.attributes[name]
+
+    async with (
+        _alembic_turn(),
+        _engine_for(engine, url) as migrating,
+        migrating.connect() as connection,
+    ):
+        await connection.run_sync(work)
+
+
+@contextlib.asynccontextmanager
+async def _alembic_turn() -> AsyncIterator[None]:
+    pause = 0.001  # asyncio's locks cannot be shared by two loops, so this one is asked again
+    while not _alembic_context.acquire(blocking=False):
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    try:
+        yield
+    finally:
+        _alembic_context.release()
+
+
+async def _connect_and_migrate(url: URL, options: dict[str, Any]) -> None:
+    async with _engine_for(None, url) as engine, engine.connect() as connection:
+        await connection.run_sync(_migrate, options)
+
+
+@contextlib.asynccontextmanager
+async def _engine_for(
+    engine: AsyncEngine | None, url: str | URL | None
+) -> AsyncIterator[AsyncEngine]:
+    """An engine for one migration, on the database of ``engine`` or at ``url``.
+
+    The stock SQLite driver cannot carry one, as it commits each DDL statement as it goes: its URL
+    is opened with ours.
+    """
+    if engine is not None and engine.dialect.name != "sqlite":
+        yield engine
+        return
+    if isinstance(engine, QueuedAsyncEngine):
+        with engine_beside(engine.sync_engine) as beside:
+            yield QueuedAsyncEngine(beside)
+        return
+    url = engine.url if engine is not None else url
+    assert url is not None
+    url = make_url(url)
+    settings: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        url = url.set(drivername="sqlite+qsession")
+        if "queue_timeout" not in url.query:
+            settings["queue_timeout"] = WAIT
+    own = create_async_engine(url, **settings)
+    try:
+        yield own
+    finally:
+        await own.dispose()
+
+
+def _migrate(
+    connection: Connection, options: dict[str, Any], backup: str | os.PathLike[str] | None = None
+) -> None:
+    """Run the current Alembic command on a connection of our own, in one transaction."""
+    from alembic import context, util
+
+    on_server = connection.dialect.name != "sqlite"
+    context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
+    asked = context.get_context().opts
+    looks_only = bool(asked.get("dont_mutate"))  # alembic current
+    if on_server:
+        migrates = "destination_rev" in asked and not looks_only
+        turn = one_at_a_time(connection, WAIT) if migrates else contextlib.nullcontext()
+        with turn, context.begin_transaction():
+            context.run_migrations()
+        return
+    connection.execution_options(qsession_access="read" if looks_only else "write")
+    with context.begin_transaction():
+        if "destination_rev" not in asked:  # not upgrade, downgrade or stamp
+            context.run_migrations()
+            return
+        if options.get("transaction_per_migration"):
+            raise util.CommandError(
+                "transaction_per_migration=True: on SQLite a run of migrations is one transaction, "
+                "in which no other worker comes between and references are checked in the end. "
+                "Pass it to qsession.migrate.run() for servers only"
+            )
+        hold_without_foreign_keys(connection)
+        if backup is not None and not _at_target():
+            back_up(connection, Path(backup))
+        drop_stale_copies(connection)
+        context.run_migrations()
+        refuse_new_orphans(connection)
+
+
+def _migrate_through(connection: Connection, options: dict[str, Any]) -> None:
+    """Run it on a connection whose transaction and settings are not ours to change."""
+    from alembic import context
+
+    context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _defaults(backend: str) -> dict[str, Any]:
+    """What Alembic is told of a database, unless env.py says otherwise."""
+    return _SQLITE if backend == "sqlite" else {}
+
+
+def _at_target() -> bool:
+    """Whether the database is where the command wants it; a relative revision, as +1, never is."""
+    from alembic import context, util
+
+    try:
+        wanted = context.script.get_revisions(util.to_tuple(context.get_revision_argument(), ()))
+    except util.CommandError:
+        return False
+    heads = context.get_context().get_current_heads()
+    return {each.revision for each in wanted} == set(heads)
+
+
+def _print_sql(url: URL, options: dict[str, Any]) -> None:
+    from alembic import context
+
+    context.configure(
+        url=url,
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+        **_defaults(url.get_backend_name()) | options,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _find_url(config: Config) -> URL:
+    from alembic import util
+
+    arguments = getattr(config.cmd_opts, "x", None) or ()
+    given = [value for key, _, value in (each.partition("=") for each in arguments) if key == "url"]
+    url = (
+        (given[-1] if given else None)
+        or os.environ.get("QSESSION_URL")
+        or config.get_main_option("sqlalchemy.url")
+    )
+    if not url:
+        raise util.CommandError(
+            "no database: give -x url=..., set QSESSION_URL, or set sqlalchemy.url in the ini file"
+        )
+    return make_url(url)
+
+
+def _load_config(config: str | os.PathLike[str] | Config | None) -> Config:
+    from alembic import util
+    from alembic.config import Config
+
+    if isinstance(config, Config):
+        return config
+    path = Path("alembic.ini" if config is None else config)
+    if not path.is_file():
+        raise util.CommandError(
+            f"no Alembic configuration at {str(path.absolute())!r}: `qsession init` writes one, or "
+            "pass config="
+        )
+    return Config(path)
+
+
+def _configure_logging(path: str) -> None:
+    from logging.config import fileConfig
+
+    with contextlib.suppress(KeyError):  # an ini file that has no [loggers]
+        fileConfig(path, disable_existing_loggers=False)

@@ -1,0 +1,95 @@
+"""Turns between processes that migrate one database on a server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection
+from sqlalchemy.util import await_only
+
+from qsession.errors import QSessionError, QueueTimeout
+from qsession.servers.isolation import is_mysql
+
+_LOCK = "qsession.migrate"
+_KEY = int.from_bytes(_LOCK.encode()[:8], "big")
+"""Of PostgreSQL's advisory lock, which belongs to one database; MySQL's belong to the server."""
+_NAME = f"CONCAT('{_LOCK}.', MD5(DATABASE()))"
+LONGEST_PAUSE = 0.5
+"""Seconds between two looks at the lock, at the most."""
+_pause = asyncio.sleep
+
+
+@contextmanager
+def one_at_a_time(connection: Connection, wait: float) -> Iterator[None]:
+    """Hold the lock of migrations on the connection's database; raises :class:`QueueTimeout`.
+
+    It belongs to the session on the server and outlives its transactions: MySQL ends one at each
+    DDL statement. So it needs a connection that is the session's alone, not one shared by a pooler
+    between transactions. ``wait`` is in seconds. No transaction is open when it is held. Databases
+    that have no such lock are migrated without.
+    """
+    if connection.dialect.name != "postgresql" and not is_mysql(connection.dialect):
+        yield
+        return
+    try:
+        held = _lock(connection, wait)
+    except BaseException:
+        connection.invalidate()  # the server may have given it the lock all the same
+        raise
+    if not held:
+        raise QueueTimeout(f"Another process has been migrating this database for {wait:g} s.")
+    try:
+        yield
+    finally:
+        _unlock(connection)
+
+
+def _lock(connection: Connection, wait: float) -> bool:
+    """Ask for the lock until it is free, or ``wait`` is over. In a greenlet.
+
+    Waiting for it on the server would keep a snapshot, which CREATE INDEX CONCURRENTLY of the one
+    that holds the lock waits for (https://www.postgresql.org/docs/current/sql-createindex.html,
+    "Building Indexes Concurrently"), and would end with the server's limit on statements.
+    """
+    deadline = time.monotonic() + wait
+    pause = 0.01
+    while not _lock_now(connection):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        await_only(_pause(min(pause, left)))
+        pause = min(2 * pause, LONGEST_PAUSE)
+    return True
+
+
+def _lock_now(connection: Connection) -> bool:
+    """Get the lock if it is free; no transaction is open afterwards."""
+    ask = f"SELECT pg_try_advisory_lock({_KEY})"
+    if is_mysql(connection.dialect):
+        ask = f"SELECT GET_LOCK({_NAME}, 0)"
+    got = connection.exec_driver_sql(ask).scalar()
+    connection.commit()
+    if got is None:  # https://mariadb.com/kb/en/get_lock/
+        raise QSessionError(
+            "The server could not say whether another process migrates this database: GET_LOCK "
+            "returned NULL, as when it is out of memory or the statement was killed. Nothing was "
+            "migrated; run it again."
+        )
+    return bool(got)
+
+
+def _unlock(connection: Connection) -> None:
+    try:
+        connection.rollback()  # what a migration that failed has left
+        if is_mysql(connection.dialect):
+            connection.exec_driver_sql(f"DO RELEASE_LOCK({_NAME})")
+        else:
+            connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_KEY})")
+        connection.commit()
+    except BaseException as error:
+        connection.invalidate()  # the lock ends with its session
+        if not isinstance(error, Exception):
+            raise

@@ -1,0 +1,6 @@
+"""SQL without the ORM: a pool in the manner of asyncpg's, on an engine of qsession."""
+
+from qsession.pool.connection import PoolConnection
+from qsession.pool.pool import AsyncConnectionPool, create_pool
+
+__all__ = ["AsyncConnectionPool", "PoolConnection", "create_pool"]

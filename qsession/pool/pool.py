@@ -1,0 +1,284 @@
+"""AsyncConnectionPool: SQL without the ORM, in the manner of asyncpg's pool, on one engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Concatenate, TypeVar
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
+
+from qsession.config import Settings
+from qsession.engine import QueuedAsyncEngine, create_async_engine
+from qsession.errors import QueueTimeout
+from qsession.pool.connection import PoolConnection
+from qsession.pool.statements import Statements, Take
+from qsession.session import retry
+from qsession.waiting.handoff import Waiter, to_end
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_T = TypeVar("_T")
+
+ENVIRONMENT = ("QSESSION_URL", "DATABASE_URL")
+"""The environment variables that are read for the URL when none is given, in this order."""
+_DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "mysql": "mysql+asyncmy",
+    "mariadb": "mariadb+asyncmy",
+}
+
+
+class _State(Enum):
+    """The life of a pool."""
+
+    OPEN = "open"
+    CLOSING = "being closed"
+    CLOSED = "closed"
+
+
+class AsyncConnectionPool(Statements):
+    """A pool of connections to one database: SQLite, PostgreSQL or MySQL.
+
+    ``dsn`` is ``sqlite:///app.db``, ``postgresql://...`` (asyncpg is the driver), ``mysql://...``
+    (asyncmy), or any URL of SQLAlchemy with an async driver; without one, the environment
+    variables ``QSESSION_URL`` and ``DATABASE_URL`` are looked at. At most ``max_size`` connections
+    to a server are open, of which ``min_size`` are opened ahead. SQLite has ``max_size`` readers
+    and one writer. Further keywords go to `create_async_engine`.
+
+    It can be used at once and connects when it has to. ``await pool`` or ``async with pool``
+    connects, so that a database that cannot be reached is reported there. Raises
+    `sqlalchemy.exc.InvalidRequestError` where no URL is found, and
+    `sqlalchemy.exc.ArgumentError` for one that cannot be.
+    """
+
+    def __init__(
+        self, dsn: str | URL | None = None, *, min_size: int = 1, max_size: int = 10, **kw: Any
+    ) -> None:
+        url = database_url(dsn)
+        self._engine = create_async_engine(url, min_size=min_size, max_size=max_size, **kw)
+        self._settings: Settings = getattr(self._engine.pool, "settings", Settings())
+        self._state = _State.OPEN
+        self._acquired: dict[PoolConnection, None] = {}
+        self._closing: list[Waiter] = []
+
+    def __repr__(self) -> str:
+        in_use = f"{len(self._acquired)} acquired"
+        return f"<AsyncConnectionPool of {self._engine.url!r} {self._state.value}, {in_use}>"
+
+    @property
+    def engine(self) -> QueuedAsyncEngine:
+        """The engine beneath, for SQLAlchemy's expressions, its ORM, and ``stats()``."""
+        return self._engine
+
+    def __await__(self) -> Generator[Any, None, AsyncConnectionPool]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Self:
+        await self._connect()
+        return self
+
+    async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
+        await self.close()
+
+    async def _connect(self) -> AsyncConnectionPool:
+        self._refuse_unless_open()
+        await self._engine.fill()
+        return self
+
+    def acquire(self, *, timeout: float | None = None) -> Acquisition:
+        """A connection, for ``async with``; or ``await`` it, and give it back with `release`.
+
+        On a server it waits for a connection to come free, for ``timeout`` seconds, and no
+        longer than ``queue_timeout``, then raises `QueueTimeout`. On SQLite it waits for nothing: a
+        connection has a reader or the write ticket only while a transaction is open on it.
+        Cancelled: nothing is acquired.
+        """
+        return Acquisition(self, timeout)
+
+    async def release(self, connection: PoolConnection) -> None:
+        """Give a connection back; a transaction still open on it is rolled back.
+
+        It waits for a statement that another task is running on it. Without effect on one that was
+        given back before; one of another pool is `sqlalchemy.exc.ArgumentError`. Cancelled: runs to
+        its end, then the cancellation is raised.
+        """
+        if connection._engine is not self._engine.sync_engine:
+            raise ArgumentError(f"{connection!r} was not acquired from {self!r}")
+        if connection not in self._acquired:
+            return
+        try:
+            await to_end(connection._close())
+        finally:
+            self._acquired.pop(connection, None)
+            if not self._acquired:
+                while self._closing:
+                    self._closing.pop().wake()
+
+    @asynccontextmanager
+    async def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False
+    ) -> AsyncIterator[PoolConnection]:
+        """A connection with a transaction open on it: see `PoolConnection.transaction`."""
+        async with (
+            self.acquire() as connection,
+            connection.transaction(isolation=isolation, readonly=readonly),
+        ):
+            yield connection
+
+    async def run(
+        self,
+        fn: Callable[Concatenate[PoolConnection, ...], Awaitable[_T]],
+        *args: Any,
+        attempts: int = retry.ATTEMPTS,
+        **kw: Any,
+    ) -> _T:
+        """Return what ``fn(connection, *args, **kw)`` returns, in a transaction that is committed.
+
+        After a `ConflictError` it is run again, ``attempts`` times at the most, then the error is
+        raised. So ``fn`` must do nothing outside of the database that may not be done twice.
+        """
+        return await retry.run(self.transaction, attempts, fn, *args, **kw)
+
+    async def executemany(
+        self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]], /
+    ) -> None:
+        async with self.acquire() as connection:
+            await connection.executemany(sql, rows)
+
+    async def _run(
+        self, take: Take[_T], sql: str, args: Sequence[Any], named: Mapping[str, Any]
+    ) -> _T:
+        connection = self._admit()
+        try:
+            return await connection._run(take, sql, args, named)
+        finally:
+            await self.release(connection)
+
+    def _admit(self) -> PoolConnection:
+        self._refuse_unless_open()
+        access, timeout = self._settings.access, self._settings.queue_timeout
+        connection = PoolConnection(self._engine.sync_engine, access, timeout)
+        self._acquired[connection] = None
+        return connection
+
+    async def _acquire(self, timeout: float | None) -> PoolConnection:
+        connection = self._admit()
+        opening = asyncio.ensure_future(connection._in_turn(connection._open))
+        opening.add_done_callback(_look_at)
+        try:
+            await asyncio.wait([opening], timeout=timeout)
+            if opening.cancel():  # it was not done
+                await asyncio.wait([opening])
+            self._refuse_if_cancelled(opening, timeout)
+            opening.result()
+        except BaseException:
+            opening.cancel()
+            await self.release(connection)  # behind the opening, if that has begun
+            raise
+        return connection
+
+    def _refuse_if_cancelled(self, opening: asyncio.Future[Any], timeout: float | None) -> None:
+        if opening.cancelled():
+            others = len(self._acquired) - 1
+            raise QueueTimeout(
+                f"No connection came free in {timeout:g} s: others have acquired or wait for "
+                f"{others}. {self._engine.pool.status()}"
+            )
+
+    def _refuse_unless_open(self) -> None:
+        if self._state is not _State.OPEN:
+            raise InvalidRequestError(f"The pool is {self._state.value}: make another one.")
+
+    async def close(self) -> None:
+        """Acquire no more, wait until all connections are given back, and close them.
+
+        Cancelled, it terminates the pool, as asyncpg's does: give it a limit with
+        ``asyncio.wait_for(pool.close(), seconds)``.
+        """
+        if self._state is _State.CLOSED:
+            return
+        self._state = _State.CLOSING
+        waiter = Waiter()
+        self._closing.append(waiter)
+        try:
+            given_back = waiter.prepare()
+            if self._acquired:
+                await given_back
+        except BaseException:
+            await to_end(self.terminate())
+            raise
+        await to_end(self._dispose())
+
+    async def terminate(self) -> None:
+        """Close all connections, those that are in use as well: what is open is rolled back."""
+        self._state = _State.CLOSED
+        for connection in list(self._acquired):
+            await connection._terminate()
+        await self._dispose()
+
+    async def _dispose(self) -> None:
+        await self._engine.dispose()
+        self._state = _State.CLOSED
+
+
+class Acquisition:
+    """What `AsyncConnectionPool.acquire` returns: to be awaited, or used in ``async with``."""
+
+    def __init__(self, pool: AsyncConnectionPool, timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    def __await__(self) -> Generator[Any, None, PoolConnection]:
+        return self._pool._acquire(self._timeout).__await__()
+
+    async def __aenter__(self) -> PoolConnection:
+        self._connection = await self._pool._acquire(self._timeout)
+        return self._connection
+
+    async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
+        await self._pool.release(self._connection)
+
+
+def _look_at(opening: asyncio.Future[Any]) -> None:
+    """Nobody else does, where `acquire` was cancelled."""
+    if not opening.cancelled():
+        opening.exception()
+
+
+def create_pool(
+    dsn: str | URL | None = None, *, min_size: int = 1, max_size: int = 10, **kw: Any
+) -> AsyncConnectionPool:
+    """An `AsyncConnectionPool`: ``pool = await create_pool(...)`` connects it."""
+    return AsyncConnectionPool(dsn, min_size=min_size, max_size=max_size, **kw)
+
+
+def database_url(dsn: str | URL | None) -> URL:
+    """The URL to connect to, with an async driver."""
+    found = dsn or next(filter(None, map(os.environ.get, ENVIRONMENT)), None)
+    if found is None:
+        raise InvalidRequestError(
+            "no database: give a URL, as create_pool('sqlite:///app.db'), or set the environment "
+            f"variable {' or '.join(ENVIRONMENT)}"
+        )
+    url = make_url(found)
+    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+    if url.drivername == "postgresql+asyncpg" and "sslmode" in url.query:
+        # what libpq calls sslmode, asyncpg calls ssl; the values are the same
+        ssl = url.query["sslmode"]
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": ssl})
+    return url

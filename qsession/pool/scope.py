@@ -1,0 +1,126 @@
+"""Scope: whose turn it is on one connection, where several tasks have statements and transactions.
+
+Statements queue up behind one another. A transaction keeps the others out until it has ended, but
+for the tasks that were started inside of it: those queue up in a line of their own. So scopes nest
+as transactions do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from typing import Any
+
+from qsession.errors import QueueTimeout
+from qsession.session.line import Line
+
+_inside: ContextVar[tuple[Scope, ...]] = ContextVar("inside", default=())
+"""The open transactions in which the current task is, or the one that started it was."""
+
+
+class Scope:
+    """A connection outside of any transaction, or the inside of a transaction.
+
+    Invariant: while `block` is set, this scope's line belongs to it, so nobody gets a turn here.
+    """
+
+    __slots__ = ("block", "line", "open", "task")
+
+    def __init__(self) -> None:
+        self.line = Line()
+        self.block: Scope | None = None
+        """The transaction that is open in this scope."""
+        self.open = True
+        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        """The task that began it."""
+
+    def _admits(self) -> bool:
+        """Whether the current task belongs inside.
+
+        Where the task that began a transaction has ended, as that of a test fixture or of
+        ``wait_for(transaction.start(), 5)``, nobody would be left to end it: it is everybody's.
+        """
+        began_it = self.task is None or self.task.done() or self.task is asyncio.current_task()
+        return began_it or self in _inside.get()
+
+    def _innermost(self, closing: bool) -> Scope:
+        """Where the current task's next statement belongs; the last scope of all for the end."""
+        scope = self
+        while scope.block is not None and (closing or scope.block._admits()):
+            scope = scope.block
+        return scope
+
+    async def turn(self, timeout: float | None, closing: bool = False) -> Scope:
+        """Wait for a turn in the innermost scope; it lasts until ``give()`` of what is returned.
+
+        Raises :class:`QueueTimeout` where one transaction of somebody else lasts for ``timeout``
+        seconds meanwhile, and up to twice that; with ``closing``, nobody's transaction is waited
+        for. Cancelled: the place in the line is given up.
+        """
+        task = asyncio.current_task()
+        while True:
+            scope = self._innermost(closing)
+            if scope.line.owner is None:
+                scope.line.owner = task
+                return scope
+            place = asyncio.get_running_loop().create_future()
+            watch = _Watch(scope, place, timeout)
+            try:
+                await scope.line.wait(task, place)
+            finally:
+                watch.stop()
+            if scope is self._innermost(closing):
+                return scope
+            scope.give()  # the transaction has ended meanwhile
+
+    def give(self) -> None:
+        """End the turn: the line goes to the next who waits."""
+        self.line.hand_over()
+
+    def enter(self) -> Scope:
+        """Open a transaction in this scope, whose turn the current task has, and keep the turn."""
+        self.block = block = Scope()
+        _inside.set((*(each for each in _inside.get() if each.open), block))
+        return block
+
+    def shut(self) -> None:
+        """End what is open in this scope, and give back the turns that were kept for it."""
+        block, self.block = self.block, None
+        if block is not None:
+            block.shut()
+            block.open = False
+            self.give()
+
+
+class _Watch:
+    """Looks, again and again, whether the same transaction still keeps somebody waiting."""
+
+    def __init__(self, scope: Scope, place: asyncio.Future[None], timeout: float | None) -> None:
+        self._scope = scope
+        self._place = place
+        self._timeout = timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._block = self._scope.block
+        if self._timeout is not None:
+            self._timer = self._place.get_loop().call_later(self._timeout, self._look)
+
+    def _look(self) -> None:
+        block = self._scope.block
+        if block is None or block is not self._block:
+            self._begin()
+        elif not self._place.done():
+            task = "another task" if block.task is None else f"task {block.task.get_name()!r}"
+            self._place.set_exception(
+                QueueTimeout(
+                    f"The connection was in a transaction of {task} for {self._timeout:g} s. "
+                    "A statement of another task waits for its end; tasks started inside the "
+                    "transaction belong to it. Use a connection of its own for each task."
+                )
+            )
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

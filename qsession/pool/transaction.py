@@ -1,0 +1,121 @@
+"""Transaction: a block of statements on one connection that is committed or rolled back as a whole.
+
+It is made by `PoolConnection.transaction`.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
+from sqlalchemy.util import greenlet_spawn
+
+from qsession.waiting.handoff import to_end
+
+if TYPE_CHECKING:
+    from qsession.pool.connection import PoolConnection
+
+
+class _State(Enum):
+    """The life of a transaction; it has only one."""
+
+    NEW = "has not been started"
+    OPEN = "is open"
+    COMMITTED = "was committed"
+    ROLLED_BACK = "was rolled back"
+
+
+class Transaction:
+    """A transaction on a connection of the pool, or a savepoint where one is open already.
+
+    Use it in ``async with``, or call `start` and then `commit` or `rollback`. Statements that
+    other tasks have asked for inside of it go before its end.
+    """
+
+    def __init__(self, connection: PoolConnection, isolation: str | None, readonly: bool) -> None:
+        self._connection = connection
+        self._plain = isolation is None and not readonly
+        self._options = connection._transaction_options(isolation, readonly)
+        self._state = _State.NEW
+
+    async def start(self) -> None:
+        """Begin. Waits for the end of a transaction that another task has open.
+
+        Raises `QueueTimeout` when that takes longer than the pool's timeout. Cancelled: nothing
+        was begun.
+        """
+        connection = self._connection
+        turn = await connection._scope.turn(connection._timeout)
+        try:
+            self._refuse_to_start()
+            self._transaction = await greenlet_spawn(connection._begin, self._options)
+        except BaseException:
+            turn.give()
+            raise
+        self._outer, self._scope = turn, turn.enter()
+        self._state = _State.OPEN
+
+    def _refuse_to_start(self) -> None:
+        self._connection._refuse_if_released()
+        if self._state is not _State.NEW:
+            raise InvalidRequestError(f"The transaction {self._state.value}: make another one.")
+        if self._connection.in_transaction and not self._plain:
+            raise InvalidRequestError(
+                "isolation and readonly are those of the outermost transaction, and this one would "
+                "be a savepoint in it."
+            )
+
+    async def commit(self) -> None:
+        """Commit. If that fails, it is rolled back.
+
+        Cancelled: the COMMIT runs to its end, then the cancellation is raised.
+        """
+        await to_end(self._end(commit=True))
+
+    async def rollback(self) -> None:
+        """Roll back. Cancelled: runs to its end, then the cancellation is raised."""
+        await to_end(self._end(commit=False))
+
+    async def __aenter__(self) -> PoolConnection:
+        await self.start()
+        return self._connection
+
+    async def __aexit__(
+        self, type_: object, error: BaseException | None, traceback: object
+    ) -> None:
+        if self._state is not _State.OPEN:
+            return
+        if error is None:
+            await self.commit()
+            return
+        try:
+            await self.rollback()
+        except SQLAlchemyError as second:  # the first one tells more, and `run` looks at it
+            if sys.version_info >= (3, 11):
+                error.add_note(f"The rollback that followed failed as well: {second}")
+
+    async def _end(self, commit: bool) -> None:
+        self._refuse_unless_open()
+        turn = await self._scope.turn(None)
+        try:
+            self._refuse_unless_open()
+            self._state = _State.ROLLED_BACK
+            if not self._scope.open:
+                if commit:
+                    raise InvalidRequestError(
+                        "The transaction was rolled back before its end: its connection was "
+                        "released, its pool terminated, or the transaction around it ended."
+                    )
+                return
+            await greenlet_spawn(self._connection._end, self._transaction, commit)
+            self._state = _State.COMMITTED if commit else _State.ROLLED_BACK
+        finally:
+            if self._outer.block is self._scope:
+                self._outer.shut()
+            turn.give()
+
+    def _refuse_unless_open(self) -> None:
+        if self._state is not _State.OPEN:
+            raise InvalidRequestError(f"The transaction {self._state.value}: it cannot be ended.")

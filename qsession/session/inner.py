@@ -1,0 +1,186 @@
+"""The synchronous session inside a `QSession`: what it wrote and has not committed.
+
+It remembers writes by the transaction and the savepoint they were made in, so that it need not be
+told of commits: a transaction that is no longer the current one has ended, one way or the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from sqlalchemy import TextClause, event, exc
+from sqlalchemy.engine import CursorResult, Engine
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, sessionmaker
+
+from qsession.session.line import Line, in_turn_from_greenlet
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_ENDS = re.compile(r"\s*(?:COMMIT|END|ROLLBACK(?!\s+(?:TRANSACTION\s+)?TO\b))\b", re.IGNORECASE)
+
+
+def _noting_writes(operation: _F) -> _F:
+    @functools.wraps(operation)
+    def execute(self: InnerSession, statement: Any, *args: Any, **kw: Any) -> Any:
+        result = operation(self, statement, *args, **kw)
+        if isinstance(statement, TextClause):
+            if _ENDS.match(statement.text):
+                self.forget_all()
+            elif _has_changed_rows(result) and not _is_committed(result):
+                self.note(f"the changes of {' '.join(str(statement).split()):.60}")
+        elif getattr(statement, "is_dml", False) and not _is_committed(result):
+            table = getattr(getattr(statement, "table", None), "description", "a table")
+            self.note(f"{statement.__visit_name__} on {table}")
+        return result
+
+    return cast("_F", execute)
+
+
+def _is_committed(result: object) -> bool:
+    """Whether nothing of a statement can be lost any more: under AUTOCOMMIT."""
+    if not isinstance(result, CursorResult):
+        return False
+    asked = result.connection.get_execution_options().get("isolation_level")
+    return (asked or result.connection.dialect._on_connect_isolation_level) == "AUTOCOMMIT"
+
+
+def _has_changed_rows(result: object) -> bool:
+    """Whether a statement of unknown kind is known to have changed rows by what it returned."""
+    return isinstance(result, CursorResult) and not result.returns_rows and result.rowcount > 0
+
+
+class InnerTransaction(SessionTransaction):
+    """The transaction of an `InnerSession`: its connections are told how to run it."""
+
+    session: InnerSession
+
+    def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
+        """As in SQLAlchemy; a connection that the session was bound to keeps its options."""
+        if bind not in self._connections and isinstance(bind, Engine):
+            execution_options = {**self.session.mode, **(execution_options or {})}
+        return super()._connection_for_bind(bind, execution_options)
+
+
+class InnerSession(Session):
+    """A `Session` that waits for its turn when entered directly, and notes what it writes."""
+
+    line: Line
+    mode: Mapping[str, Any]
+    """The execution options that tell how to run its transactions."""
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self._notes: dict[tuple[str, SessionTransaction | None], None] = {}
+        self._noted_in: Callable[[], SessionTransaction | None] = _nothing
+
+    execute = in_turn_from_greenlet(_noting_writes(Session.execute))
+    if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
+        scalar = in_turn_from_greenlet(_noting_writes(Session.scalar))
+    scalars = in_turn_from_greenlet(_noting_writes(Session.scalars))
+
+    def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
+        """As in SQLAlchemy; only the outermost transaction asks engines for connections."""
+        if self._transaction is not None or not (begin or self.autobegin):
+            return super()._autobegin_t(begin)
+        origin = SessionTransactionOrigin
+        return InnerTransaction(self, origin.BEGIN if begin else origin.AUTOBEGIN)
+
+    def note(self, what: str) -> None:
+        """Remember a write of the current transaction."""
+        transaction = self.get_transaction()
+        if transaction is None:
+            return
+        if self._noted_in() is not transaction:
+            self._notes.clear()
+            self._noted_in = weakref.ref(transaction)  # a strong one would be a cycle
+        self._notes[what, self.get_nested_transaction()] = None
+
+    def forget_all(self) -> None:
+        """Drop all that was written: it is committed, or rolled back."""
+        self._notes.clear()
+
+    def forget(self, savepoint: SessionTransaction) -> None:
+        """Drop what was written since `savepoint`, which has been rolled back."""
+        for key in list(self._notes):
+            if _within(key[1], savepoint):
+                del self._notes[key]
+
+    def unsaved(self) -> list[str]:
+        """What would be lost by closing now, in words. After a failed flush nothing counts."""
+        transaction = self.get_transaction()
+        if transaction is None or not self.is_active:
+            return []
+        lost = _count("new", self.new)
+        lost += _count("changed", (each for each in self.dirty if self.is_modified(each)))
+        lost += _count("deleted", self.deleted)
+        if self._noted_in() is transaction:
+            lost += dict.fromkeys(what for what, _ in self._notes)
+        return lost
+
+
+def _nothing() -> None:
+    return None
+
+
+def _within(inner: SessionTransaction | None, outer: SessionTransaction) -> bool:
+    while inner is not None:
+        if inner is outer:
+            return True
+        inner = inner.parent
+    return False
+
+
+def _count(kind: str, objects: Iterable[object]) -> list[str]:
+    counts = Counter(type(each).__name__ for each in objects)
+    return [f"{number} {kind} {name}" for name, number in counts.items()]
+
+
+@event.listens_for(InnerSession, "after_flush")
+def _flushed(session: InnerSession, _context: Any) -> None:
+    names = {type(each).__name__ for each in session.new}
+    names.update(type(each).__name__ for each in session.deleted)
+    for each in session.dirty:
+        name = type(each).__name__
+        if name not in names and session.is_modified(each):
+            names.add(name)
+    if names:
+        session.note("flushed " + ", ".join(sorted(names)))
+
+
+@event.listens_for(InnerSession, "after_soft_rollback")
+def _rolled_back(session: InnerSession, transaction: SessionTransaction) -> None:
+    if transaction.nested:
+        session.forget(transaction)
+
+
+_classes: dict[type[Session], type[InnerSession]] = {Session: InnerSession}
+
+
+def inner_maker(asked: Any) -> Any:
+    """What makes the sessions where the class or `sessionmaker` `asked` was asked for.
+
+    Raises `sqlalchemy.exc.ArgumentError` for any other callable.
+    """
+    if isinstance(asked, sessionmaker):
+        maker = copy.copy(asked)
+        maker.class_ = inner_class(asked.class_)
+        return maker
+    if isinstance(asked, type) and issubclass(asked, Session):
+        return inner_class(asked)
+    raise exc.ArgumentError(
+        f"sync_session_class={asked!r}: give a subclass of Session or a sessionmaker"
+    )
+
+
+def inner_class(base: type[Session]) -> type[InnerSession]:
+    """The class to use where `base` was asked for: a subclass of both it and `InnerSession`."""
+    if issubclass(base, InnerSession):
+        return base
+    if base not in _classes:
+        _classes[base] = cast("type[InnerSession]", type(base.__name__, (base, InnerSession), {}))
+    return _classes[base]

@@ -1,0 +1,245 @@
+"""`SessionMaker`, which makes the sessions of one database, and `qsession`, the usual one.
+
+`qsession` reads its URL from ``QSESSION_URL`` unless `configure` has been called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+
+from sqlalchemy import URL, exc
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import Session
+
+from qsession.engine import create_async_engine, is_ours
+from qsession.errors import PlainEngineWarning
+from qsession.session import retry
+from qsession.session.sharing import Bind, QSession, SessionBlock
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+__all__ = ["QSession", "SessionMaker", "qsession"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class SessionMaker(async_sessionmaker[QSession]):
+    """Makes the sessions of one database: an `async_sessionmaker` that can find its own engine.
+
+    `env` names the environment variable that is read for the URL when nothing was configured.
+    """
+
+    def __init__(
+        self,
+        url: str | URL | None = None,
+        *,
+        env: str | None = None,
+        class_: type[QSession] = QSession,
+        **kw: Any,
+    ) -> None:
+        super().__init__(class_=class_)
+        self.env = env
+        self._made: list[AsyncEngine] = []
+        self._making = threading.Lock()
+        self._configure(url, kw)
+
+    def configure(self, url: str | URL | None = None, **kw: Any) -> None:
+        """Set the database and the defaults of the sessions made from now on.
+
+        ``configure(url, ...)`` makes an engine. Keywords of `QSession` (``access``, ``isolation``,
+        ``expire_on_commit``, ...) become session defaults, all others go to `create_async_engine`.
+        ``configure(bind=engine, ...)`` uses an engine of yours, which may be of any database; one
+        that `create_async_engine` has not made emits `PlainEngineWarning`. Without either, only
+        session defaults change.
+
+        Called again, it leaves earlier sessions and their engine alone; `dispose` closes the
+        engines that were made here, earlier ones too. Nothing is connected. Raises
+        `sqlalchemy.exc.ArgumentError` for a URL or a setting that cannot be.
+        """
+        self._configure(url, kw)
+
+    def _configure(self, url: str | URL | None, kw: dict[str, Any]) -> None:
+        if "class_" in kw:
+            self.class_ = _class_of_its_own(kw.pop("class_"))
+        if url is None:
+            if isinstance(kw.get("bind"), str | URL):
+                raise exc.ArgumentError("bind= takes an engine; give a URL as the first argument")
+            for bind in (kw.get("bind"), *(kw.get("binds") or {}).values()):
+                _warn_of_plain(bind)
+            super().configure(**kw)
+            return
+        if kw.get("bind") is not None:
+            raise exc.ArgumentError("give a URL or bind=, not both")
+        session_kw = {name: kw.pop(name) for name in list(kw) if name in _SESSION_KEYWORDS}
+        engine = create_async_engine(url, **kw)
+        self._made.append(engine)
+        super().configure(**{**session_kw, "bind": engine})
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine of this maker, made from the environment variable if there is none yet.
+
+        Raises `sqlalchemy.exc.InvalidRequestError` when nothing names a database.
+        """
+        if self.kw["bind"] is None:
+            with self._making:
+                if self.kw["bind"] is None:
+                    self.configure(self._url_from_environment())
+        bind: Bind = self.kw["bind"]
+        return bind if isinstance(bind, AsyncEngine) else bind.engine
+
+    def _url_from_environment(self) -> str:
+        url = os.environ.get(self.env, "") if self.env else ""
+        if not url:
+            variable = f", or set the environment variable {self.env}" if self.env else ""
+            raise exc.InvalidRequestError(
+                "no database: call configure('sqlite+aiosqlite:///app.db') "
+                f"or configure(bind=engine) first{variable}"
+            )
+        return url
+
+    async def dispose(self) -> None:
+        """Close the pooled connections of the engine, and of all engines made here before.
+
+        Sessions still open keep their connections until they end. The maker stays usable.
+        """
+        made, self._made = self._made, []
+        current: AsyncEngine | None = None
+        if self.kw["bind"] is not None:
+            current = self.engine
+            if any(each is current for each in made):
+                self._made.append(current)
+            await current.dispose()
+        for each in made:
+            if each is not current:
+                await each.dispose()
+
+    def __call__(self, **kw: Any) -> QSession:
+        """A new session, with `kw` over the defaults. Nothing is connected or queued yet."""
+        if self.kw["bind"] is None and not (
+            kw.get("bind") or kw.get("binds") or "binds" in self.kw
+        ):
+            kw["bind"] = self.engine
+        return super().__call__(**kw)
+
+    def begin(self, **kw: Any) -> SessionBlock:
+        """A new session in a block that commits on a clean exit and rolls back on an error."""
+        return SessionBlock(self(**kw))
+
+    def reader(self, **kw: Any) -> QSession:
+        """A new session on a snapshot: it waits for no writer; a write raises `ReadOnlyError`."""
+        return self(**{**kw, "access": "read"})
+
+    async def run(
+        self,
+        fn: Callable[Concatenate[QSession, ...], Awaitable[_T]],
+        /,
+        *args: Any,
+        attempts: int = retry.ATTEMPTS,
+        **kw: Any,
+    ) -> _T:
+        """Return what ``fn(session, *args, **kw)`` returns, in a transaction that is committed.
+
+        Runs it again in a new session after a `ConflictError`, or a `GroupAborted`, of which
+        nothing was written either: `attempts` times at the most, after pauses of a random length
+        that may grow to a second. The last error is raised with their count as
+        ``error.attempts``. Other errors are raised at once. So `fn` must do nothing that may not be
+        done twice. Cancellation rolls back and is raised.
+        """
+        return await retry.run(self.begin, attempts, fn, *args, **kw)
+
+    @overload
+    def transactional(
+        self, fn: Callable[Concatenate[QSession, _P], Awaitable[_T]], /
+    ) -> Callable[_P, Coroutine[Any, Any, _T]]: ...
+
+    @overload
+    def transactional(
+        self, /, *, attempts: int = retry.ATTEMPTS, **session_kw: Any
+    ) -> Callable[
+        [Callable[Concatenate[QSession, _P], Awaitable[_T]]],
+        Callable[_P, Coroutine[Any, Any, _T]],
+    ]: ...
+
+    def transactional(
+        self, fn: Any = None, /, *, attempts: int = retry.ATTEMPTS, **session_kw: Any
+    ) -> Any:
+        """Make `run` part of a function: a session is its first argument, callers leave it out.
+
+        Used as ``@qsession.transactional`` or with arguments:
+        ``@qsession.transactional(attempts=3, access="auto")``. A method has another first argument
+        and is refused with `sqlalchemy.exc.ArgumentError`: use ``run(self.method, ...)``.
+        """
+        if fn is None:
+            retry.check_attempts(attempts)
+            return functools.partial(self.transactional, attempts=attempts, **session_kw)
+
+        _refuse_method(fn)
+
+        @functools.wraps(fn)
+        async def transaction(*args: Any, **kw: Any) -> Any:
+            begin = functools.partial(self.begin, **session_kw)
+            return await retry.run(begin, attempts, fn, *args, **kw)
+
+        return transaction
+
+    async def upgrade(
+        self,
+        revision: str = "head",
+        *,
+        url: Any = None,
+        engine: AsyncEngine | None = None,
+        config: Any = None,
+        backup: Any = None,
+    ) -> None:
+        """Run the Alembic migrations up to `revision`, by default on the engine of this maker."""
+        from qsession import migrate
+
+        if url is None and engine is None:
+            engine = self.engine
+        await migrate.upgrade(revision, url=url, engine=engine, config=config, backup=backup)
+
+
+def _class_of_its_own(class_: Any) -> type[QSession]:
+    """A subclass for one maker, as SQLAlchemy makes one, so that its events are its own."""
+    if not (isinstance(class_, type) and issubclass(class_, QSession)):
+        raise exc.ArgumentError(f"class_={class_!r}: give a subclass of qsession.QSession")
+    return type(class_.__name__, (class_,), {})
+
+
+def _refuse_method(fn: Callable[..., Any]) -> None:
+    first = next(iter(inspect.signature(fn).parameters), None)
+    if first in ("self", "cls"):
+        raise exc.ArgumentError(
+            f"{fn.__qualname__} is a method: its first argument would be the session instead of "
+            f"{first}. Call run({first}.{fn.__name__}, ...) with it, or decorate a function."
+        )
+
+
+def _warn_of_plain(bind: Bind | None) -> None:
+    if isinstance(bind, AsyncEngine) and not is_ours(bind):
+        warnings.warn(
+            f"qsession was given an engine of SQLAlchemy's own for {bind.url.drivername}: updates "
+            "can be lost, reader() can write, and run() never runs again. Make the engine with "
+            "qsession.create_async_engine, or ignore qsession.PlainEngineWarning",
+            PlainEngineWarning,
+            stacklevel=4,
+        )
+
+
+_SESSION_KEYWORDS = frozenset(
+    {
+        *inspect.signature(Session.__init__).parameters,
+        *inspect.signature(QSession.__init__).parameters,
+    }
+) - {"self", "bind", "kw", "execution_options"}
+
+qsession = SessionMaker(env="QSESSION_URL")
+"""The maker of the application's database."""

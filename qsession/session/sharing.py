@@ -1,0 +1,236 @@
+"""`QSession`: a session that several tasks may use, and that tells when changes would be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    AsyncSessionTransaction,
+)
+from sqlalchemy.ext.asyncio.session import _AsyncSessionContextManager
+from sqlalchemy.util import greenlet_spawn
+
+from qsession.config import ISOLATIONS, Access, Isolation, check_access, check_priority
+from qsession.engine import QueuedAsyncConnection
+from qsession.errors import UncommittedChangesWarning
+from qsession.session.inner import InnerSession, inner_maker
+from qsession.session.line import Line, SharedResult, in_turn
+from qsession.waiting.handoff import to_end
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import Session, SessionTransaction
+
+Bind = AsyncEngine | AsyncConnection
+
+
+class QSessionTransaction(AsyncSessionTransaction):
+    """What `QSession.begin` and `begin_nested` return: begun and ended in its turn."""
+
+    __slots__ = ()
+    session: QSession
+
+    @property
+    def line(self) -> Line:
+        """The line of its session."""
+        return self.session.line
+
+    start = in_turn(AsyncSessionTransaction.start)
+    commit = in_turn(AsyncSessionTransaction.commit)
+    rollback = in_turn(AsyncSessionTransaction.rollback)
+    __aexit__ = in_turn(AsyncSessionTransaction.__aexit__)
+
+
+class QSession(AsyncSession):
+    """An `AsyncSession` that several tasks may use at once, and that knows what it may do.
+
+    **Sharing.** Operations queue up behind one another in the order of asking, one at a time:
+    ``asyncio.gather(s.execute(a), s.get(User, 1), s.scalars(b))`` works. They share the one
+    transaction: a commit or rollback by any task is one for all of them, also inside a
+    ``begin()`` block that another task has open. So let only one task commit, and open savepoints
+    from one task at a time. ORM objects are plain Python: add as you like, but do not change one
+    while another task flushes (SQLAlchemy drops the change and warns), and mind that a commit
+    expires what other tasks hold (``expire_on_commit=False``).
+    A stream takes its turn for every fetch; in between, others run. Not so on MySQL and MariaDB,
+    where any other statement loses the rest of the stream. What is done directly on what
+    `connection` returns does not queue. A function inside `run_sync` has the session until it
+    returns; it must not wait for another task that uses it.
+
+    **Access.** `access` is ``"write"`` (the default: takes its turn among the writers before the
+    first statement), ``"read"`` (a snapshot; a write raises `ReadOnlyError`) or ``"auto"``.
+    `priority`: lower goes first among those who wait to write; on a server it has no meaning.
+    `isolation`, for servers: ``"SERIALIZABLE"`` (the default), ``"REPEATABLE READ"`` or ``"READ
+    COMMITTED"``; SQLite is always serializable. On an engine that was not made by
+    `qsession.create_async_engine`, and when bound to a connection, the three mean nothing; all
+    else works there too.
+
+    **Leaving the block.** ``async with`` closes the session, after what other tasks had already
+    asked of it. A clean exit with uncommitted changes emits `UncommittedChangesWarning`. It sees
+    what the ORM holds or flushed and the inserts, updates and deletes that were executed; of SQL
+    given as text, what changed rows and returned none; nothing of what ran on `connection`.
+
+    Cancellation: while an operation waits for its turn, nothing has happened and nothing
+    is left behind. A cancellation on leaving the block is raised after the session is closed.
+    """
+
+    def __init__(
+        self,
+        bind: Bind | None = None,
+        *,
+        binds: dict[Any, Bind] | None = None,
+        sync_session_class: type[Session] | None = None,
+        access: Access = "write",
+        priority: int = 0,
+        isolation: Isolation | None = None,
+        **kw: Any,
+    ) -> None:
+        if isolation is not None and isolation not in ISOLATIONS:
+            raise exc.ArgumentError(
+                f"isolation={isolation!r}: give one of {', '.join(map(repr, ISOLATIONS))}"
+            )
+        self.access: Access = check_access("access", access)
+        self.priority = check_priority("priority", priority)
+        self.isolation: Isolation | None = isolation
+        self.line = Line()
+        super().__init__(
+            bind=bind,
+            binds=binds,
+            sync_session_class=inner_maker(sync_session_class or self.sync_session_class),
+            **kw,
+        )
+        assert isinstance(self.sync_session, InnerSession)
+        self.sync_session.line = self.line
+        self.sync_session.mode = {
+            "qsession_access": access,
+            "qsession_priority": priority,
+            "qsession_isolation": isolation,
+        }
+
+    # `scalars`, `stream_scalars` and `aclose` are made of these.
+    refresh = in_turn(AsyncSession.refresh)
+    run_sync = in_turn(AsyncSession.run_sync)
+    execute = in_turn(AsyncSession.execute)
+    if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
+        scalar = in_turn(AsyncSession.scalar)
+    get = in_turn(AsyncSession.get)
+    get_one = in_turn(AsyncSession.get_one)
+    delete = in_turn(AsyncSession.delete)
+    merge = in_turn(AsyncSession.merge)
+    flush = in_turn(AsyncSession.flush)
+    rollback = in_turn(AsyncSession.rollback)
+    commit = in_turn(AsyncSession.commit)
+    close = in_turn(AsyncSession.close)
+    reset = in_turn(AsyncSession.reset)
+    invalidate = in_turn(AsyncSession.invalidate)
+
+    @in_turn
+    async def connection(
+        self, bind_arguments: Any = None, execution_options: Any = None, **kw: Any
+    ) -> AsyncConnection:
+        """As `AsyncSession.connection`; its `get_raw_connection` can wait for the writer."""
+        sync_connection = await greenlet_spawn(
+            self.sync_session.connection,
+            bind_arguments=bind_arguments,
+            execution_options=execution_options,
+            **kw,
+        )
+        return QueuedAsyncConnection._retrieve_proxy_for_target(sync_connection)
+
+    async def stream(self, statement: Any, params: Any = None, **kw: Any) -> SharedResult:
+        """As `AsyncSession.stream`; each fetch of the result takes its turn in the session."""
+        options = {**(kw.pop("execution_options", None) or {}), "stream_results": True}
+        result = SharedResult(
+            await self.run_sync(
+                lambda inner: inner.execute(statement, params, execution_options=options, **kw)
+            )
+        )
+        result.line = self.line
+        return result
+
+    def add(self, instance: object, _warn: bool = True) -> None:
+        """As `AsyncSession.add`. While another task flushes, it waits for the next flush."""
+        owner = self.line.owner
+        if owner is not None and owner is not asyncio.current_task():
+            _warn = False  # SQLAlchemy means the hooks of the flush itself
+        super().add(instance, _warn=_warn)
+
+    def add_all(self, instances: Iterable[object]) -> None:
+        """`add` each of `instances`."""
+        for each in instances:
+            self.add(each)
+
+    def begin(self) -> QSessionTransaction:
+        """As `AsyncSession.begin`. Other tasks' operations join the transaction, one by one."""
+        return QSessionTransaction(self)
+
+    def begin_nested(self) -> QSessionTransaction:
+        """As `AsyncSession.begin_nested`. Other tasks' operations fall into the savepoint too."""
+        return QSessionTransaction(self, nested=True)
+
+    async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
+        clean = type_ is None and self.access != "read"
+        closing: list[SessionTransaction] = []
+        try:
+            lost = await self._end(closing, clean)
+        except asyncio.CancelledError:
+            await to_end(self._end(closing, clean))
+            raise
+        if clean and lost:
+            warnings.warn(
+                f"a session block ended without commit; lost: {'; '.join(lost)}. "
+                "Commit before its end, use qsession.begin(), or roll back on purpose",
+                UncommittedChangesWarning,
+                stacklevel=2,
+            )
+
+    @in_turn
+    async def _end(self, closing: list[SessionTransaction], clean: bool) -> list[str]:
+        """Close the session and say what is lost by that, if the block ended well.
+
+        `closing` keeps the transaction: a close cut short forgets it with its connections
+        still out, so the second call closes those.
+        """
+        inner = self.sync_session
+        assert isinstance(inner, InnerSession)
+        lost = inner.unsaved() if clean else []
+        interrupted = list(closing)
+        transaction = inner.get_transaction()
+        if transaction is not None:
+            closing.append(transaction)
+        await self.close()
+        for each in interrupted:
+            await greenlet_spawn(each.close)
+        return lost
+
+    def _maker_context_manager(self) -> SessionBlock:
+        return SessionBlock(self)
+
+
+for _name in ("delete_all", "merge_all"):  # SQLAlchemy 2.1
+    if hasattr(AsyncSession, _name):
+        setattr(QSession, _name, in_turn(getattr(AsyncSession, _name)))
+
+
+class SessionBlock(_AsyncSessionContextManager[QSession]):
+    """A transaction and its session as one block: commits on a clean exit, closes on every exit.
+
+    Cancellation before the COMMIT has started rolls back; later, it is raised when
+    the COMMIT is done. The session is closed either way.
+    """
+
+    __slots__ = ()
+
+    async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
+        try:
+            await self.trans.__aexit__(type_, value, traceback)
+        except BaseException as error:
+            await self.async_session.__aexit__(type(error), error, error.__traceback__)
+            raise
+        await self.async_session.__aexit__(type_, value, traceback)

@@ -1,0 +1,278 @@
+"""DriverConnection: one physical connection, and how a function runs in its thread.
+
+It is SQLAlchemy's adapter around an ``aiosqlite.Connection``, so "connect" listeners find what
+they know, with three ways of its own to run a function of the plain ``sqlite3.Connection``: wait
+for it, wait for it through a cancellation, or leave it there. Functions run in the order they were
+given, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
+from qsession.sqlite.driver.job import Job, run_once
+from qsession.sqlite.pace import STEPS, Budget
+from qsession.sqlite.processes import fork
+from qsession.waiting.handoff import running_loop, to_end
+
+INTERRUPT_AGAIN = 0.005
+"""Seconds after which a cancelled statement that still runs is interrupted again."""
+
+T = TypeVar("T")
+Done = Callable[[], None]
+
+
+class DriverConnection(AsyncAdapt_aiosqlite_connection):
+    """One physical connection to the database file."""
+
+    thread_only = False
+    """Whether it was made by the application so that nothing of it runs on the loop."""
+    frozen = False
+    """Whether it was opened as one whose file nobody changes: see :mod:`.frozen`."""
+    identity: tuple[int, ...] | None = None
+    """Device and inode of the file it was opened on, and more where it must not change."""
+    raw: sqlite3.Connection
+    """What is open since :meth:`open`. On the loop it is used only while its thread is quiet."""
+    path = ""
+    """The file as SQLite names it; empty where there is none."""
+    role: str | None = None
+    """``reader`` or ``writer`` once it has been made ready for that."""
+    inherited = False
+    """Whether this is a forked child, and the connection is its parent's."""
+    is_shared = False
+    """Whether what is open on it is the transaction of a commit group, and not the next one's."""
+    closing = False
+    """Whether it is to be closed: its thread has been told to."""
+    suspect = False
+    """Set after an error that its cache may not survive: it is closed instead of used again."""
+
+    def __init__(self, dbapi: Any, connection: Any) -> None:
+        super().__init__(dbapi, connection)
+        self._jobs: deque[None] = deque()  # one for each function that the thread has not done
+        self._job: Job | None = None
+        self._switching = threading.Lock()
+        self._budget = Budget()
+        fork.connections.add(self)
+
+    def commit(self) -> None:
+        """As its adapter's, for listeners; what is not theirs to end goes on."""
+        if not self.is_shared:
+            super().commit()
+
+    def rollback(self) -> None:
+        """The same."""
+        if not self.is_shared:
+            super().rollback()
+
+    def open(self) -> None:
+        """Start the thread and open the connection in it, to the end; if that fails, stop it.
+
+        Not aiosqlite's way: its thread breaks when it has to tell a loop that is closed.
+        """
+        connection = self._connection
+        connection._thread.daemon = True  # an engine never disposed of lets the interpreter end
+        connection._thread.start()
+        try:
+            await_only(to_end(self._send(partial(_open, connection)).future))
+        except BaseException:
+            connection._tx.put_nowait((None, connection.stop))
+            raise
+        self.raw = connection._conn
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run ``function(raw, *args)`` in the thread and wait for it.
+
+        Cancelled: the function is taken back if it has not begun, else its statement is
+        interrupted; neither is waited for.
+        """
+        job = self._submit(function, *args)
+        try:
+            return await_only(job.future)  # type: ignore[no-any-return]
+        except BaseException:
+            if not job.future.done() or job.future.cancelled():
+                self._take_back(job)
+            raise
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the thread has nothing to do, so that a statement may run on the loop."""
+        return not (self._jobs or self.thread_only)
+
+    def run_here(self, function: Callable[..., T], *args: Any, budget: float | None = None) -> T:
+        """Run ``function(raw, *args)`` on the loop, with the thread quiet.
+
+        ``budget`` seconds, where given, are all it gets: then SQLite breaks it off with
+        SQLITE_INTERRUPT, and a write with its whole transaction
+        (https://sqlite.org/c3ref/interrupt.html).
+        """
+        raw = self.raw
+        if budget is None:
+            return function(raw, *args)
+        self._budget.deadline = time.perf_counter() + budget
+        raw.set_progress_handler(self._budget.check, STEPS)
+        try:
+            return function(raw, *args)
+        finally:
+            raw.set_progress_handler(None, 0)
+
+    def run_to_end(self, function: Callable[..., T], *args: Any, hurry: bool = False) -> T:
+        """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it.
+
+        ``hurry``: what the application runs on the connection by itself, and waits for no more,
+        is interrupted.
+        """
+        job = self._submit(function, *args)
+        if hurry:
+            begun = partial(getattr, job, "begun")
+            job.loop.call_later(INTERRUPT_AGAIN, self._interrupt_until, begun, job.loop)
+        return await_only(to_end(job.future))  # type: ignore[no-any-return]
+
+    def post(self, function: Callable[..., Any], *args: Any, done: Done | None = None) -> None:
+        """Run ``function(raw, *args)`` without waiting; then ``done()``, in the thread as well.
+
+        Safe from any thread, without a loop, and from the garbage collector.
+        """
+        connection = self._connection
+        if not connection._running:
+            if done is not None:
+                done()
+            return
+        self._jobs.append(None)
+        posted = partial(self._run_posted, function, args, done)
+        connection._tx.put_nowait((None, partial(run_once, [posted])))
+
+    def job_begins(self, job: Job) -> bool:
+        """Whether the thread is to run a function; from now on it can be interrupted."""
+        with self._switching:
+            job.begun = True
+            if not job.taken_back:
+                self._job = job
+            return not job.taken_back
+
+    def job_ended(self, job: Job) -> None:
+        """The thread is done with a function: it must not be interrupted any more."""
+        with self._switching:
+            self._job = None
+        self._jobs.pop()
+
+    def interrupt(self) -> None:
+        """Break off what the thread runs for a task that waits for it, and nothing that is posted.
+
+        https://sqlite.org/c3ref/interrupt.html: a write that is broken off inside a transaction
+        rolls the whole transaction back.
+        """
+        with self._switching:
+            if self._job is not None:
+                self.raw.interrupt()
+
+    def _take_back(self, job: Job) -> None:
+        """Never begin a function, or interrupt it until it has ended.
+
+        Once is not enough: a statement that is only about to start would not notice.
+        """
+        with self._switching:
+            job.taken_back = True
+        self._interrupt_until(lambda: self._job is not job, job.loop)
+
+    def _interrupt_until(
+        self, over: Callable[[], bool], loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        """Interrupt now, and again and again until ``over()``; without a loop, once has to do."""
+        with self._switching:
+            if over():
+                return
+            with suppress(ValueError, sqlite3.ProgrammingError):  # it is closed already
+                self.raw.interrupt()
+        if loop is not None and not loop.is_closed():
+            loop.call_later(INTERRUPT_AGAIN, self._interrupt_until, over, loop)
+
+    def close(self) -> None:
+        """Close the connection and end its thread; waits where there is a loop to wait in."""
+        if not self._connection._running:
+            return
+        self.closing = True
+        try:
+            if in_greenlet():
+                self.run_to_end(sqlite3.Connection.close)
+        finally:
+            # stop() makes a future of the running loop, which may be closed before it is resolved;
+            # in the connection's own thread there is no loop, and so no future to lose.
+            self.post(self._stop)
+
+    def terminate(self) -> None:
+        """Close without waiting; whatever runs is broken off, a listener's statement included."""
+        self.closing = True
+        self.post(self._stop)
+        self._interrupt_until(lambda: not self._connection._running, running_loop())
+
+    def end(self, patience: float) -> None:
+        """Close it and wait for that in this thread, ``patience`` seconds at the most.
+
+        For a process that is about to fork; nobody may use the connection.
+        """
+        self.post(self._stop)
+        self._connection._thread.join(patience)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether SQLite has the file open, or is about to open it."""
+        return self._connection._running or self._connection._connection is not None
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: have nothing to do with it from now on."""
+        self._switching = threading.Lock()  # a thread that is not here any more may have it
+        self._connection._running = False
+        self.inherited = self.thread_only = True
+
+    def _stop(self, raw: sqlite3.Connection) -> None:
+        if self._connection._running:
+            self._connection.stop()
+
+    def _run_posted(
+        self, function: Callable[..., Any], args: tuple[Any, ...], done: Done | None
+    ) -> None:
+        try:
+            function(self.raw, *args)
+        except Exception:
+            self.suspect = True  # what it was to clean up may still be there
+        finally:
+            self._jobs.pop()
+            if done is not None:
+                done()
+
+    def _submit(self, function: Callable[..., Any], *args: Any) -> Job:
+        if not self._connection._running:
+            raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
+        return self._send(partial(function, self.raw, *args))
+
+    def _send(self, function: Callable[[], Any]) -> Job:
+        job = Job(function, self)
+        self._jobs.append(None)
+        self._connection._tx.put_nowait((None, partial(run_once, [job])))
+        return job
+
+
+def _open(connection: Any) -> None:
+    connection._connection = connection._connector()
+
+
+def file_identity(path: str) -> tuple[int, ...] | None:
+    """Device and inode of a file; None where there is no such file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,82 @@
+"""What SQLite's errors mean for a user, and what to do about them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import Any
+
+from qsession.errors import (
+    SQLITE_CANTOPEN,
+    SQLITE_CORRUPT,
+    SQLITE_FULL,
+    SQLITE_IOERR,
+    SQLITE_NOTADB,
+    SQLITE_READONLY,
+    sqlite_code,
+)
+from qsession.sqlite.files.read_only import is_stranded, path_of
+
+
+def explain(error: Exception, database: str) -> Exception:
+    """The same kind of error with the same code, its message followed by cause and remedy."""
+    code = sqlite_code(error)
+    hint = _hint(code, database) if isinstance(error, sqlite3.Error) else None
+    if hint is None:
+        return error
+    explained: Any = type(error)(f"{error}: {hint}")
+    explained.sqlite_errorcode = getattr(error, "sqlite_errorcode", code)  # Python 3.10 has none
+    explained.sqlite_errorname = getattr(error, "sqlite_errorname", "")
+    explained.__cause__ = error
+    return explained  # type: ignore[no-any-return]
+
+
+def _hint(code: int, database: str) -> str | None:
+    path = path_of(database)
+    if code in (SQLITE_READONLY, SQLITE_CANTOPEN) and is_stranded(path):
+        return (
+            f"{database!r} has committed changes in its '-wal' file, which cannot be read where "
+            "the folder is read-only; make it writable, or copy both files to one that is"
+        )
+    if code == SQLITE_READONLY:
+        return f"{database!r} can be read but not written: {_why_read_only(database, path)}"
+    if code == SQLITE_CANTOPEN:
+        folder = os.path.dirname(path) or "."
+        if _is_missing(folder):
+            return f"the folder {folder!r} does not exist"
+        if os.path.isdir(path):
+            return f"{path!r} is a folder"
+        if "mode=ro" in database and _is_missing(path):
+            return f"there is no file {path!r}, and the URL says that none is to be made"
+        return f"{database!r} cannot be opened; look at the permissions of file and folder"
+    if code == SQLITE_NOTADB:
+        return f"{database!r} holds something else, or is encrypted"
+    if code == SQLITE_CORRUPT:
+        return f"{database!r} is damaged; see https://sqlite.org/recovery.html, or use a backup"
+    if code == SQLITE_IOERR:
+        return (
+            f"the system could not read or write {database!r} or a file beside it; look at the "
+            "disk, at quotas and at limits on the size of files"
+        )
+    if code == SQLITE_FULL:
+        return f"no space is left for {database!r}; the transaction was not written"
+    return None
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)  # it may also be one that may not be entered
+    return False
+
+
+def _why_read_only(database: str, path: str) -> str:
+    if "mode=ro" in database or "immutable=1" in database:
+        return "its URL says so"
+    if not os.access(path, os.W_OK):
+        return "the file is read-only for this user"
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.access(folder, os.W_OK):
+        return f"its folder {folder!r} is read-only for this user, and a journal must lie there"
+    return "the file system, or the file, does not allow it"

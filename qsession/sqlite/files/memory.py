@@ -1,0 +1,132 @@
+"""Memory databases: a private file in memory-backed storage, so that they behave as files do.
+
+SQLite's own ``:memory:`` belongs to one connection, and its shared cache lets a reader wait for a
+writer or see what was never committed. A file in WAL mode has the semantics that sessions need. It
+lies where the system keeps files in memory (``/dev/shm`` on Linux), else among the temporary
+files, readable by this user only, and is deleted with its engine. Its process keeps a lock on the
+folder, so the next one can tell what a killed one has left, and deletes that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from qsession.sqlite.processes import locking
+from qsession.sqlite.processes.lock_files import names
+
+_PREFIX = "qsession-memory-"
+_FILE = "memory.db"
+_IN_MEMORY = os.path.join(os.sep, "dev", "shm")
+_named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDictionary()
+
+
+class MemoryDatabase:
+    """The folder of one memory database; it is deleted when nobody refers to it any more."""
+
+    def __init__(self) -> None:
+        parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
+        sweep(parent)
+        self._folder, lock = _make_folder(parent)
+        self.path = os.path.join(self._folder, _FILE)
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+        self._pid = os.getpid()
+        weakref.finalize(self, _delete, self._folder, self._pid, lock)
+
+    def enter(self, user: object) -> None:
+        """``user`` has connections to it from now on."""
+        self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """``user`` has closed its connections. With the last one all data is forgotten."""
+        self._users.discard(user)
+        if self._users or os.getpid() != self._pid:
+            return
+        files = [self.path + suffix for suffix in ("", "-wal", "-shm", "-journal")]
+        for each in (*files, *names(self.path)):
+            try:
+                os.unlink(each)
+            except FileNotFoundError:
+                continue
+
+
+def _delete(folder: str, pid: int, lock: int | None) -> None:
+    if os.getpid() == pid:  # a forked child must not delete its parent's database
+        shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
+
+
+def _make_folder(parent: str) -> tuple[str, int | None]:
+    """A folder of this process, which is locked for as long as the file descriptor is open."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        if sys.platform == "win32":
+            return folder, None  # a folder cannot be opened there
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock
+
+
+def _lock(folder: str) -> int | None:
+    """Lock a new folder; None if another process has taken it for an abandoned one before."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks: nobody can lock it to sweep it either
+        locking.of_system().lock(opened)
+    if os.path.exists(folder):
+        return opened
+    os.close(opened)
+    return None
+
+
+@lru_cache(maxsize=4)
+def sweep(parent: str) -> None:
+    """Delete the folders of processes that are gone, once for each process.
+
+    A process that lives has its folder locked, and looks whether it is still there once it has it;
+    so one that can be locked belongs to nobody any more. A number of a process would not tell: it
+    may be alive in another container.
+    """
+    if sys.platform == "win32":
+        return
+    for folder in Path(parent).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # of another user, or somebody else was faster
+            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if locking.of_system().try_lock(opened):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(opened)
+
+
+def memory_database(url: URL) -> MemoryDatabase | None:
+    """The memory database a URL names; None if it names a file.
+
+    A shared-cache URL (``file:name?mode=memory&cache=shared&uri=true``) is the same database for
+    every engine of this process; any other is the engine's own.
+    """
+    name = url.database or ""
+    if name in ("", ":memory:"):
+        return MemoryDatabase()
+    shared = url.query.get("cache") == "shared"
+    if url.query.get("vfs") == "memdb":
+        shared = name.startswith("file:/")  # https://sqlite.org/src/file/src/memdb.c
+    elif url.query.get("mode") != "memory" and name != "file::memory:":
+        return None
+    if not shared:
+        return MemoryDatabase()
+    found = _named.get(name)
+    if found is None:
+        found = _named[name] = MemoryDatabase()
+    return found

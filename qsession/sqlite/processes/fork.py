@@ -1,0 +1,72 @@
+"""Fork: no open connection is carried into a child process.
+
+SQLite keeps the locks of a process in its memory, and a child inherits the memory without the
+locks: on a file that was open it takes for locked what is not, and when another process closes the
+file, the WAL that the child goes on writing to is deleted (https://sqlite.org/howtocorrupt.html,
+2.6). So what is idle is closed before a fork, the child begins with empty pools, and a file that
+was in use at that moment is refused in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sqlite3
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsession.sqlite.driver.physical import DriverConnection
+    from qsession.sqlite.pool import WriteQueuePool
+
+PATIENCE = 2.0
+"""Seconds that a fork waits for each connection that is being closed, and for a checkpoint."""
+
+pools: weakref.WeakSet[WriteQueuePool] = weakref.WeakSet()
+connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
+
+_carried: set[tuple[int, ...] | None] = set()
+"""The files that the parent had open; None for one that it was only about to open."""
+
+
+def refuse_carried(path: str, identity: tuple[int, ...] | None) -> None:
+    """Raise if the parent of this process had the file open when it forked."""
+    if _carried and (identity in _carried or None in _carried):
+        raise sqlite3.OperationalError(
+            f"{path!r} was in use by the parent of this process when it forked, and SQLite's locks "
+            "are not inherited: what this process writes could be lost. Nothing was done. Fork "
+            "while no transaction is open, and no connection that has sent a PRAGMA, or start the "
+            "process with spawn."
+        )
+
+
+def close(record: Any) -> None:
+    """Close the connection of a place in a pool, which is kept, and wait for that."""
+    if record is not None and record.dbapi_connection is not None:
+        record.dbapi_connection.end(PATIENCE)
+        record.close()
+
+
+def _before() -> None:
+    for pool in list(pools):
+        pool.close_idle()
+    for connection in list(connections):
+        if connection.closing:  # and its thread may still have to do so
+            connection.end(PATIENCE)
+
+
+def _in_child() -> None:
+    for connection in list(connections):
+        if connection.is_open:
+            _carried.add(connection.identity)
+            connection.leave_to_parent()
+            # Nor may it be closed here, not even when the interpreter ends.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    for pool in list(pools):
+        if pool.checkpointer.is_running:
+            _carried.add(pool.checkpointer.identity())
+        pool.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_child=_in_child)

@@ -1,0 +1,84 @@
+"""Admission: which transactions are at work, and an end to new ones when an engine is drained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qsession.errors import EngineDraining
+from qsession.sqlite.queue.holder import shorten
+from qsession.waiting.handoff import Serial, Waiter
+
+if TYPE_CHECKING:
+    from qsession.sqlite.place import Place
+
+
+class Admission:
+    """The transactions of one pool, from their first statement to their end.
+
+    Any thread may enter and leave. Nobody is missed: who enters is on the list before it looks
+    whether the door is shut, and who shuts the door does so before it looks at the list.
+    """
+
+    def __init__(self) -> None:
+        self._inside: dict[Place, None] = {}
+        self._shut = False
+        self._drains: list[Waiter] = []
+        self._serial = Serial()
+
+    def enter(self, transaction: Place) -> None:
+        """Begin, or go on. Raises :class:`EngineDraining` for one that is new."""
+        if transaction in self._inside:
+            return
+        self._inside[transaction] = None
+        if self._shut:
+            self.leave(transaction)
+            raise EngineDraining(
+                f"The engine is being drained and takes no new transactions; "
+                f"{shorten(transaction.last_statement)!r} was not run."
+            )
+
+    def leave(self, transaction: Place) -> None:
+        """End; no effect on one that is not inside."""
+        self._inside.pop(transaction, None)
+        if self._shut and not self._inside:
+            self._serial.serve(self._wake, None)
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(list(self._inside))
+
+    @property
+    def inside(self) -> int:
+        """How many are at work."""
+        return len(self._inside)
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether new ones are refused."""
+        return self._shut
+
+    async def drain(self, timeout: float | None) -> bool:
+        """Shut the door and wait until all have left: False after ``timeout`` seconds.
+
+        Cancelled, or out of time: the door stays shut.
+        """
+        self._shut = True
+        waiter = Waiter()
+        future = waiter.prepare()
+        self._serial.serve(self._drains.append, waiter)
+        if not self._inside:
+            self._serial.serve(self._wake, None)
+        await waiter.wait(future, timeout, self._serial, self._expire, self._remove)
+        return not self._inside
+
+    def _wake(self, _: None) -> None:
+        while self._drains:
+            self._drains.pop().wake()
+
+    def _expire(self, waiter: Waiter) -> None:
+        self._remove(waiter)
+        waiter.wake()
+
+    def _remove(self, waiter: Waiter) -> None:
+        if waiter in self._drains:
+            self._drains.remove(waiter)

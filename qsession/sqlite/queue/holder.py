@@ -1,0 +1,80 @@
+"""Who holds the ticket, in words: the task, its last statement, and where it stands now."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+import aiosqlite
+import sqlalchemy
+
+from qsession.stats import Holder
+
+if TYPE_CHECKING:
+    from qsession.waiting.ticket import Ticket
+
+_MACHINERY = tuple(
+    os.path.dirname(file or "?") + os.sep
+    for file in (
+        asyncio.__file__,
+        sqlalchemy.__file__,
+        aiosqlite.__file__,
+        os.path.dirname(__file__),
+    )
+)
+"""Folders whose frames say nothing about the application."""
+
+
+def describe(ticket: Ticket) -> Holder:
+    """The transaction that holds ``ticket``."""
+    transaction = ticket.owner
+    task: asyncio.Task[Any] | None = transaction.task
+    stack = _stack(task)
+    return Holder(
+        task=f"task {task.get_name()!r}" if task is not None else "code outside of a task",
+        held=time.monotonic() - ticket.taken_at,
+        wrote=transaction.wrote,
+        statement=shorten(transaction.last_statement),
+        where=stack[-1] if stack else _no_place(task),
+        stack=stack,
+    )
+
+
+def shorten(sql: str, limit: int = 200) -> str:
+    """A statement on one line, cut to ``limit`` characters."""
+    text = " ".join(sql.split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _stack(task: asyncio.Task[Any] | None) -> tuple[str, ...]:
+    """The lines of the application that a task stands in, from the outside in."""
+    return tuple(
+        f"{code.co_filename}:{line} in {code.co_name}"
+        for code, line in _frames(None if task is None else task.get_coro())
+        if not code.co_filename.startswith(_MACHINERY)
+    )
+
+
+def _no_place(task: asyncio.Task[Any] | None) -> str:
+    if task is not None and task.done():
+        return "its end: the task is done, but its transaction was left open"
+    return "an unknown place"
+
+
+def _frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
+    """The frames of a coroutine and of what it awaits, from the outside in."""
+    while awaitable is not None:
+        inner = None
+        for frame_name, await_name in _COROUTINES:
+            frame = getattr(awaitable, frame_name, None)
+            if frame is not None:
+                yield frame.f_code, frame.f_lineno
+            inner = inner or getattr(awaitable, await_name, None)
+        awaitable = inner
+
+
+_COROUTINES = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))

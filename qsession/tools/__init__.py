@@ -1,0 +1,1 @@
+"""Tools for a file that is in use: backup and doctor."""

@@ -1,0 +1,294 @@
+"""Copies of a database that is in use: whole or not at all, checked, and in nobody's way."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from threading import get_ident
+
+from qsession.errors import SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_NOTADB, sqlite_code
+from qsession.sqlite.files.filesystem import hard_links
+from qsession.sqlite.processes.lock_files import names
+from qsession.sqlite.processes.owners import user_names
+
+PAGES = 256
+"""Pages that are copied between two calls of ``progress``."""
+BUSY_TIMEOUT = 30.0
+"""Seconds to wait for a lock of another process, where the database is not in WAL mode."""
+BESIDE = ("-journal", "-wal", "-shm")
+"""What SQLite adds to the name of a database for the files that belong to it."""
+NEW = "is to be replaced by a new file"
+
+Progress = Callable[[int, int], object]
+"""Told how many pages are done, of how many."""
+
+
+class BackupError(sqlite3.DatabaseError):
+    """The copy would harm what lies at its place, or is not what it should be and was removed."""
+
+
+def back_up(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Copy what is committed in ``source`` now to the file ``target``.
+
+    It is SQLite's online backup (https://sqlite.org/backup.html) out of one snapshot: writers go
+    on, and what they commit meanwhile is not in it. Without the snapshot each commit of another
+    process would make the copy start again. The copy is written beside ``target``, checked by
+    ``PRAGMA integrity_check``, flushed to disk and renamed, so that ``target`` is never half there.
+    A database that is replaced must not be open anywhere; it gets the copy in one transaction. A
+    symbolic link is followed.
+
+    Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced, or
+    was made by others meanwhile, ``FileNotFoundError`` if ``source`` does not exist, ``OSError`` or
+    ``sqlite3.Error`` for what went wrong with either, and :class:`BackupError` if somebody has
+    ``target`` open, if files of another database lie beside it, or if the copy is damaged, as then
+    the source may be.
+    Whatever is raised, ``KeyboardInterrupt`` included, leaves ``target`` as it was.
+    """
+    source, target = Path(source), Path(os.path.realpath(target))  # a link stays, and leads to it
+    if not source.is_file():
+        raise FileNotFoundError(f"there is no database {str(source)!r}")
+    if target.exists() and target.samefile(source):
+        raise FileExistsError(f"{str(target)!r} is the database itself: name a new file")
+    if target.exists() and not replace:
+        raise FileExistsError(f"{str(target)!r} exists already: name a new file")
+    if not target.parent.is_dir():
+        raise NotADirectoryError(f"there is no folder {str(target.parent)!r} for the copy")
+    if (owner := _owner(target)) is not None:
+        raise BackupError(f"{str(target)!r} belongs to the database {owner!r}: name another file")
+    unfinished = target.with_name(f"{target.name}.{os.getpid()}-{get_ident()}.unfinished")
+    with _taken(target, replace) as put:
+        try:
+            _create(unfinished, source.stat().st_mode)
+            _copy(source, unfinished, progress)
+            _flush(unfinished)
+            put(unfinished)
+            _flush(target.parent)
+        finally:
+            _remove(unfinished)
+
+
+def _owner(target: Path) -> str | None:
+    """The database that a file belongs to by its name: it must not be replaced, nor come to be."""
+    for end in (*BESIDE, *names("")):
+        whole = str(target)[: -len(end)]
+        if target.name.lower().endswith(end) and os.path.isfile(whole):
+            return whole
+    return None
+
+
+@contextmanager
+def _taken(target: Path, replace: bool) -> Iterator[Callable[[Path], None]]:
+    """What puts a copy at ``target``; a database there is locked for it.
+
+    What lies beside a database belongs to it: SQLite would play its ``-wal`` or ``-journal`` back
+    into whatever file has its name later (https://sqlite.org/howtocorrupt.html, 1.4 and 2). An
+    exclusive lock is refused while another connection is open in WAL mode, or in a transaction.
+    One that idles in another mode is not noticed, and finds the copy by SQLite's own rules.
+    """
+    if not target.exists():
+        _refuse_what_lies_beside(target, "does not exist")
+        yield partial(_link, target, replace)
+        return
+    if not target.is_file():
+        raise BackupError(f"{str(target)!r} is not a regular file: name another one")
+    if os.path.lexists(f"{target}-wal"):
+        with closing(_opened(target, "ro")) as raw:  # "rw" drops a log that it can make no use of
+            _refuse_what_lies_beside_unreadable(raw, target)
+    with closing(_opened(target, "rw")) as raw:
+        is_database = _lock(raw, target)
+        if is_database and not hard_links(str(target)):
+            yield partial(_write_into, raw)
+            return
+    if is_database:
+        yield partial(_take_name, target, _state(target))
+        return
+    _refuse_what_lies_beside(target, NEW, ("-journal", "-wal"))
+    yield partial(_rename, target)
+
+
+def _link(target: Path, replace: bool, unfinished: Path) -> None:
+    """Unlike a rename it fails where a file has come to be: an application may be using that."""
+    if os.path.lexists(target):
+        raise FileExistsError(f"{str(target)!r} was made by somebody else during the copy")
+    _refuse_what_lies_beside(target, "does not exist")
+    try:
+        os.link(unfinished, target)
+    except OSError:
+        if not replace or os.path.lexists(target):
+            raise
+        unfinished.replace(target)  # a file system without links, as FAT
+
+
+def _rename(target: Path, unfinished: Path) -> None:
+    # Some builds of SQLite leave them (https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html,
+    # SQLITE_FCNTL_PERSIST_WAL), and an application may have begun to use the file.
+    _refuse_what_lies_beside(target, NEW, ("-journal", "-wal"))
+    _make_alike(unfinished, target)
+    unfinished.replace(target)
+
+
+def _take_name(target: Path, before: tuple[int, ...], unfinished: Path) -> None:
+    """Give the copy the name of a database that has others by hard links; they keep what they have.
+
+    There was no lock during the copy: an application that had started would have waited for it with
+    this file open, to write to it later by the log of the copy. It is noticed here instead. The
+    file leaves WAL mode, so that SQLite refuses to write to it where it has lost its name.
+    """
+    used = BackupError(
+        f"{str(target)!r} was written to during the copy: stop whatever uses it, then copy again. "
+        "What was written is kept"
+    )
+    if _state(target) != before:  # before SQLite opens it, which may drop a log
+        raise used
+    with closing(_opened(target, "rw")) as raw:
+        if not _lock(raw, target) or _state(target) != before:
+            raise used
+        with _without_wal(raw):
+            raw.execute("PRAGMA journal_mode=MEMORY").fetchone()  # lets go of the -journal
+            Path(f"{target}-journal").unlink(missing_ok=True)  # played back, and done with
+            if os.name == "nt":
+                raw.close()  # a file that is open cannot be replaced there, whoever has it open
+            _rename(target, unfinished)
+
+
+def _state(target: Path) -> tuple[int, ...]:
+    """What changes when somebody writes to a database."""
+    wal = Path(f"{target}-wal")
+    found = target.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size, wal.stat().st_size if wal.exists() else 0
+
+
+def _opened(target: Path, mode: str) -> sqlite3.Connection:
+    address = f"{target.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(address, uri=True, timeout=0, isolation_level=None)
+
+
+def _lock(raw: sqlite3.Connection, target: Path) -> bool:
+    """Lock it until it is closed; False if it is no database, or a damaged one."""
+    try:
+        raw.execute("PRAGMA locking_mode=EXCLUSIVE").fetchone()
+        raw.execute("BEGIN EXCLUSIVE")  # the lock outlives the transaction
+        raw.execute("COMMIT")
+    except sqlite3.Error as error:
+        code = sqlite_code(error)
+        if code in (SQLITE_NOTADB, SQLITE_CORRUPT):
+            return False
+        why = f"cannot be replaced: {error}"
+        if code == SQLITE_BUSY:
+            users = user_names(str(target))
+            why = (
+                f"is in use{users and f' by {users}'}: stop whatever has it open, then copy again. "
+                "It is as it was"
+            )
+        raise BackupError(f"{str(target)!r} {why}") from error
+    Path(f"{target}-shm").unlink(missing_ok=True)  # of a program that was killed: nobody has it now
+    return True
+
+
+def _refuse_what_lies_beside_unreadable(raw: sqlite3.Connection, target: Path) -> None:
+    try:
+        raw.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        if sqlite_code(error) in (SQLITE_NOTADB, SQLITE_CORRUPT):
+            _refuse_what_lies_beside(target, f"cannot be read ({error})")
+
+
+def _refuse_what_lies_beside(target: Path, why: str, ends: tuple[str, ...] = BESIDE) -> None:
+    beside = [f"{target}{end}" for end in ends if os.path.lexists(f"{target}{end}")]
+    if beside:
+        raise BackupError(
+            f"{str(target)!r} {why}, and SQLite would take {', '.join(map(repr, beside))} for "
+            "a part of the copy. They may hold the last commits of a database that had this name: "
+            "when no program uses it, move them away together with it, then copy again"
+        )
+
+
+def _write_into(target: sqlite3.Connection, unfinished: Path) -> None:
+    """Give a database that is locked the content of the copy, in one transaction.
+
+    In WAL mode it could not get another size of page; what its ``-wal`` holds goes into it.
+    """
+    with _without_wal(target), closing(sqlite3.connect(unfinished)) as copy:
+        copy.backup(target)
+
+
+@contextmanager
+def _without_wal(raw: sqlite3.Connection) -> Iterator[None]:
+    """It keeps its lock, and gets its journal mode back if the copy fails."""
+    (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
+    raw.execute("PRAGMA synchronous=EXTRA")
+    raw.execute("PRAGMA journal_mode=DELETE").fetchone()
+    try:
+        yield
+    except BaseException:
+        with suppress(sqlite3.ProgrammingError):  # closed
+            raw.execute(f"PRAGMA journal_mode={mode}").fetchone()
+        raise
+
+
+def _create(unfinished: Path, mode: int) -> None:
+    """Whoever may not read the source may not read the copy either, not even a part of it."""
+    _remove(unfinished)  # of a process that had this number and was killed
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    os.close(os.open(unfinished, flags, mode & 0o666 | 0o600))
+
+
+def _remove(unfinished: Path) -> None:
+    for end in ("", *BESIDE):
+        Path(f"{unfinished}{end}").unlink(missing_ok=True)
+
+
+def _make_alike(unfinished: Path, target: Path) -> None:
+    """Let those who had the file that is replaced, if there is one, have this one."""
+    if not target.exists():
+        return
+    replaced = target.stat()
+    if hasattr(os, "chown"):
+        with suppress(OSError):  # only root may give a file away
+            os.chown(unfinished, replaced.st_uid, replaced.st_gid)
+    unfinished.chmod(replaced.st_mode & 0o777)
+
+
+def _copy(source: Path, unfinished: Path, progress: Progress | None) -> None:
+    def report(_status: int, remaining: int, total: int) -> None:
+        if progress is not None:
+            progress(total - remaining, total)
+
+    address = f"{source.absolute().as_uri()}?mode=rw"  # "ro" could not read beside nobody else
+    try:
+        reader = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    except sqlite3.OperationalError:
+        address = f"{source.absolute().as_uri()}?mode=ro"
+        reader = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+    with closing(reader), closing(sqlite3.connect(unfinished)) as copy:
+        if reader.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        reader.backup(copy, pages=PAGES, progress=report)
+        problems = [line for (line,) in copy.execute("PRAGMA integrity_check(3)")]
+        if problems != ["ok"]:
+            raise BackupError(
+                f"the copy of {str(source)!r} is damaged, and was removed; the database itself may "
+                f"be: {'; '.join(problems)}"
+            )
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no way to flush a folder
+    flags = os.O_RDWR if os.name == "nt" else os.O_RDONLY
+    opened = os.open(path, flags)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,254 @@
+"""The health of a database file, looked at without changing it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from qsession.errors import SQLITE_BUSY, SQLITE_LOCKED, sqlite_code
+from qsession.sqlite.files.filesystem import NETWORK, file_system, hard_links
+from qsession.sqlite.processes.lock_files import names
+
+WAL_LARGE = 64 * 1024 * 1024
+"""Bytes."""
+FREE_PAGES = 0.25
+"""The part of the file that may be empty before VACUUM is worth a word."""
+FREE_BYTES = 10 * 1024 * 1024
+BUSY_TIMEOUT = 5.0
+"""Seconds to wait for a lock of another process."""
+_WAL_FORMAT = b"\x02\x02"
+"""Bytes 18 and 19 of a database in WAL mode (https://sqlite.org/fileformat.html)."""
+_SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
+_STALE = "_alembic_tmp_"
+
+
+class Level(IntEnum):
+    """How much a finding matters."""
+
+    OK = 0
+    NOTE = 1
+    """Nothing to do, but good to know."""
+    WARNING = 2
+    PROBLEM = 3
+    BLIND = 4
+    """It could not be looked at."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    check: str
+    level: Level
+    found: str
+    advice: str = ""
+
+
+def examine(path: str, quick: bool = False) -> list[Finding]:
+    """All checks of an existing file; ``quick`` leaves out those that read all of it.
+
+    It is opened read-only, in one snapshot, so an application that uses it goes on. But only one
+    in another process: see :func:`_is_wal`. Blocks.
+    """
+    findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_library()]
+    findings += _of_lock_files(path)
+    findings += [_of_mode(path), *_of_journal(path), _of_wal(path)]
+    unused = _is_wal(path) and not os.path.exists(f"{path}-wal")
+    content = _of_database(path, quick, unused)
+    if unused and os.path.exists(f"{path}-wal"):  # somebody has opened it meanwhile
+        content = _of_database(path, quick, unused=False)
+    return findings + content
+
+
+def _of_database(path: str, quick: bool, unused: bool) -> list[Finding]:
+    """What SQLite says. A read-only connection would leave a ``-wal`` and a ``-shm`` beside a file
+    that nobody has open, so that is read as one that does not change.
+    """
+    address = f"{Path(path).absolute().as_uri()}?mode=ro{'&immutable=1' * unused}"
+    findings: list[Finding] = []
+    try:
+        with closing(
+            sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+        ) as raw:
+            raw.execute("BEGIN")
+            for check in _CHECKS if quick else (*_CHECKS, _of_content):
+                findings += check(raw)
+    except sqlite3.Error as error:
+        findings.append(
+            Finding("content", Level.BLIND, f"SQLite cannot read it: {error}", _remedy(error))
+        )
+    return findings
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    if sqlite_code(error) in (SQLITE_BUSY, SQLITE_LOCKED):
+        return "Another process holds an exclusive lock: `qsession who` names it."
+    return "See https://sqlite.org/recovery.html, or use a backup."
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 2**20:,.1f} MiB" if number >= 2**20 else f"{number / 1024:,.1f} KiB"
+
+
+def _of_file(path: str) -> Finding:
+    folder = os.path.dirname(os.path.abspath(path))
+    found = f"{_bytes(_size(path))}"
+    for what, name in (("file", path), ("folder", folder)):
+        if not os.access(name, os.W_OK):
+            advice = f"This user may not write to the {what} {name!r}: reads work, writes do not."
+            return Finding("file", Level.WARNING, f"{found}, read-only here", advice)
+    return Finding("file", Level.OK, found)
+
+
+def _of_links(path: str) -> Iterator[Finding]:
+    if others := hard_links(path):
+        advice = (
+            "Open it by one name only: each has a WAL of its own, and commits are lost where two "
+            "are in use. Make symbolic links of the others, or copies."
+        )
+        yield Finding("hard links", Level.WARNING, f"it has {others:,} other names", advice)
+
+
+def _of_file_system(path: str) -> Finding:
+    kind = file_system(path)
+    if kind is None:
+        return Finding("file system", Level.NOTE, "the system does not say")
+    if kind in NETWORK:
+        advice = "WAL needs a local disk: move the file to one, or the data to PostgreSQL."
+        return Finding("file system", Level.PROBLEM, f"{kind}, over the network", advice)
+    return Finding("file system", Level.OK, kind)
+
+
+def _of_library() -> Finding:
+    found = f"{sqlite3.sqlite_version}, of this Python"
+    if sqlite3.sqlite_version_info >= (3, 51, 3):
+        return Finding("SQLite", Level.OK, found)
+    advice = (
+        "Before 3.51.3 there is a rare race of two checkpoints and a writer that can damage a "
+        "database (https://sqlite.org/wal.html#walresetbug). Update SQLite when you can."
+    )
+    return Finding("SQLite", Level.NOTE, found, advice)
+
+
+def _of_lock_files(path: str) -> Iterator[Finding]:
+    for name in names(path):
+        if os.path.exists(name) and not os.access(name, os.R_OK | os.W_OK):
+            advice = f"Give this user the rights to {name!r} that it has to the database."
+            yield Finding("lock files", Level.WARNING, "not for this user", advice)
+
+
+def _of_journal(path: str) -> Iterator[Finding]:
+    size = _size(f"{path}-journal")
+    if size:
+        advice = (
+            "A transaction is under way, or its process was killed. SQLite rolls it back when the "
+            "file is opened next. Never delete it."
+        )
+        yield Finding("rollback journal", Level.WARNING, f"there is one, {_bytes(size)}", advice)
+
+
+def _of_wal(path: str) -> Finding:
+    size = _size(f"{path}-wal")
+    if size > WAL_LARGE:
+        advice = (
+            "A transaction that reads for long keeps it from being reused, or nobody makes "
+            "checkpoints. Close readers when they are done; the log of qsession names them."
+        )
+        return Finding("WAL size", Level.WARNING, _bytes(size), advice)
+    return Finding("WAL size", Level.OK, _bytes(size))
+
+
+def _of_mode(path: str) -> Finding:
+    if _is_wal(path):
+        return Finding("journal mode", Level.OK, "WAL")
+    advice = "qsession switches it to WAL when it opens it."
+    return Finding("journal mode", Level.NOTE, "rollback journal", advice)
+
+
+def _is_wal(path: str) -> bool:
+    """Whether a file is a database in WAL mode, by its header.
+
+    SQLite would make a ``-wal`` beside it to say so. A process that has it open, too, loses its
+    locks by this (https://sqlite.org/howtocorrupt.html, 2.2).
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(20)[18:] == _WAL_FORMAT
+    except OSError:
+        return False
+
+
+def _of_synchronous(raw: sqlite3.Connection) -> Iterator[Finding]:
+    (level,) = raw.execute("PRAGMA synchronous").fetchone()
+    found = f"{_SYNCHRONOUS[level]} by default; qsession sets FULL, or NORMAL by durability="
+    yield Finding("synchronous", Level.OK, found)
+
+
+def _of_pages(raw: sqlite3.Connection) -> Iterator[Finding]:
+    (pages,) = raw.execute("PRAGMA page_count").fetchone()
+    (free,) = raw.execute("PRAGMA freelist_count").fetchone()
+    (size,) = raw.execute("PRAGMA page_size").fetchone()
+    found = f"{free:,} of {pages:,} pages of {size:,} bytes"
+    if free > pages * FREE_PAGES and free * size > FREE_BYTES:
+        advice = f"VACUUM gives {_bytes(free * size)} back to the disk, and locks meanwhile."
+        yield Finding("free pages", Level.NOTE, found, advice)
+    else:
+        yield Finding("free pages", Level.OK, found)
+
+
+def _of_migrations(raw: sqlite3.Connection) -> Iterator[Finding]:
+    tables = [name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+    for name in tables:
+        if name.startswith(_STALE):
+            whole = name.removeprefix(_STALE)
+            (rows,) = raw.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()  # noqa: S608
+            if whole in tables:
+                advice = f"A batch migration failed. Look at {whole!r}; if it is whole: DROP TABLE."
+            else:
+                advice = f"A batch migration failed when {whole!r} was gone: rename this one to it."
+            found = f"{name!r} is left over, with {rows:,} rows"
+            yield Finding("migrations", Level.PROBLEM, found, advice)
+    if "alembic_version" in tables:
+        versions = [str(each) for (each,) in raw.execute("SELECT * FROM alembic_version")]
+        yield Finding("migrations", Level.OK, f"at {', '.join(versions) or 'the beginning'}")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _of_content(raw: sqlite3.Connection) -> Iterator[Finding]:
+    problems = [line for (line,) in raw.execute("PRAGMA integrity_check(5)")]
+    if problems == ["ok"]:
+        yield Finding("integrity", Level.OK, "ok")
+    else:
+        advice = "Stop writing, keep a copy, and see https://sqlite.org/recovery.html."
+        yield Finding("integrity", Level.PROBLEM, "; ".join(problems), advice)
+    broken: dict[tuple[str, str], int] = {}
+    for table, _, parent, _ in raw.execute("PRAGMA foreign_key_check"):
+        broken[table, parent] = broken.get((table, parent), 0) + 1
+    for (table, parent), count in broken.items():
+        advice = f"PRAGMA foreign_key_check({_quoted(table)}) lists them; delete or mend them."
+        found = f"{count:,} rows of {table!r} refer to rows of {parent!r} that do not exist"
+        yield Finding("foreign keys", Level.PROBLEM, found, advice)
+    if not broken:
+        yield Finding("foreign keys", Level.OK, "ok")
+
+
+_CHECKS: tuple[Callable[[sqlite3.Connection], Iterator[Finding]], ...] = (
+    _of_synchronous,
+    _of_pages,
+    _of_migrations,
+)

@@ -1,0 +1,1 @@
+"""Fair waiting, across event loops and threads: for the ticket, and for connections."""

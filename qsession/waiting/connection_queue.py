@@ -1,0 +1,154 @@
+"""ConnectionQueue: where idle connections wait for tasks, and tasks for connections.
+
+SQLAlchemy's own queue belongs to the loop that first waited on it. This one serves the tasks of
+any loop, first come, first served, and takes a connection back from any thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sqlalchemy.util import await_only
+from sqlalchemy.util.queue import Empty, Full, QueueCommon
+
+from qsession.waiting.handoff import Serial, Waiter
+
+
+class _Place(Waiter):
+    """A task that waits for a connection."""
+
+    __slots__ = ("connection", "queued")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queued = False
+        self.connection: Any = None
+
+
+class ConnectionQueue(QueueCommon[Any]):
+    """The queue of a :class:`sqlalchemy.pool.QueuePool`."""
+
+    def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
+        self.maxsize = maxsize
+        self.use_lifo = use_lifo
+        self._idle: deque[Any] = deque()
+        self._places: deque[_Place] = deque()
+        self._serial = Serial()
+        self.waiting = 0
+        """How many tasks wait."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The idle connections."""
+        return iter(tuple(self._idle))
+
+    @property
+    def open(self) -> int:
+        """How many of the idle ones are open; the others are opened when they are taken."""
+        return sum(1 for each in self if each.dbapi_connection is not None)
+
+    def qsize(self) -> int:
+        return len(self._idle)
+
+    def empty(self) -> bool:
+        return not self._idle
+
+    def full(self) -> bool:
+        return 0 < self.maxsize <= len(self._idle)
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if self.full():
+            raise Full
+        self._idle.append(item)
+        if self._places:  # who comes only now looks for an idle connection after this
+            self._serial.serve(self._match, None)
+
+    def put_nowait(self, item: Any) -> None:
+        self.put(item)
+
+    def take(self) -> Any:
+        """An idle connection; None if there is none."""
+        try:
+            return self._idle.pop() if self.use_lifo else self._idle.popleft()
+        except IndexError:
+            return None
+
+    def get_nowait(self) -> Any:
+        connection = self.take()
+        if connection is None:
+            raise Empty
+        return connection
+
+    def pick(self, wanted: Callable[[Any], bool]) -> Any:
+        """The first idle connection that is wanted, taken out; None if there is none."""
+        for each in self:
+            if wanted(each):
+                try:
+                    self._idle.remove(each)
+                except ValueError:  # another thread was faster
+                    continue
+                return each
+        return None
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """A connection; waits ``timeout`` seconds for one, then raises ``Empty``. In a greenlet.
+
+        Cancelled: the place is given up, and one that was just handed over goes to the next.
+        """
+        try:
+            return self.get_nowait()
+        except Empty:
+            if not block:
+                raise
+        place = _Place()
+        self._serial.serve(self._join, place)
+        if place.connection is None:
+            await_only(self._wait(place, timeout))
+        if place.connection is None:
+            raise Empty
+        return place.connection
+
+    async def _wait(self, place: _Place, timeout: float | None) -> None:
+        future = place.prepare()
+        if place.connection is not None:
+            return
+        await place.wait(future, timeout, self._serial, self._expire, self._leave)
+
+    def _join(self, place: _Place) -> None:
+        self._places.append(place)
+        place.queued = True
+        self.waiting += 1
+        self._match(None)
+
+    def _quit(self, place: _Place) -> None:
+        if place.queued:
+            place.queued = False
+            self.waiting -= 1
+
+    def _match(self, _: None) -> None:
+        while self._places:
+            if not self._places[0].queued:
+                self._places.popleft()
+                continue
+            try:
+                connection = self._idle.popleft()
+            except IndexError:
+                return  # there is none, or another thread was faster
+            place = self._places.popleft()
+            self._quit(place)
+            place.connection = connection
+            if not place.wake():
+                place.connection = None  # or it would come back once more when the task leaves
+                self._idle.appendleft(connection)
+
+    def _leave(self, place: _Place) -> None:
+        self._quit(place)
+        if place.connection is not None:  # cancelled at the moment of hand-off
+            self._idle.append(place.connection)
+            self._match(None)
+
+    def _expire(self, place: _Place) -> None:
+        if place.queued:
+            self._quit(place)
+            place.wake()
