@@ -29,13 +29,13 @@ from sqlalchemy.util import await_only
 
 from qsession import QueuedAsyncEngine
 from qsession import create_async_engine as qsession_engine
-from qsession import session as session_module
 from qsession.errors import (
     ConflictError,
     GroupAborted,
     PlainEngineWarning,
     UncommittedChangesWarning,
 )
+from qsession.session import maker as session_module
 from qsession.session import retry
 from qsession.session.maker import QSession, SessionMaker
 
