@@ -1,4 +1,4 @@
-# make demo      see it work: 200 tasks moving money, on the stock engine and on qsession
+# make demo      see it work: 200 tasks moving money, on the stock engine and on qsession, 20 s
 # make test      the test suite;  PYTEST_ARGS="-x -k name" narrows it
 # make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1,
 #                and once on uvloop
@@ -71,7 +71,7 @@ test-all:
 # CRASH_SEED and POWER_SEED, which the tests print, repeat the choices of a run.
 storm: .venv/dev
 	CRASH_ROUNDS=100 POWER_CUTS=10000 $(BIN)/python -m pytest -s \
-		tests/storm/test_crashes.py tests/test_power_loss.py $(PYTEST_ARGS)
+		tests/storm/test_crashes.py tests/sqlite/durability/test_power_loss.py $(PYTEST_ARGS)
 
 # On the disk of this folder. It renews benchmarks/results and the tables of docs/performance.md.
 bench: .venv/bench

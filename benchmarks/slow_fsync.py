@@ -1,75 +1,69 @@
-"""The writes again, on a disk whose fsync takes 2 ms more: the disk of a cloud machine.
-
-The delay is made by a small library that is built with ``cc`` and loaded before libc's own.
-"""
+"""The writes again, on a disk whose fsync takes 2 ms more: the disk of a cloud machine."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
 
-from .child import command, environment
-from .machine import fsync_ms
-from .peers.all import installed
+from .disks import DELAY_MS, DISKS, HERE, SLOW, build, change_to, rows_of_child, setup_of_child
+from .peers.all import OURS, installed
 from .peers.peer import Work
+from .peers.sqlalchemy_async import StockOrm
+from .peers.sqlalchemy_sync import SyncOrm
 from .setup import Setup
-from .summary import Report, Row
-from .throughput import rounds, summarise
+from .summary import Report, Row, Table, at_least, ratio, select, times, unique
+from .throughput import OURS as NAMES
+from .throughput import one, speed, summarise
 
-TITLE = "Writes with fsync 2 ms slower"
-OPERATIONS: dict[Work, int] = {"insert": 400, "change": 400}
-GOALS: dict[str, tuple[float, float]] = {"insert": (20, 6), "change": (20, 6)}
+TITLE = f"Writes with fsync {DELAY_MS:g} ms slower"
+OPERATIONS: dict[Work, int] = {"insert": 800, "change": 800}
+GOALS: dict[str, tuple[float, float]] = {"insert": (25, 6), "change": (25, 6)}
 SECONDS = 0.5
-DELAY_MS = 2.0
-
-
-def build(directory: Path) -> Path | None:
-    """The library for LD_PRELOAD; None where it cannot be built."""
-    compiler = shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        return None
-    shim = directory / "slow_fsync.so"
-    source = Path(__file__).with_name("slow_fsync.c")
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
-    return shim
+ON_BOTH = (*OURS, StockOrm, SyncOrm)
+"""Those that are measured on the disk as it is as well, each time just before."""
+KEPT = 0.9
+"""How much of the throughput on the faster disk is wanted."""
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """The rounds of `throughput` in a child process that has the slow fsync."""
+    """The writes of `throughput` in a child process that has the slow fsync."""
     shim = build(setup.directory)
     if shim is None:
         setup.say("left out: a slower fsync needs Linux and a C compiler called cc")
         return
-    text = json.dumps({**asdict(setup), "directory": str(setup.directory)})
-    env = environment(LD_PRELOAD=str(shim), QSESSION_FSYNC_US=str(round(DELAY_MS * 1000)))
-    with subprocess.Popen(
-        command(__name__, text), env=env, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            yield json.loads(line)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, child.args)
-
-
-def report(rows: list[Row]) -> Report:
-    return summarise(rows, GOALS)
+    yield from rows_of_child(setup, __name__, shim)
 
 
 def main(text: str) -> None:
     """What the child does: print a row as JSON for each run."""
-    settings = json.loads(text)
-    setup = replace(Setup(Path(settings.pop("directory"))), **settings)
-    if (slow := fsync_ms(setup.directory)) < DELAY_MS:
-        raise SystemExit(f"fsync takes {slow:.2f} ms: the delay is not in force")
+    setup, _ = setup_of_child(text)
     peers, _ = installed()
-    for row in rounds(setup, peers, OPERATIONS, SECONDS):
-        print(json.dumps(row), flush=True)
+    for number in range(1, setup.rounds + 1):
+        for work, operations in OPERATIONS.items():
+            for peer in (each for each in peers if work in each.works):
+                for disk in DISKS if peer in ON_BOTH else (SLOW,):
+                    change_to(disk)
+                    row = one(setup, number, peer, work, operations, SECONDS)
+                    print(json.dumps({**row, "disk": disk}), flush=True)
+
+
+def report(rows: list[Row]) -> Report:
+    slow = select(rows, disk=SLOW)
+    out = summarise(slow, GOALS)
+    works = unique(row["work"] for row in rows)
+    table = Table(f"Throughput with fsync {DELAY_MS:g} ms slower, to this disk", ["", *works])
+    for peer in unique(row["peer"] for row in select(rows, disk=HERE)):
+        line = [peer]
+        for work in works:
+            fast, later = (select(rows, peer=peer, work=work, disk=disk) for disk in DISKS)
+            kept = ratio([each for each in later if each["way"] == fast[0]["way"]], fast, speed)
+            line.append(times(kept))
+            if peer in NAMES:
+                out.goals.append(at_least(f"{work}, {peer}: slower disk to this", KEPT, kept))
+        table.rows.append(line)
+    out.tables.append(table)
+    return out
 
 
 if __name__ == "__main__":

@@ -41,16 +41,23 @@ def rounds(
     for number in range(1, setup.rounds + 1):
         for work in (each for each in WORKS if each in operations):
             for peer in (each for each in peers if work in each.works):
-                setup.say(f"round {number}: {work}, {peer.name}", passing=True)
-                sample = run(
-                    peer,
-                    work,
-                    setup.directory / "throughput.db",
-                    operations=setup.scaled(operations[work]),
-                    tasks=setup.tasks,
-                    seconds=seconds,
-                )
-                yield {"round": number, **asdict(sample)}
+                yield one(setup, number, peer, work, operations[work], seconds)
+
+
+def one(
+    setup: Setup, number: int, peer: type[Peer], work: Work, operations: int, seconds: float
+) -> Row:
+    """One run of a round."""
+    setup.say(f"round {number}: {work}, {peer.name}", passing=True)
+    sample = run(
+        peer,
+        work,
+        setup.directory / "throughput.db",
+        operations=setup.scaled(operations),
+        tasks=setup.tasks,
+        seconds=seconds,
+    )
+    return {"round": number, **asdict(sample)}
 
 
 def report(rows: list[Row]) -> Report:

@@ -1,12 +1,12 @@
 """qsession: SQLite for async applications, without "database is locked"."""
 
 from qsession.copying import copy
-from qsession.engine import QueuedAsyncEngine, create_async_engine
+from qsession.engine import QueuedAsyncEngine, create_async_engine, drain, stats
 from qsession.errors import (
     ConflictError,
     CopyError,
+    DurabilityError,
     EngineDraining,
-    GroupAborted,
     HoldTimeout,
     NestedWriteError,
     PlainEngineWarning,
@@ -20,6 +20,8 @@ from qsession.models import Base
 from qsession.pool import AsyncConnectionPool, PoolConnection, create_pool
 from qsession.session.maker import QSession, qsession
 
+__version__ = "0.1.0"
+
 upgrade = qsession.upgrade
 
 __all__ = [
@@ -27,8 +29,8 @@ __all__ = [
     "Base",
     "ConflictError",
     "CopyError",
+    "DurabilityError",
     "EngineDraining",
-    "GroupAborted",
     "HoldTimeout",
     "NestedWriteError",
     "PlainEngineWarning",
@@ -43,6 +45,8 @@ __all__ = [
     "copy",
     "create_async_engine",
     "create_pool",
+    "drain",
     "qsession",
+    "stats",
     "upgrade",
 ]

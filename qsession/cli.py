@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import errno
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
+    from typer.core import TyperGroup
 except ModuleNotFoundError as missing:
     raise SystemExit(
         f"The qsession command needs {missing.name}, which is in the extra 'cli': "
         "pip install 'qsession[cli]'"
     ) from None
 
+from qsession import __version__
 from qsession.commands.backup import backup
 from qsession.commands.bench import bench
 from qsession.commands.copy import copy
@@ -26,8 +28,26 @@ from qsession.commands.who import who
 RUNNING = "While applications run"
 FILES = "Look after a file"
 PROJECT = "Begin, and measure"
+NO_MODELS = "qsession:Base"
+"""A base that knows only the models whose modules somebody imports."""
+
+
+class Commands(TyperGroup):
+    """Tells what the system refuses, a folder that may not be entered for instance, in a line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Exit code 1. A pipe that was closed is Click's own business."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            typer.secho(str(error), err=True)
+            raise typer.Exit(1) from None
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,7 +72,7 @@ def about() -> None:
 @app.command(rich_help_panel=PROJECT)
 def version() -> None:
     """Print the version."""
-    typer.echo(importlib.metadata.version("qsession"))
+    typer.echo(__version__)
 
 
 @app.command(rich_help_panel=PROJECT)
@@ -64,7 +84,7 @@ def init(
     models: Annotated[
         str,
         typer.Option(help="The declarative base, as module:name."),
-    ] = "qsession:Base",
+    ] = NO_MODELS,
 ) -> None:
     """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`."""
     module, _, name = models.partition(":")
@@ -73,7 +93,7 @@ def init(
             f"{models!r} is not of the form module:name", param_hint="--models"
         )
     imports = f"from {module} import {name}"
-    if models == "qsession:Base":
+    if models == NO_MODELS:
         imports += "  # import the modules of your models here, too"
     contents = {
         "alembic.ini": _template("alembic.ini.txt").substitute(url=url.replace("%", "%%")),
@@ -89,7 +109,14 @@ def init(
     for each, text in contents.items():
         (directory / each).write_text(text, encoding="utf-8")
         typer.echo(f"wrote {directory / each}")
-    typer.echo('\nNext:  alembic revision --autogenerate -m "first"  &&  alembic upgrade head')
+    next_steps = 'alembic revision --autogenerate -m "first"  &&  alembic upgrade head'
+    if models == NO_MODELS:
+        next_steps = (
+            f"import the modules of your models in {directory / 'migrations' / 'env.py'}.\n"
+            "       Without them the first migration is empty. (--models module:name does it.)\n"
+            f"       Then: {next_steps}"
+        )
+    typer.echo(f"\nNext:  {next_steps}")
 
 
 app.command(rich_help_panel=PROJECT)(bench)

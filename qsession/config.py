@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from sqlalchemy.exc import ArgumentError
 
 Access = Literal["read", "write", "auto"]
-Durability = Literal["full", "normal"]
+Durability = Literal["full", "normal", "strict"]
+Reads = Literal["latest", "snapshot"]
 Isolation = Literal["SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED"]
 ACCESSES = get_args(Access)
 ISOLATIONS = get_args(Isolation)
@@ -20,6 +21,13 @@ def check_access(name: str, value: Any) -> Access:
     """``value`` if it is an access mode; else :class:`ArgumentError`, which calls it ``name``."""
     if value not in ACCESSES:
         raise ArgumentError(f"{name}={value!r}: give one of 'read', 'write', 'auto'")
+    return value  # type: ignore[no-any-return]
+
+
+def check_reads(name: str, value: Any) -> Reads:
+    """``value`` if it says what reads see; else :class:`ArgumentError`, which calls it ``name``."""
+    if value not in get_args(Reads):
+        raise ArgumentError(f"{name}={value!r}: give one of 'latest', 'snapshot'")
     return value  # type: ignore[no-any-return]
 
 
@@ -41,7 +49,11 @@ class Settings:
     access: Access = "auto"
     """What a transaction may assume: see :doc:`guarantees`."""
     durability: Durability = "full"
-    """``full``: an acknowledged commit survives a power cut. ``normal``: a crash of the process."""
+    """``full``: an acknowledged commit survives a power cut. ``normal``: a crash of the process.
+    ``strict``: as ``full``, and nothing is read before it is on disk."""
+    reads: Reads = "latest"
+    """What a SELECT of an ``auto`` transaction sees that has not written yet. ``latest``: the
+    latest commit. ``snapshot``: what the first one of the transaction saw."""
     queue_timeout: float = 30.0
     """How long a writer, or who wants a connection to a server, waits for its turn before
     :class:`QueueTimeout`."""
@@ -51,8 +63,6 @@ class Settings:
     """How long a holder may idle while others wait before they stop waiting for it."""
     warn_after: float = 5.0
     """How long a holder that has written may idle while others wait before it is logged."""
-    group_size: int = 64
-    """How many transactions may be made durable by one COMMIT; 1 gives each its own."""
     wal_warn: int | None = 64 * 1024 * 1024
     """Bytes of WAL past which the reader that keeps it from being reused is logged, or ``off``."""
     inline: bool = True
@@ -150,11 +160,11 @@ _TIME = "a number of seconds, 0 or more"
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "access": _one_of(*ACCESSES),
     "durability": _one_of(*get_args(Durability)),
+    "reads": _one_of(*get_args(Reads)),
     "queue_timeout": _seconds,
     "max_waiting": _count_or_off,
     "stall_after": _seconds,
     "warn_after": _seconds,
-    "group_size": _count,
     "wal_warn": _count_or_off,
     "inline": _flag,
     "max_hold": _seconds_or_off,
@@ -163,12 +173,12 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 _ALLOWED = {
     "access": "one of 'read', 'write', 'auto'",
-    "durability": "one of 'full', 'normal'",
+    "durability": "one of 'full', 'normal', 'strict'",
+    "reads": "one of 'latest', 'snapshot'",
     "queue_timeout": _TIME,
     "max_waiting": "a whole number, 0 or more, or None for any number",
     "stall_after": _TIME,
     "warn_after": _TIME,
-    "group_size": "a whole number, 1 or more",
     "wal_warn": "a number of bytes, or 'off'",
     "inline": "true or false",
     "max_hold": f"{_TIME}, or None for no limit",

@@ -33,7 +33,8 @@ async def copy(
     ``resume``: commit each batch, and go on where an earlier run with ``resume`` stopped. Without
     it the whole copy is one transaction. ``replace``: delete the rows that the tables have.
     ``verify``: read the target again and compare counts and checksums, before it is committed.
-    ``check``: write nothing, only look whether everything fits. ``zone`` (``"UTC"``) is that of
+    ``check``: write nothing, only look whether everything fits; with ``replace``, in a target that
+    has rows, as if they were deleted. ``zone`` (``"UTC"``) is that of
     timestamps without one, where source and target differ in that. ``progress`` is told after each
     batch.
 

@@ -99,20 +99,22 @@ class Stats:
     acquired: int
     timeouts: int
     conflicts: int
-    replays: int
-    suspensions: int
+    validations: int
+    """How often a transaction read again, before its first write, what it had read."""
+    taken_away: int
+    """How often a ticket was taken away from a transaction that had only read."""
     commits: int
     """Transactions that wrote and were committed; on a server, COMMITs that were sent."""
-    groups: int
-    """COMMITs that made more than one of them durable."""
+    syncs: int
+    """fsyncs of the WAL; each made all transactions durable that had been committed before."""
     longest_inline: float
     """Seconds of the longest statement that ran on an event loop."""
     predicted: int
-    """How many texts the table of the access prediction knows."""
+    """How many call sites the table of the prediction knows."""
     waits: Histogram
     holds: Histogram
     size: int = 0
-    """Open connections of the pool; on SQLite the readers."""
+    """Open connections of the pool."""
     in_use: int = 0
     """Those of them that somebody has."""
 
@@ -123,9 +125,7 @@ class Counters:
 
     timeouts: int = 0
     conflicts: int = 0
-    replays: int = 0
-    suspensions: int = 0
+    validations: int = 0
     commits: int = 0
-    groups: int = 0
     longest_inline: float = 0.0
     holds: HistogramRecorder = field(default_factory=HistogramRecorder)

@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator
 from enum import Enum
+from itertools import count
 from typing import Any
 
 from sqlalchemy import insert, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from qsession import create_async_engine
+from qsession.sqlite.transaction.prediction import Guess
 
 PATIENCE = 20.0
 """Seconds after which something that should have ended is taken for stuck."""
@@ -23,7 +25,6 @@ STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
 MARKS = 3
 """Rows that each transaction of a scenario writes; all of them are there afterwards, or none."""
 READ = text("SELECT id, value FROM items ORDER BY id")
-"""A text that the engine of a bench knows for a reader."""
 ENDLESS = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n")
 COUNT_ENDLESSLY = text(f"SELECT count(*) FROM ({ENDLESS.text})")
 
@@ -69,17 +70,16 @@ class Bench:
 
     @classmethod
     async def ready(cls, path: Any, **kw: Any) -> Bench:
-        """A bench whose tables are there, and whose engine knows `READ` for a reader."""
+        """A bench whose tables are there."""
         bench = cls(path, **kw)
         async with bench.engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
             await connection.execute(insert(Item), [{"value": 0}] * 5)
-        bench.learn()
         return bench
 
-    def learn(self) -> None:
-        for _ in range(16):
-            self.engine.pool.writer.prediction.note(READ.text, wrote=False)
+    def learn(self, guess: Guess = Guess.READS) -> None:
+        """From now on this is what the prediction says of every call site."""
+        self.engine.pool.write_queue.prediction.guess = lambda site: guess
 
     def marks(self) -> list[dict[str, int]]:
         return [{"run": self.run}] * MARKS
@@ -167,20 +167,29 @@ async def eventually(condition: Callable[[], bool], what: Callable[[], str] = st
         await asyncio.to_thread(time.sleep, 0)
 
 
-async def settled(engine: Any) -> None:
-    """Wait until nobody holds or waits for the ticket, and no reader is out."""
+async def settled(engine: Any, collect: bool = False) -> None:
+    """Wait until nobody holds or waits for the ticket, and no connection is out.
+
+    A connection whose close() was cancelled as well is out until it is collected.
+    """
     pool = engine.pool
-    queue = pool.writer.queue
-    await eventually(
-        lambda: queue.holder is None and queue.waiting == 0 and pool.checkedout() == 0,
-        lambda: f"{queue!r} {pool.status()}",
-    )
+    queue = pool.write_queue.queue
+    looks = count(1)
+
+    def is_settled() -> bool:
+        if collect or not next(looks) % 100:
+            gc.collect()
+        return queue.holder is None and queue.waiting == 0 and engine.stats().in_use == 0
+
+    await eventually(is_settled, lambda: f"{queue!r} {pool.status()}")
 
 
 async def collected(engine: Any) -> None:
-    """Let the garbage collector run, and then wait until the engine is settled."""
-    gc.collect()
-    await settled(engine)
+    """Let the garbage collector run until the engine is settled.
+
+    Once is not always enough: a thread may still be about to leave what it has done.
+    """
+    await settled(engine, collect=True)
 
 
 def connection_threads() -> set[threading.Thread]:

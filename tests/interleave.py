@@ -3,6 +3,9 @@
 A step that has to wait is left waiting, and the steps of the others go on. Afterwards
 :func:`serial_order` looks for an order in which the acknowledged transactions, one after the
 other on a plain SQLite database, would have seen and left the same.
+
+Where each SELECT sees the latest commit, :func:`as_promised` says what has to have such an order:
+a transaction that has written, with what it had seen last, and each other SELECT by itself.
 """
 
 from __future__ import annotations
@@ -10,16 +13,17 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Executable, text
+from sqlalchemy import Executable, Select, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 STUCK = 60.0
 """Seconds after which a stage that does not settle is taken for stuck."""
+SAVEPOINTS = ("savepoint", "rollback to", "release")
 OPEN, COMMITTED, ROLLED_BACK = "open", "committed", "rolled back"
 
 
@@ -30,6 +34,12 @@ class Transaction:
     name: str
     began: int
     steps: list[tuple[str, Any]] = field(default_factory=list)
+    times: list[tuple[int, int]] = field(default_factory=list)
+    """When each step was sent, and when it was answered."""
+    first_write: int | None = None
+    """Which of the steps took the write lock, if one did."""
+    latest: bool = False
+    """Whether its SELECTs see the latest commit, each by itself, until it writes."""
     outcome: str = OPEN
     error: BaseException | None = None
     ended: int = 0
@@ -55,12 +65,23 @@ def literal(statement: Executable | str) -> str:
     return str(statement.compile(dialect=sqlite.dialect(), compile_kwargs=options))  # type: ignore[attr-defined]
 
 
+def reads(step: Any) -> bool:
+    """Whether a step only reads."""
+    if isinstance(step, str):
+        return step.startswith("SELECT")
+    locks = getattr(step, "_for_update_arg", None) is not None
+    return isinstance(step, Stream) or (isinstance(step, Select) and not locks)
+
+
 class Actor:
     """One task, which plays the steps it is sent in sessions of its own, one a transaction."""
 
-    def __init__(self, stage: Stage, name: str, make_session: Callable[[], AsyncSession]) -> None:
+    def __init__(
+        self, stage: Stage, name: str, make_session: Callable[[], AsyncSession], latest: bool
+    ) -> None:
         self._stage = stage
         self._name = name
+        self._latest = latest
         self._make_session = make_session
         self._steps: asyncio.Queue[Any] = asyncio.Queue()
         self._now: Transaction | None = None
@@ -77,6 +98,7 @@ class Actor:
             step = await self._steps.get()
             session = self._make_session()
             self._now = self._stage.begin(self._name)
+            self._now.latest = self._latest
             while step not in ("commit", "rollback"):
                 await self._attempt(session, step)
                 self.unfinished -= 1
@@ -85,13 +107,19 @@ class Actor:
             self.unfinished -= 1
 
     async def _attempt(self, session: AsyncSession, step: Any) -> None:
-        assert self._now is not None
-        if self._now.error is not None:
+        now = self._now
+        assert now is not None
+        if now.error is not None:
             return
+        sent = self._stage.tick()
         try:
-            self._now.steps.append(await self._execute(session, step))
+            now.steps.append(await self._execute(session, step))
         except Exception as error:  # the test decides which errors may be
-            self._now.error = error
+            now.error = error
+            return
+        now.times.append((sent, self._stage.tick()))
+        if now.first_write is None and not reads(step) and step not in SAVEPOINTS:
+            now.first_write = len(now.steps) - 1
 
     async def _execute(self, session: AsyncSession, step: Any) -> tuple[str, Any]:
         depth = len(self._savepoints)
@@ -148,8 +176,11 @@ class Stage:
         self._actors: dict[str, Actor] = {}
         self.history: list[Transaction] = []
 
-    def actor(self, name: str, make_session: Callable[[], AsyncSession]) -> None:
-        self._actors[name] = Actor(self, name, make_session)
+    def actor(
+        self, name: str, make_session: Callable[[], AsyncSession], latest: bool = False
+    ) -> None:
+        """Let somebody play; ``latest``: each of its SELECTs sees the latest commit."""
+        self._actors[name] = Actor(self, name, make_session, latest)
 
     def tick(self) -> int:
         self._clock += 1
@@ -186,6 +217,35 @@ class Stage:
             await asyncio.sleep(0.001)
 
 
+def as_promised(history: Sequence[Transaction]) -> list[Transaction]:
+    """What has to have a serial order.
+
+    Where SELECTs see the latest commit, each is one transaction. One that has written is none the
+    less one with what it had seen last: no write is on top of what has changed.
+    """
+    found = []
+    for each in history:
+        if not each.latest:
+            found.append(each)
+            continue
+        first = len(each.steps) if each.first_write is None else each.first_write
+        before = [sql for sql, _ in each.steps[:first]]
+        alone = [
+            number
+            for number, sql in enumerate(before)
+            if sql.startswith("SELECT")
+            and (each.first_write is None or sql in before[number + 1 :])
+        ]
+        for number in alone:
+            began, ended = each.times[number]
+            name = f"{each.name}.{number}"
+            steps = [each.steps[number]]
+            found.append(Transaction(name, began, steps, outcome=COMMITTED, ended=ended))
+        rest = [step for number, step in enumerate(each.steps) if number not in alone]
+        found.append(replace(each, steps=rest))
+    return found
+
+
 def serial_order(
     schema: str, history: Sequence[Transaction], final: dict[str, list[Any]]
 ) -> list[str] | None:
@@ -197,7 +257,8 @@ def serial_order(
     oracle = sqlite3.connect(":memory:", isolation_level=None)
     oracle.executescript(schema)
     try:
-        committed = [each for each in history if each.outcome == COMMITTED and not each.error]
+        promised = as_promised(history)
+        committed = [each for each in promised if each.outcome == COMMITTED and not each.error]
         return next(_orders(oracle, committed, final, 0), None)
     finally:
         oracle.close()

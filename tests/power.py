@@ -41,12 +41,16 @@ class Log:
     def __init__(self, content: bytes) -> None:
         self.moments: list[int] = []
         """After which the power may go."""
+        self.exposed: list[int] = []
+        """Those at which something was written that no sync has covered yet."""
         self.said: list[tuple[int, str]] = []
         """The lines of those who were watched."""
         self.files: dict[str, list[File]] = {}
         """Those that had a name, one after the other."""
         self._syncs: list[tuple[int, int, str | None]] = []
         """When it was over, what it covers, and the file; None for the folder."""
+        self._written: dict[str, int] = {}
+        """Where each file was written to last, until that is synced."""
         at = 0
         while at < len(content):
             end = content.index(b"\n", at) + 1
@@ -54,6 +58,8 @@ class Log:
             size = int(words[2]) if len(words) == 4 else 0
             self._add(at, words, content[end : end + size])
             self.moments.append(at)
+            if self._written:
+                self.exposed.append(at)
             at = end + size
 
     def _add(self, at: int, words: list[str], data: bytes) -> None:
@@ -65,9 +71,13 @@ class Log:
             return  # by somebody who still has it open
         if kind in "SD":
             self._syncs.append((at, int(offset), name if kind == "S" else None))
+            if kind == "S" and self._written.get(name, at) < int(offset):
+                del self._written[name]
         elif kind == "U":
             self.files[name][-1].deleted_at = at
+            self._written.pop(name, None)
         else:
+            self._written[name] = at
             files = self.files.setdefault(name, [])
             if not files or files[-1].deleted_at is not None:
                 files.append(File(at, []))

@@ -1,8 +1,9 @@
 """A process that writes, checkpoints and closes, for the power cuts.
 
 Run as ``python power_child.py DATABASE LOG DURABILITY``: tasks commit transactions of three marks
-with one number and of one change to a row that all of them change; some roll back. Each line of
-the log says "acknowledged RUN". Checkpoints come early, and the engine is closed and opened again.
+with one number and of one change to a row that all of them change; some roll back. What that row
+counts is the place of a transaction in the order of commits. Each line of the log says
+"acknowledged POSITION RUN". Checkpoints come early, and the engine is closed and opened again.
 """
 
 from __future__ import annotations
@@ -20,8 +21,14 @@ TASKS = 10
 TIMES = 12
 PAGES = 12
 """After so many pages of WAL a checkpoint is due."""
-MARK = text("INSERT INTO marks (run, filler) VALUES (:run, zeroblob(:size))")
+MARK = text("INSERT INTO marks VALUES (:run, :position, zeroblob(:size))")
 COUNT = text("UPDATE total SET runs = runs + 1")
+POSITION = text("SELECT runs FROM total")
+
+
+def size_of(run: int, part: int) -> int:
+    """How much is written, so that pages are filled unevenly."""
+    return 20 + 1_000 * (run % 5 == part)
 
 
 async def main(path: str, log: int, durability: str) -> None:
@@ -34,15 +41,16 @@ async def main(path: str, log: int, durability: str) -> None:
     async def write(task: int, number: int) -> None:
         run = os.getpid() * 10_000 + task * 1_000 + number
         async with engine.connect() as connection:
-            for part in range(3):
-                size = 20 + 1_000 * (run % 5 == part)
-                await connection.execute(MARK, {"run": run, "size": size})
             await connection.execute(COUNT)
+            position = await connection.scalar(POSITION)
+            for part in range(3):
+                values = {"run": run, "position": position, "size": size_of(run, part)}
+                await connection.execute(MARK, values)
             if run % 7 == 0:
                 await connection.rollback()
                 return
             await connection.commit()
-        os.write(log, f"acknowledged {run}\n".encode())
+        os.write(log, f"acknowledged {position} {run}\n".encode())
 
     async def work(task: int, numbers: range) -> None:
         for number in numbers:
@@ -50,7 +58,7 @@ async def main(path: str, log: int, durability: str) -> None:
 
     async with engine.begin() as connection:
         await connection.execute(
-            text("CREATE TABLE IF NOT EXISTS marks (run INTEGER, filler BLOB)")
+            text("CREATE TABLE IF NOT EXISTS marks (run INTEGER, position INTEGER, filler BLOB)")
         )
         await connection.execute(text("CREATE TABLE IF NOT EXISTS total (runs INTEGER)"))
         await connection.execute(

@@ -21,7 +21,7 @@ import qsession
 from qsession import (
     ConflictError,
     CopyError,
-    GroupAborted,
+    DurabilityError,
     HoldTimeout,
     NestedWriteError,
     PlainEngineWarning,
@@ -39,13 +39,13 @@ from qsession.sqlite.files.explain import explain
 
 TREE: dict[type[BaseException], tuple[type[BaseException], ...]] = {
     QSessionError: (exc.SQLAlchemyError,),
-    QueueTimeout: (QSessionError, exc.TimeoutError),
-    QueueFull: (QSessionError, exc.TimeoutError),
+    QueueTimeout: (QSessionError, exc.OperationalError, exc.TimeoutError),
+    QueueFull: (QSessionError, exc.OperationalError, exc.TimeoutError),
     NestedWriteError: (QSessionError, exc.InvalidRequestError),
     ReadOnlyError: (QSessionError, exc.InvalidRequestError),
     HoldTimeout: (QSessionError, exc.OperationalError),
-    GroupAborted: (QSessionError, exc.OperationalError),
-    ConflictError: (QSessionError,),
+    DurabilityError: (QSessionError, exc.OperationalError),
+    ConflictError: (QSessionError, exc.OperationalError),
     CopyError: (QSessionError,),
     UncommittedChangesWarning: (UserWarning,),
     PlainEngineWarning: (UserWarning,),
@@ -74,7 +74,8 @@ def test_the_tree_is_as_drawn(error: type[BaseException]) -> None:
         assert issubclass(error, base)
     for base in ("TimeoutError", "InvalidRequestError", "OperationalError"):
         drawn = re.search(
-            rf"── {error.__name__} +\(also sqlalchemy.exc.{base}\)", errors.__doc__ or ""
+            rf"── {error.__name__} +\(also sqlalchemy\.exc\.(\w+ and )?{base}\b",
+            errors.__doc__ or "",
         )
         assert bool(drawn) == issubclass(error, getattr(exc, base)), base
 
@@ -86,6 +87,48 @@ def test_errors_survive_copying_and_pickling(error: type[BaseException]) -> None
     for again in (copy.copy(original), pickle.loads(pickle.dumps(original))):
         assert type(again) is error
         assert str(again) == str(original) == "what happened"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "name"),
+    [
+        (ConflictError, 517, "SQLITE_BUSY_SNAPSHOT"),
+        (QueueTimeout, 5, "SQLITE_BUSY"),
+        (QueueFull, 5, "SQLITE_BUSY"),
+        (HoldTimeout, 516, "SQLITE_ABORT_ROLLBACK"),
+        (DurabilityError, 1034, "SQLITE_IOERR_FSYNC"),
+    ],
+)
+def test_code_that_retries_by_the_code_of_sqlite_understands(
+    error: type[exc.OperationalError], code: int, name: str
+) -> None:
+    """``orig`` is an error of the driver, with the code that SQLite has for it; copies keep it."""
+    original = error("what happened")
+    for each in (original, copy.copy(original), pickle.loads(pickle.dumps(original))):
+        assert isinstance(each.orig, sqlite3.OperationalError)
+        assert vars(each.orig) == {"sqlite_errorcode": code, "sqlite_errorname": name}
+        assert str(each.orig) == "what happened"
+        assert sqlite_code(each.orig) == code & 0xFF
+        assert (each.statement, each.connection_invalidated) == (None, False)
+
+
+def test_what_sqlalchemy_and_python_add_to_an_error_stays_with_it() -> None:
+    """A detail, as that a flush began by itself, is told, and travels along; so is an attribute."""
+    original = ConflictError("it has changed")
+    original.add_detail("raised as a result of autoflush")
+    vars(original)["attempts"] = 3
+    again = pickle.loads(pickle.dumps(original))
+    assert str(again) == str(original) == "(raised as a result of autoflush)\nit has changed"
+    assert vars(again)["attempts"] == 3
+    assert repr(again) == "ConflictError('it has changed')"
+
+
+def test_a_conflict_on_a_server_keeps_the_error_of_the_driver() -> None:
+    """Where there is one, it is ``orig``, with whatever codes its driver gives."""
+    driver = RuntimeError("deadlock detected")
+    again = copy.copy(ConflictError("it was refused", driver))
+    assert again.orig is driver
+    assert str(again) == "it was refused"
 
 
 def test_sqlite_codes() -> None:

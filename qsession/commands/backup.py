@@ -41,7 +41,7 @@ def backup(
             *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
         ) as progress:
             copying = progress.add_task(f"copying {file.name}")
-            back_up(
+            unchecked = back_up(
                 file,
                 target,
                 replace=force,
@@ -56,3 +56,8 @@ def backup(
         typer.secho(f"Nothing was copied: {error}.", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{target}: {target.stat().st_size / 1e6:,.1f} MB, checked")
+    if unchecked:
+        typer.echo(
+            f"Not all of {', '.join(unchecked)} could be checked: indexes or constraints there use "
+            "functions or collations that the application registers."
+        )

@@ -20,7 +20,9 @@ def bench(
     names: Annotated[
         list[str] | None, typer.Argument(help="Which comparisons; all of them without a name.")
     ] = None,
-    directory: Annotated[Path, typer.Option(help="A folder on the disk to measure.")] = Path(),
+    directory: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="A folder on the disk to measure.")
+    ] = Path(),
     out: Annotated[Path | None, typer.Option(help="Keep JSON and charts here.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each peer does each work.")] = 3,
     tasks: Annotated[int, typer.Option(min=1, help="How many tasks at once.")] = 50,

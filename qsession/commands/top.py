@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qsession.commands.engines import engines_on
 from qsession.commands.target import Database, file_of
 from qsession.commands.who import in_words
 from qsession.sqlite.processes.owners import command_line, lock_holders
-from qsession.sqlite.processes.status import engines_on
 from qsession.stats import Histogram
 
 _Seen = dict[tuple[int, int], dict[str, Any]]
@@ -66,7 +66,7 @@ def view(path: str, before: _Seen, now: _Seen, seconds: float) -> Group:
     table = Table(box=None, pad_edge=False, expand=True)
     pids = dict.fromkeys(pid for pid, _ in now)
     foreign = [pid for pid in lock_holders(path) if pid not in pids and pid != os.getpid()]
-    for name in ("pid", "waiting", "commits/s", "groups/s", "conflicts", "p99 wait"):
+    for name in ("pid", "waiting", "commits/s", "syncs/s", "conflicts", "p99 wait"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("does", no_wrap=True, overflow="ellipsis", ratio=1)
     total = 0.0
@@ -80,7 +80,7 @@ def view(path: str, before: _Seen, now: _Seen, seconds: float) -> Group:
             str(key[0]),
             f"{engine['waiting']:,}",
             f"{rate:,.0f}",
-            f"{_grown(old, engine, 'groups') / seconds:,.0f}",
+            f"{_grown(old, engine, 'syncs') / seconds:,.0f}",
             f"{_grown(old, engine, 'conflicts'):,}",
             f"{waits.quantile(0.99) * 1000:,.1f} ms" if waits.count else "",
             escape(in_words(engine, foreign)),

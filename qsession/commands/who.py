@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from qsession.commands.engines import engines_on
 from qsession.commands.target import Database, file_of
 from qsession.sqlite.processes.owners import command_line, lock_holders, users
-from qsession.sqlite.processes.status import engines_on
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 
-from qsession.engine import QueuedAsyncEngine, create_async_engine
-from qsession.migrate.servers import one_at_a_time
+from qsession.engine import QueuedAsyncEngine, create_async_engine, is_queued
+from qsession.migrate import gate, servers
 from qsession.migrate.sqlite import (
     back_up,
     drop_stale_copies,
@@ -25,6 +25,8 @@ from qsession.migrate.sqlite import (
     hold_without_foreign_keys,
     refuse_new_orphans,
 )
+from qsession.sqlite.files.read_only import path_of
+from qsession.urls import with_driver
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -154,13 +156,13 @@ async def _engine_for(
     if engine is not None and engine.dialect.name != "sqlite":
         yield engine
         return
-    if isinstance(engine, QueuedAsyncEngine):
+    if engine is not None and is_queued(engine):
         with engine_beside(engine.sync_engine) as beside:
             yield QueuedAsyncEngine(beside)
         return
     url = engine.url if engine is not None else url
     assert url is not None
-    url = make_url(url)
+    url = with_driver(url)
     settings: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         url = url.set(drivername="sqlite+qsession")
@@ -183,29 +185,35 @@ def _migrate(
     context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
     asked = context.get_context().opts
     looks_only = bool(asked.get("dont_mutate"))  # alembic current
+    migrates = "destination_rev" in asked and not looks_only  # upgrade, downgrade, stamp
     if on_server:
-        migrates = "destination_rev" in asked and not looks_only
-        turn = one_at_a_time(connection, WAIT) if migrates else contextlib.nullcontext()
+        turn = servers.one_at_a_time(connection, WAIT) if migrates else contextlib.nullcontext()
         with turn, context.begin_transaction():
             context.run_migrations()
         return
     connection.execution_options(qsession_access="read" if looks_only else "write")
-    with context.begin_transaction():
-        if "destination_rev" not in asked:  # not upgrade, downgrade or stamp
+    if not migrates:
+        with context.begin_transaction():
             context.run_migrations()
-            return
-        if options.get("transaction_per_migration"):
-            raise util.CommandError(
-                "transaction_per_migration=True: on SQLite a run of migrations is one transaction, "
-                "in which no other worker comes between and references are checked in the end. "
-                "Pass it to qsession.migrate.run() for servers only"
-            )
+        return
+    if options.get("transaction_per_migration"):
+        raise util.CommandError(
+            "transaction_per_migration=True: on SQLite a run of migrations is one transaction, "
+            "in which no other worker comes between and references are checked in the end. "
+            "Pass it to qsession.migrate.run() for servers only"
+        )
+    with _gate(connection), context.begin_transaction():
         hold_without_foreign_keys(connection)
         if backup is not None and not _at_target():
             back_up(connection, Path(backup))
         drop_stale_copies(connection)
         context.run_migrations()
         refuse_new_orphans(connection)
+
+
+def _gate(connection: Connection) -> contextlib.AbstractContextManager[None]:
+    dialect: Any = connection.dialect
+    return gate.one_at_a_time(path_of(dialect.database), dialect.settings.queue_timeout)
 
 
 def _migrate_through(connection: Connection, options: dict[str, Any]) -> None:
@@ -261,7 +269,7 @@ def _find_url(config: Config) -> URL:
         raise util.CommandError(
             "no database: give -x url=..., set QSESSION_URL, or set sqlalchemy.url in the ini file"
         )
-    return make_url(url)
+    return with_driver(url)
 
 
 def _load_config(config: str | os.PathLike[str] | Config | None) -> Config:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection
-from sqlalchemy.util import await_only
 
 from qsession.errors import QSessionError, QueueTimeout
+from qsession.migrate.patience import wait_until
 from qsession.servers.isolation import is_mysql
 
 _LOCK = "qsession.migrate"
 _KEY = int.from_bytes(_LOCK.encode()[:8], "big")
 """Of PostgreSQL's advisory lock, which belongs to one database; MySQL's belong to the server."""
 _NAME = f"CONCAT('{_LOCK}.', MD5(DATABASE()))"
-LONGEST_PAUSE = 0.5
-"""Seconds between two looks at the lock, at the most."""
-_pause = asyncio.sleep
 
 
 @contextmanager
@@ -54,15 +49,7 @@ def _lock(connection: Connection, wait: float) -> bool:
     that holds the lock waits for (https://www.postgresql.org/docs/current/sql-createindex.html,
     "Building Indexes Concurrently"), and would end with the server's limit on statements.
     """
-    deadline = time.monotonic() + wait
-    pause = 0.01
-    while not _lock_now(connection):
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        await_only(_pause(min(pause, left)))
-        pause = min(2 * pause, LONGEST_PAUSE)
-    return True
+    return wait_until(lambda: _lock_now(connection), wait)
 
 
 def _lock_now(connection: Connection) -> bool:

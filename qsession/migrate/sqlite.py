@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, MetaData, Table, exists, inspect, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import await_only
 
 from qsession.sqlite.pool import WriteQueuePool
@@ -37,8 +36,7 @@ def engine_beside(engine: Engine) -> Iterator[Engine]:
     try:
         yield Engine(pool, engine.dialect, engine.url)
     finally:
-        AsyncAdaptedQueuePool.dispose(pool)  # not the pool's own: a memory database lives on
-        pool.writer.dispose()
+        pool.close()  # and not dispose(): a memory database lives on
 
 
 def hold_without_foreign_keys(connection: Connection) -> None:
@@ -48,8 +46,8 @@ def hold_without_foreign_keys(connection: Connection) -> None:
     (https://sqlite.org/lang_altertable.html, section 7). Inside a transaction the PRAGMA does
     nothing; as the first statement it is sent before BEGIN.
     """
-    _ = connection.connection.driver_connection  # a holder that was asked for it is not suspended
     connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def drop_stale_copies(connection: Connection) -> None:

@@ -45,6 +45,8 @@ class PoolConnection(Statements):
         self._connection: Connection | None = None
         self._scope = Scope()
         self._conflict: ConflictError | None = None
+        self.locks_first = False
+        """Whether its transactions take SQLite's write lock with their first statement."""
         self._failed = False
         self._running: asyncio.Task[Any] | None = None
         self._broken_off: asyncio.Task[Any] | None = None
@@ -59,7 +61,14 @@ class PoolConnection(Statements):
         """Whether a `transaction` is open on it, by whichever task."""
         return self._scope.block is not None
 
-    def transaction(self, *, isolation: str | None = None, readonly: bool = False) -> Transaction:
+    @property
+    def in_conflict(self) -> bool:
+        """Whether its transaction has lost to another one, and can only be rolled back."""
+        return self._conflict is not None
+
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False
+    ) -> Transaction[PoolConnection]:
         """A transaction, for ``async with``; inside of another one it is a savepoint.
 
         It commits on a clean exit and rolls back on an error. It is serializable: on SQLite it
@@ -151,7 +160,8 @@ class PoolConnection(Statements):
             on_mysql = backend in ("mysql", "mariadb")
             level = "REPEATABLE READ" if readonly and on_mysql else "SERIALIZABLE"
         access = "read" if readonly or self._outside["qsession_access"] == "read" else "write"
-        return {"isolation_level": level, "qsession_access": access}
+        options = {"isolation_level": level, "qsession_access": access}
+        return {**options, "qsession_locks": True} if self.locks_first else options
 
     def _refuse_if_released(self) -> None:
         if not self._scope.open:
@@ -187,7 +197,8 @@ class PoolConnection(Statements):
         """The database has rolled all of it back, or would do so instead of the commit."""
         if self._conflict is not None:
             raise ConflictError(
-                f"The transaction has ended in a conflict already: {self._conflict}"
+                f"The transaction has ended in a conflict already: {self._conflict}",
+                self._conflict.orig,
             ) from self._conflict
 
     def _begin(self, options: Mapping[str, Any]) -> SQLTransaction:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Concatenate, TypeVar
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
 from qsession.config import Settings
@@ -26,6 +26,7 @@ from qsession.errors import QueueTimeout
 from qsession.pool.connection import PoolConnection
 from qsession.pool.statements import Statements, Take
 from qsession.session import retry
+from qsession.urls import with_driver
 from qsession.waiting.handoff import Waiter, to_end
 
 if TYPE_CHECKING:
@@ -35,12 +36,6 @@ _T = TypeVar("_T")
 
 ENVIRONMENT = ("QSESSION_URL", "DATABASE_URL")
 """The environment variables that are read for the URL when none is given, in this order."""
-_DRIVERS = {
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "mysql": "mysql+asyncmy",
-    "mariadb": "mariadb+asyncmy",
-}
 
 
 class _State(Enum):
@@ -275,10 +270,4 @@ def database_url(dsn: str | URL | None) -> URL:
             "no database: give a URL, as create_pool('sqlite:///app.db'), or set the environment "
             f"variable {' or '.join(ENVIRONMENT)}"
         )
-    url = make_url(found)
-    url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
-    if url.drivername == "postgresql+asyncpg" and "sslmode" in url.query:
-        # what libpq calls sslmode, asyncpg calls ssl; the values are the same
-        ssl = url.query["sslmode"]
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": ssl})
-    return url
+    return with_driver(found)

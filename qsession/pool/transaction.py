@@ -7,15 +7,35 @@ from __future__ import annotations
 
 import sys
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Any, Generic, Protocol, TypeVar
 
+from sqlalchemy import Transaction as SQLTransaction
 from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 from sqlalchemy.util import greenlet_spawn
 
+from qsession.pool.scope import Scope
 from qsession.waiting.handoff import to_end
 
-if TYPE_CHECKING:
-    from qsession.pool.connection import PoolConnection
+
+class Connected(Protocol):
+    """What a transaction needs of its connection."""
+
+    _scope: Scope
+    _timeout: float | None
+
+    @property
+    def in_transaction(self) -> bool: ...
+
+    def _transaction_options(self, isolation: str | None, readonly: bool) -> dict[str, Any]: ...
+
+    def _refuse_if_released(self) -> None: ...
+
+    def _begin(self, options: dict[str, Any]) -> SQLTransaction: ...
+
+    def _end(self, transaction: SQLTransaction, commit: bool) -> None: ...
+
+
+_C = TypeVar("_C", bound=Connected)
 
 
 class _State(Enum):
@@ -27,14 +47,14 @@ class _State(Enum):
     ROLLED_BACK = "was rolled back"
 
 
-class Transaction:
+class Transaction(Generic[_C]):
     """A transaction on a connection of the pool, or a savepoint where one is open already.
 
     Use it in ``async with``, or call `start` and then `commit` or `rollback`. Statements that
     other tasks have asked for inside of it go before its end.
     """
 
-    def __init__(self, connection: PoolConnection, isolation: str | None, readonly: bool) -> None:
+    def __init__(self, connection: _C, isolation: str | None, readonly: bool) -> None:
         self._connection = connection
         self._plain = isolation is None and not readonly
         self._options = connection._transaction_options(isolation, readonly)
@@ -78,7 +98,7 @@ class Transaction:
         """Roll back. Cancelled: runs to its end, then the cancellation is raised."""
         await to_end(self._end(commit=False))
 
-    async def __aenter__(self) -> PoolConnection:
+    async def __aenter__(self) -> _C:
         await self.start()
         return self._connection
 

@@ -6,6 +6,7 @@ https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
@@ -76,7 +77,8 @@ def explain(context: ExceptionContext) -> Exception | None:
         conflict = ConflictError(
             f"The transaction was refused at {statement}: {CONFLICTS[code]} ({code}: "
             f"{_first_line(error)}). Nothing of it was written. Roll back and run it again, or "
-            "let qsession.run do so."
+            "let qsession.run do so.",
+            error,
         )
         connection = context.connection
         if connection is not None and not (
@@ -106,7 +108,8 @@ def _rolls_back_to_savepoint(context: ExceptionContext) -> bool:
 
 
 def _already(conflict: ConflictError) -> ConflictError:
-    return ConflictError(f"The transaction has ended in a conflict already: {conflict}")
+    told = f"The transaction has ended in a conflict already: {conflict}"
+    return ConflictError(told, conflict.orig)
 
 
 def _savepoint_failed(connection: Connection, code: object) -> ConflictError | None:
@@ -173,7 +176,7 @@ def refuse_after_conflict(connection: Connection, *_: object) -> None:
     """
     if not connection.invalidated and REFUSED in connection.info:
         _, error = connection.info[REFUSED]
-        raise type(error)(*error.args)
+        raise copy(error)
 
 
 def note_rollback_to_savepoint(connection: Connection, *_: object) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from sqlalchemy.ext.asyncio import AsyncMappingResult, AsyncResult, AsyncScalarResult
 from sqlalchemy.util import await_only
 
+from qsession.errors import ConflictError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
@@ -30,10 +32,12 @@ class Line:
     Invariant: whoever waits, waits for an owner. Like the session, it is used by one thread.
     """
 
-    __slots__ = ("owner", "waiting")
+    __slots__ = ("conflict", "owner", "waiting")
 
     def __init__(self) -> None:
         self.owner: _Task | None = None
+        self.conflict = False
+        """Whether an operation has met a conflict, and its transaction is still to be ended."""
         self.waiting: deque[tuple[asyncio.Future[None], _Task | None]] = deque()
 
     async def wait(self, task: _Task | None, place: asyncio.Future[None] | None = None) -> None:
@@ -84,6 +88,9 @@ def in_turn(operation: _F) -> _F:
             await line.wait(task)
         try:
             return await operation(self, *args, **kw)
+        except ConflictError:
+            line.conflict = True
+            raise
         finally:
             if line.waiting:
                 line.hand_over()
@@ -115,6 +122,9 @@ def in_turn_from_greenlet(operation: _F) -> _F:
             await_only(line.wait(task))
         try:
             return operation(self, *args, **kw)
+        except ConflictError:
+            line.conflict = True
+            raise
         finally:
             line.hand_over()
 

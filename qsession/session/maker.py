@@ -16,7 +16,7 @@ from sqlalchemy import URL, exc
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from qsession.engine import create_async_engine, is_ours
+from qsession.engine import QueuedAsyncEngine, create_async_engine, is_ours
 from qsession.errors import PlainEngineWarning
 from qsession.session import retry
 from qsession.session.sharing import Bind, QSession, SessionBlock
@@ -46,7 +46,8 @@ class SessionMaker(async_sessionmaker[QSession]):
     ) -> None:
         super().__init__(class_=class_)
         self.env = env
-        self._made: list[AsyncEngine] = []
+        self._made: list[QueuedAsyncEngine] = []
+        self._given: QueuedAsyncEngine | None = None
         self._making = threading.Lock()
         self._configure(url, kw)
 
@@ -83,8 +84,11 @@ class SessionMaker(async_sessionmaker[QSession]):
         super().configure(**{**session_kw, "bind": engine})
 
     @property
-    def engine(self) -> AsyncEngine:
+    def engine(self) -> QueuedAsyncEngine:
         """The engine of this maker, made from the environment variable if there is none yet.
+
+        One that was given, and that a framework has made, is behind it: the same pool, with
+        ``stats()`` and ``drain()``.
 
         Raises `sqlalchemy.exc.InvalidRequestError` when nothing names a database.
         """
@@ -93,7 +97,12 @@ class SessionMaker(async_sessionmaker[QSession]):
                 if self.kw["bind"] is None:
                     self.configure(self._url_from_environment())
         bind: Bind = self.kw["bind"]
-        return bind if isinstance(bind, AsyncEngine) else bind.engine
+        engine = bind if isinstance(bind, AsyncEngine) else bind.engine
+        if isinstance(engine, QueuedAsyncEngine):
+            return engine
+        if self._given is None or self._given.sync_engine is not engine.sync_engine:
+            self._given = QueuedAsyncEngine(engine.sync_engine)
+        return self._given
 
     def _url_from_environment(self) -> str:
         url = os.environ.get(self.env, "") if self.env else ""
@@ -111,7 +120,7 @@ class SessionMaker(async_sessionmaker[QSession]):
         Sessions still open keep their connections until they end. The maker stays usable.
         """
         made, self._made = self._made, []
-        current: AsyncEngine | None = None
+        current: QueuedAsyncEngine | None = None
         if self.kw["bind"] is not None:
             current = self.engine
             if any(each is current for each in made):
@@ -147,11 +156,11 @@ class SessionMaker(async_sessionmaker[QSession]):
     ) -> _T:
         """Return what ``fn(session, *args, **kw)`` returns, in a transaction that is committed.
 
-        Runs it again in a new session after a `ConflictError`, or a `GroupAborted`, of which
-        nothing was written either: `attempts` times at the most, after pauses of a random length
-        that may grow to a second. The last error is raised with their count as
-        ``error.attempts``. Other errors are raised at once. So `fn` must do nothing that may not be
-        done twice. Cancellation rolls back and is raised.
+        Runs it again in a new session after a `ConflictError`, also where `fn` has made another
+        error of that: `attempts` times at the most, after pauses of a random length that may grow
+        to a second. The last error is raised with their count as ``error.attempts``. Other errors
+        are raised at once. So `fn` must do nothing that may not be done twice. Cancellation rolls
+        back and is raised.
         """
         return await retry.run(self.begin, attempts, fn, *args, **kw)
 

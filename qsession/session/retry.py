@@ -7,11 +7,11 @@ import builtins
 import inspect
 import random
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import exc
 
-from qsession.errors import ConflictError, GroupAborted
+from qsession.errors import ConflictError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,7 +23,19 @@ FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 1.0
 """Seconds: where the doubling ends."""
 
-_S = TypeVar("_S")
+
+class _MayConflict(Protocol):
+    """What `run` hands to the function: a session, or a connection of a pool."""
+
+    locks_first: bool
+
+    @property
+    def in_conflict(self) -> bool:
+        """Whether its transaction has lost to another one, and can only be rolled back."""
+        ...
+
+
+_S = TypeVar("_S", bound=_MayConflict)
 _T = TypeVar("_T")
 _Group: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
 _jitter = random.SystemRandom().uniform
@@ -35,11 +47,20 @@ def longest_pause(attempt: int) -> float:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether running again can help: lost to others with nothing written, or a group of that."""
-    if isinstance(error, (ConflictError, GroupAborted)):
-        return True
-    if isinstance(error, _Group):
-        return all(is_conflict(each) for each in error.exceptions)
+    """Whether running again can help: the transaction lost to others, and nothing was written.
+
+    Libraries make errors of their own of SQLAlchemy's, so what an error comes from counts as well,
+    also where it says ``from None``. A group is one of conflicts if each error in it is.
+    """
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        if isinstance(each, ConflictError):
+            return True
+        if isinstance(each, _Group):
+            return all(is_conflict(member) for member in each.exceptions)
+        seen.add(id(each))
+        each = each.__cause__ or each.__context__
     return False
 
 
@@ -60,15 +81,21 @@ async def run(
 ) -> _T:
     """Run ``fn(session, *args, **kw)`` in a transaction of `begin`, again after each conflict.
 
-    The transaction is over before the pause, so that it holds nobody up.
+    The transaction is over before the pause, so that it holds nobody up. It has ended in a conflict
+    if the error comes from one, or if the session says so: a library may have hidden the error.
     """
     for attempt in range(1, check_attempts(attempts) + 1):
+        lost = False
         try:
             async with begin() as session:
-                result: _T = await _awaitable(fn, fn(session, *args, **kw))
+                session.locks_first = attempt > 1
+                try:
+                    result: _T = await _awaitable(fn, fn(session, *args, **kw))
+                finally:
+                    lost = session.in_conflict
                 return result
         except Exception as error:
-            if not is_conflict(error):
+            if not (lost or is_conflict(error)):
                 raise
             if attempt == attempts:
                 _tell(error, attempt)

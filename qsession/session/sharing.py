@@ -124,11 +124,43 @@ class QSession(AsyncSession):
     delete = in_turn(AsyncSession.delete)
     merge = in_turn(AsyncSession.merge)
     flush = in_turn(AsyncSession.flush)
-    rollback = in_turn(AsyncSession.rollback)
     commit = in_turn(AsyncSession.commit)
-    close = in_turn(AsyncSession.close)
     reset = in_turn(AsyncSession.reset)
     invalidate = in_turn(AsyncSession.invalidate)
+
+    @property
+    def locks_first(self) -> bool:
+        """Whether a transaction takes SQLite's write lock with its first statement.
+
+        What it reads cannot change from there on, so it cannot lose to others. `run` sets it for
+        every attempt but the first. Without effect on a server, and in access ``read``.
+        """
+        inner = self.sync_session
+        assert isinstance(inner, InnerSession)
+        return bool(inner.mode.get("qsession_locks"))
+
+    @locks_first.setter
+    def locks_first(self, locks: bool) -> None:
+        inner = self.sync_session
+        assert isinstance(inner, InnerSession)
+        inner.mode = {**inner.mode, "qsession_locks": locks}
+
+    @property
+    def in_conflict(self) -> bool:
+        """Whether its transaction has lost to another one, and can only be rolled back."""
+        return self.line.conflict
+
+    @in_turn
+    async def rollback(self) -> None:
+        """As `AsyncSession.rollback`."""
+        await super().rollback()
+        self.line.conflict = False
+
+    @in_turn
+    async def close(self) -> None:
+        """As `AsyncSession.close`."""
+        await super().close()
+        self.line.conflict = False
 
     @in_turn
     async def connection(

@@ -1,1 +1,1 @@
-"""SQLite under qsession: routing, the one writer, transactions that can be replayed."""
+"""SQLite under qsession: what SQLAlchemy sees of it, and below that a folder for each concern."""

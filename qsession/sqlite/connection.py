@@ -1,7 +1,7 @@
 """RoutedConnection: what SQLAlchemy sees as a connection of its pool.
 
-It owns one transaction and no physical connection: that is attached by the first statement, and
-given back at the end of the transaction.
+It owns one transaction, over and over, and no physical connection: that comes with the first
+statement of a transaction, and goes with its end.
 """
 
 from __future__ import annotations
@@ -13,17 +13,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import util
-from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from qsession.sqlite.cursor import RoutedCursor, StreamCursor
-from qsession.sqlite.old_transaction import Transaction
-from qsession.sqlite.place import State
+from qsession.sqlite.transaction.decide import State
+from qsession.sqlite.transaction.transaction import Transaction
 
 if TYPE_CHECKING:
-    from qsession.sqlite.pool import WriteQueuePool
+    from typing import Protocol
+
+    from qsession.sqlite.queue.admission import Admission
+    from qsession.sqlite.transaction.transaction import Connections
+
+    class Home(Connections, Protocol):
+        """What a connection needs of its pool."""
+
+        isolation_level: str | None
+        admission: Admission
+
+        @property
+        def record_info(self) -> dict[Any, Any]: ...
+
+        def reset(self, connection: RoutedConnection) -> None: ...
 
 
 class _Entry(ConnectionPoolEntry):
@@ -31,22 +44,22 @@ class _Entry(ConnectionPoolEntry):
 
     __slots__ = ("finalize_callback", "info", "record_info", "starttime")
 
-    def __init__(self) -> None:
+    def __init__(self, info: dict[Any, Any]) -> None:
         self.finalize_callback: deque[Callable[[Any], None]] = deque()
-        self.info: dict[Any, Any] = {}
+        self.info: dict[Any, Any] = info
         self.record_info: dict[Any, Any] = {}
         self.starttime = 0.0
 
 
 class RoutedConnection(PoolProxiedConnection):
-    """A connection that decides at each statement which physical one serves it."""
+    """A connection whose transactions each take a physical one of the pool."""
 
     __slots__ = (  # with a __dict__ that is made when somebody sets something of his own
         "__dict__", "__weakref__", "_detached", "_isolation_level", "_open", "_pool", "_record",
         "streams", "transaction",
     )  # fmt: skip
 
-    def __init__(self, pool: WriteQueuePool) -> None:
+    def __init__(self, pool: Home) -> None:
         self._open = True
         self._detached = False
         self._pool = pool
@@ -60,7 +73,9 @@ class RoutedConnection(PoolProxiedConnection):
     @property
     def _connection_record(self) -> _Entry:
         if self._record is None:
-            self._record = _Entry()
+            lease = self.transaction.work.lease
+            found = self._pool.record_info if lease is None else lease.record.info
+            self._record = _Entry(dict(found))
         return self._record
 
     @property
@@ -77,6 +92,7 @@ class RoutedConnection(PoolProxiedConnection):
 
     @property
     def info(self) -> dict[Any, Any]:
+        """What "connect" listeners have noted of the physical connections, as a copy."""
         return self._connection_record.info
 
     @property
@@ -85,21 +101,11 @@ class RoutedConnection(PoolProxiedConnection):
 
     @property
     def driver_connection(self) -> Any:  # type: ignore[override]
-        """The ``aiosqlite.Connection`` that is written on; from here on to the end of the
-        transaction this connection holds the write ticket. What is set there stays with it, unless
-        it was asked for where nothing can be awaited.
+        """The ``aiosqlite.Connection`` of this connection, which stays with it until it is closed.
+
+        In a greenlet, as within ``run_sync`` or ``get_raw_connection()`` of qsession's engine, the
+        write ticket is taken with it, until the transaction ends or idles in the way of others.
         """
-        writer, own = self._pool.writer, self.transaction.own
-        is_open = writer.is_open if own is None else own.usable
-        holding = self.transaction.state is State.HOLDING
-        if not (in_greenlet() or holding or (is_open and writer.queue.holder is None)):
-            raise InvalidRequestError(
-                "The driver's connection is the one writing connection, and it cannot be waited "
-                "for here. Use 'await connection.run_sync(lambda c: c.connection."
-                "driver_connection)', or get_raw_connection() of what 'engine.connect()' of "
-                "qsession.create_async_engine() or 'qsession().connection()' has returned; a plain "
-                "AsyncSession returns another kind of connection."
-            )
         return self.transaction.pin()._connection
 
     def __getattr__(self, name: str) -> Any:
@@ -108,7 +114,7 @@ class RoutedConnection(PoolProxiedConnection):
             raise AttributeError(
                 f"{name!r} belongs to one connection to the file, and this one uses another for "
                 "each transaction. Functions and settings for all of them go into a 'connect' "
-                "listener of engine.sync_engine; driver_connection is the writer's own connection."
+                "listener of engine.sync_engine; driver_connection is one that stays."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -136,10 +142,11 @@ class RoutedConnection(PoolProxiedConnection):
     def commit(self) -> None:
         """Commit; if that fails, roll back: SQLAlchemy takes it for ended, and sends nothing."""
         try:
-            self.transaction.wait_for_others()
+            self.transaction.statements.wait()
             self.transaction.commit()
         except BaseException:
-            self.transaction.abandon()
+            if self.transaction.work.state is not State.IDLE:
+                self.transaction.abandon()
             raise
 
     def rollback(self) -> None:
@@ -163,7 +170,7 @@ class RoutedConnection(PoolProxiedConnection):
             for stream in list(self.streams or ()):
                 stream.close()
             try:
-                if self.transaction.state is not State.IDLE:
+                if self.transaction.work.state is not State.IDLE:
                     self.transaction.rollback()
             finally:
                 self._finalize()
@@ -176,8 +183,7 @@ class RoutedConnection(PoolProxiedConnection):
             while entry is not None and entry.finalize_callback:
                 entry.finalize_callback.pop()(self)
         finally:
-            if self.transaction.own is not None:
-                self.transaction.let_go(wait=True)
+            self.transaction.let_go()
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
         """Give up the transaction without waiting; the physical connection with it, if asked for
@@ -186,13 +192,16 @@ class RoutedConnection(PoolProxiedConnection):
         if not self._open or soft:
             return
         self._open = False
-        lease = self.transaction.lease
+        lease = self.transaction.work.lease
         if lease is not None and (e is None or isinstance(e, Exception)):
             lease.driver.suspect = True
+        self._leave()
+
+    def _leave(self) -> None:
         for stream in list(self.streams or ()):
             stream.close()
         self.transaction.abandon()
-        self.transaction.let_go(wait=False)
+        self.transaction.let_go()
 
     def terminate(self) -> None:
         """As SQLAlchemy's adapted connections: give it up at once, and the physical one with it."""
@@ -203,19 +212,12 @@ class RoutedConnection(PoolProxiedConnection):
         self._detached = True
 
     def __del__(self) -> None:
-        lease = self.transaction.lease
-        idle = self.transaction.state is State.IDLE and not self.streams
-        if lease is None and (idle or not self._open):
-            self._pool.admission.leave(self.transaction)
-            if self.transaction.own is not None:
-                self.transaction.let_go(wait=False)
-            return
-        for stream in list(self.streams or ()):
-            stream.close()
-        self.transaction.abandon()
-        self.transaction.let_go(wait=False)
-        if lease is not None and lease.driver.inherited:
-            return  # it is the parent's, in a forked child
+        work = self.transaction.work
+        lease, told = work.lease, work.is_open or bool(self.streams)
+        if told or lease is not None or work.ticket is not None or self._open:
+            self._leave()
+        if not told or (lease is not None and lease.driver.inherited):
+            return  # there was nothing to undo, or it is the parent's, in a forked child
         util.warn(
             "The garbage collector is cleaning up a connection of qsession that was not closed; "
             "its transaction is rolled back. Close sessions and connections, or use them in "

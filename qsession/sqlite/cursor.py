@@ -7,23 +7,25 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sqlalchemy import util
 
-from qsession.sqlite.lease import ReaderLease
-from qsession.sqlite.log import Outcome, Rowid, Statement, fetch
-from qsession.sqlite.need import Need, need_of
+from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.transaction.digest import StreamDigest
-from qsession.sqlite.transaction.parameters import frozen
-from qsession.sqlite.words import inserts
-
-if TYPE_CHECKING:
-    from qsession.sqlite.connection import RoutedConnection
-    from qsession.sqlite.lease import Lease
-
+from qsession.sqlite.transaction.sending import Outcome, fetch
+from qsession.sqlite.transaction.statement import Statement, kind_of
+from qsession.sqlite.transaction.transaction import Transaction
 
 _NO_ROWS: Iterator[Any] = iter(())
+
+
+class Connected(Protocol):
+    """The connection of a cursor."""
+
+    transaction: Transaction
+    streams: set[StreamCursor] | None
+    """Those that are open; None before the first one."""
 
 
 class RoutedCursor:
@@ -34,16 +36,11 @@ class RoutedCursor:
     description: Any = None
     rowcount = -1
     arraysize = 1
+    lastrowid: int | None = None
 
-    def __init__(self, connection: RoutedConnection) -> None:
+    def __init__(self, connection: Connected) -> None:
         self._connection = connection
         self._rows: Iterator[Any] = _NO_ROWS
-        self._rowid: Rowid | None = None
-        self._lastrowid: int | None = None
-
-    @property
-    def lastrowid(self) -> int | None:
-        return self._lastrowid if self._rowid is None else self._rowid.ask()
 
     def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
         self.run(operation, parameters)
@@ -55,23 +52,20 @@ class RoutedCursor:
 
     def run(self, sql: str, parameters: Any, context: Any = None, many: bool = False) -> None:
         """Send one statement; ``context`` is what SQLAlchemy knows of it."""
-        need, nowait = need_of(context, sql)
+        kind, nowait, words = kind_of(context, sql)
         options = util.EMPTY_DICT if context is None else context.execution_options
         if many and not isinstance(parameters, list):
             parameters = list(parameters)
-        bound = frozen(parameters or (), many)
-        self._rowid = Rowid() if need is not Need.READ and inserts(sql) else None
-        statement = Statement(sql, bound, need, many, self.stream, nowait, self._rowid)
+        statement = Statement(
+            sql, parameters or (), kind, words, many, self.stream, nowait, context
+        )
         self._take(self._connection.transaction.execute(statement, options))
 
     def _take(self, outcome: Outcome) -> None:
         self._rows = iter(outcome.rows)
         self.description = outcome.description
         self.rowcount = outcome.rowcount
-        if self._rowid is None:
-            self._lastrowid = outcome.lastrowid
-        else:
-            self._rowid.value = outcome.lastrowid
+        self.lastrowid = outcome.lastrowid
 
     def fetchone(self) -> Any:
         return next(self._rows, None)
@@ -101,12 +95,12 @@ class RoutedCursor:
 class StreamCursor(RoutedCursor):
     """A cursor that fetches its rows as they are asked for.
 
-    On a reader it keeps its snapshot until it is closed. On the writer a commit fetches the rest.
+    It keeps the connection until it is closed. A commit of what was written fetches the rest.
     """
 
     server_side = True
 
-    def __init__(self, connection: RoutedConnection) -> None:
+    def __init__(self, connection: Connected) -> None:
         super().__init__(connection)
         self.stream = self
         self._fetched: deque[Any] = deque()
@@ -138,7 +132,7 @@ class StreamCursor(RoutedCursor):
             )
         if self._cursor is not None and self._lease is not None:
             self._fetched.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
-            self._connection.transaction.activity += 1
+            self._connection.transaction.statements.activity += 1
 
     def fetchone(self) -> Any:
         if not self._fetched:
@@ -192,5 +186,4 @@ class StreamCursor(RoutedCursor):
             return
         lease.streams -= {self}
         lease.driver.post(lambda raw: cursor.close())
-        if isinstance(lease, ReaderLease):
-            lease.stream_closed()
+        lease.stream_closed()

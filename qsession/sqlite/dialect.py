@@ -7,26 +7,30 @@ import sqlite3
 import time
 from typing import Any
 
+import aiosqlite
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_dbapi, SQLiteDialect_aiosqlite
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL, Dialect, Engine
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import Pool
+from sqlalchemy.pool import NullPool, Pool
 from sqlalchemy.util import await_only
 
 from qsession.config import NAMES, Settings
 from qsession.errors import QueueTimeout
 from qsession.sqlite.connection import RoutedConnection
 from qsession.sqlite.cursor import RoutedCursor
-from qsession.sqlite.driver import setup as ready
-from qsession.sqlite.driver.physical import DriverConnection, file_identity
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.driver.setup import FULL, NORMAL, OFF, prepare
 from qsession.sqlite.files.explain import explain
+from qsession.sqlite.files.filesystem import file_identity
 from qsession.sqlite.files.memory import MemoryDatabase, memory_database
 from qsession.sqlite.files.read_only import frozen_uri, path_of
-from qsession.sqlite.place import BUSY_RETRY
 from qsession.sqlite.pool import WriteQueuePool
 from qsession.sqlite.processes import fork
 from qsession.sqlite.processes.owners import lock_owner
 from qsession.waiting.handoff import to_end
+
+RETRY = 0.005
+"""Seconds between two tries to switch a file to WAL mode that another program uses."""
 
 
 class DriverModule(AsyncAdapt_aiosqlite_dbapi):
@@ -46,17 +50,30 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._opened(future.result()).terminate()
             raise
-        driver = self._opened(connection)
-        try:
-            driver.raw.cursor().close()
-        except sqlite3.ProgrammingError:
-            driver.thread_only = True  # check_same_thread=True
-        return driver
+        return self._opened(connection)
+
+    def adopt(self, connection: Any) -> DriverConnection:
+        """A connection that ``creator=`` has made. Raises :class:`ArgumentError` for another."""
+        if isinstance(connection, DriverConnection):
+            return connection
+        opened = getattr(connection, "_connection", connection)  # of SQLAlchemy's adapter
+        if not isinstance(opened, aiosqlite.Connection):
+            opened = connection
+        if not isinstance(opened, aiosqlite.Connection):
+            raise ArgumentError(
+                f"creator= has returned {connection!r}; it has to be an aiosqlite connection. Use "
+                "async_creator= with a coroutine function that opens one"
+            )
+        return self._opened(opened)
 
     def _opened(self, connection: Any) -> DriverConnection:
         """What the application has opened by itself."""
         driver = DriverConnection(self, connection)
         driver.raw = connection._conn
+        try:
+            driver.raw.cursor().close()
+        except Exception:  # of whatever SQLite library it is
+            driver.thread_only = True  # check_same_thread=True
         return driver
 
 
@@ -71,11 +88,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         self,
         access: Any = None,
         durability: Any = None,
+        reads: Any = None,
         queue_timeout: Any = None,
         max_waiting: Any = None,
         stall_after: Any = None,
         warn_after: Any = None,
-        group_size: Any = None,
         wal_warn: Any = None,
         inline: Any = None,
         max_hold: Any = None,
@@ -86,6 +103,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         self.settings = Settings().with_options(self._given)
         self.database = ""
         self._memory: MemoryDatabase | None = None
+        if kw.get("dbapi") is not None:
+            kw["dbapi"] = _adapted(kw["dbapi"])
         super().__init__(**kw)
 
     @classmethod
@@ -96,6 +115,15 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
     def load_provisioning(cls) -> None:
         """For SQLAlchemy's test framework, which looks beside the dialect."""
         import sqlalchemy.dialects.sqlite.provision  # noqa: F401
+
+    @classmethod
+    def get_dialect_cls(cls, url: URL) -> type[Dialect]:
+        """SQLAlchemy asks for this one where the engine is not to be an asyncio one."""
+        return SynchronousUse
+
+    @classmethod
+    def get_async_dialect_cls(cls, url: URL) -> type[Dialect]:
+        return cls
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[Pool]:
@@ -112,6 +140,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         if not isinstance(pool, WriteQueuePool):
             engine.pool = WriteQueuePool(
                 pool._creator,
+                keeps_idle=not isinstance(pool, NullPool),
                 dialect=engine.dialect,
                 echo=pool.echo,
                 logging_name=pool._orig_logging_name,
@@ -130,7 +159,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         url = url.difference_update_query(settings)
         self._memory = memory_database(url)
         if self._memory is not None:
-            url = url.set(database=self._memory.path).difference_update_query(
+            url = url.set(database="memory.db").difference_update_query(
                 ["mode", "cache", "uri", "vfs"]
             )
         elif "uri" in url.query:  # connections that share a cache lock tables for one another
@@ -141,7 +170,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         if self._memory is not None:
-            self._memory.enter(self)
+            cargs = (self._memory.enter(self), *cargs[1:])
         timeout = cparams.pop("timeout", None)
         if timeout is not None and "queue_timeout" not in self._given:
             self.settings = self.settings.with_options({"queue_timeout": timeout})
@@ -162,7 +191,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
     def on_connect(self) -> Any:
         before = super().on_connect()
 
-        def prepare(dbapi_connection: Any) -> None:
+        def connected(dbapi_connection: Any) -> None:
             before(dbapi_connection)
             try:
                 switch_to_wal(dbapi_connection)
@@ -170,9 +199,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
                 raise explain(error, self.database) from error
 
         def switch_to_wal(dbapi_connection: Any) -> None:
-            synchronous = {"full": "FULL", "normal": "NORMAL"}[self.settings.durability]
+            synchronous = NORMAL if self.settings.durability == "normal" else FULL
+            if self._memory is not None:
+                synchronous = OFF
             deadline = time.monotonic() + self.settings.queue_timeout
-            while not dbapi_connection.run(ready.prepare, synchronous):
+            while not dbapi_connection.run(prepare, synchronous):
                 if time.monotonic() >= deadline:
                     owner = lock_owner(path_of(self.database))
                     raise QueueTimeout(
@@ -180,9 +211,18 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
                         f"held a lock on it for longer than {self.settings.queue_timeout:g} s. "
                         f"The lock is held by {owner}.{_advice(owner)}"
                     )
-                await_only(asyncio.sleep(BUSY_RETRY))
+                await_only(asyncio.sleep(RETRY))
 
-        return prepare
+        return connected
+
+    @property
+    def shares_syncs(self) -> bool:
+        """Whether fsyncs of commits are shared.
+
+        Without powersafe overwrite SQLite pads each commit to a sector where it syncs by itself,
+        and not elsewhere (https://sqlite.org/psow.html).
+        """
+        return self.settings.durability != "normal" and "psow=0" not in self.database
 
     def discard_memory(self) -> None:
         if self._memory is not None:
@@ -232,6 +272,34 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     def detect_autocommit_setting(self, dbapi_conn: Any) -> bool:
         return bool(self.get_isolation_level(dbapi_conn) == "AUTOCOMMIT")
+
+
+class SynchronousUse(QSessionDialect):
+    """What ``sqlite+qsession://`` is without asyncio: good for compiling, not for an engine."""
+
+    supports_statement_cache = True
+
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        """Refuse it here: its first statement would fail, and would not say why."""
+        plain = engine.url.set(drivername="sqlite").difference_update_query(NAMES)
+        raise ArgumentError(
+            f"{engine.url!r} is a URL for asyncio, and create_engine() makes synchronous engines: "
+            f"give it {plain!r}, or use create_async_engine()"
+        )
+
+
+def _adapted(module: Any) -> DriverModule:
+    """What ``module=`` of create_engine names: aiosqlite, or SQLAlchemy's adapter around it."""
+    if isinstance(module, DriverModule):
+        return module
+    inner = getattr(module, "aiosqlite", module)
+    if not hasattr(getattr(inner, "Connection", None), "__aenter__"):
+        raise ArgumentError(
+            f"module={module!r} is no module like aiosqlite. For another SQLite library use "
+            "async_creator= with a coroutine function that opens a connection of it"
+        )
+    return DriverModule(inner, getattr(module, "sqlite", sqlite3))
 
 
 def _advice(owner: str) -> str:

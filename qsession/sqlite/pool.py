@@ -1,4 +1,4 @@
-"""WriteQueuePool: a bounded pool of reader connections, and the one writer beside it."""
+"""WriteQueuePool: a bounded pool of connections, of which any may write, and the write queue."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import sqlite3
 import threading
 import time
+import weakref
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -20,27 +22,39 @@ from sqlalchemy.util.queue import Empty
 from qsession.config import Settings
 from qsession.errors import QueueTimeout
 from qsession.sqlite.connection import RoutedConnection
-from qsession.sqlite.driver.physical import DriverConnection, file_identity
-from qsession.sqlite.driver.setup import keep_ready, make_ready
+from qsession.sqlite.driver.lease import Lease
+from qsession.sqlite.driver.pace import Pace
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.driver.setup import make_ready
 from qsession.sqlite.durability.checkpoint import Checkpointer
+from qsession.sqlite.durability.syncer import Syncer, syncer_of
 from qsession.sqlite.files.explain import explain
+from qsession.sqlite.files.filesystem import file_identity
 from qsession.sqlite.files.read_only import fingerprint
-from qsession.sqlite.lease import ReaderLease
-from qsession.sqlite.pace import Pace, Who, turns
 from qsession.sqlite.processes import fork, status
 from qsession.sqlite.queue.admission import Admission
-from qsession.sqlite.writer import Writer
+from qsession.sqlite.queue.write_queue import WriteQueue
+from qsession.sqlite.transaction.transaction import Transaction
 from qsession.stats import Stats
 from qsession.waiting.connection_queue import ConnectionQueue
-from qsession.waiting.handoff import to_end
+from qsession.waiting.handoff import running_loop, to_end
+from qsession.waiting.pacing import turns
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
+
+LOOK_AGAIN = 0.01
+"""Seconds between two looks whether the file is still there."""
+KEEP_IDLE = 30.0
+"""Seconds for which connections beyond ``pool_size`` are kept while nobody uses them."""
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):
     """What ``engine.pool`` is.
 
-    ``pool_size`` and the other arguments mean what they mean for SQLAlchemy's own pool, and are
-    about the readers; the writer is one connection more.
+    ``pool_size`` and the other arguments mean what they mean for SQLAlchemy's own pool. One
+    connection more is reserved for the holder of the ticket, so that it never waits for those who
+    wait for it; the same connection writes again and again, and finds its page cache warm.
+
+    Invariant: never more than ``pool_size + max_overflow + 1`` are open.
     """
 
     _queue_class = ConnectionQueue
@@ -48,20 +62,40 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     _dialect: Any  # a QSessionDialect
     _pool: ConnectionQueue
 
-    def __init__(self, creator: Any, **kw: Any) -> None:
+    def __init__(self, creator: Any, *, keeps_idle: bool = True, **kw: Any) -> None:
         super().__init__(creator, **kw)
-        self.writer = Writer(self)
+        create = self._invoke_creator
+        self._invoke_creator = lambda record: self._dialect.dbapi.adopt(create(record))
+        self._keeps_idle = keeps_idle
+        """False stands for NullPool: a connection is closed with its transaction."""
+        self._use_queue()
+        self.write_queue = WriteQueue(self.settings, self.database)
         self.pace = Pace(self.settings.inline)
-        self.checkpointer = Checkpointer(self)
+        self.checkpointer = Checkpointer(self._warn_of_wal)
+        self.checkpointer.wal_warn = self.settings.wal_warn
         self.admission = Admission()
         self.isolation_level: str | None = self._dialect._on_connect_isolation_level
         """What ``create_async_engine(isolation_level=...)`` asked for."""
-        self.looked: tuple[object, object] | None = None
-        """The turn of a loop in which the file was last looked at, and what was found."""
+        self.record_info: dict[Any, Any] = {}
+        """What "connect" listeners have noted of the connection that was opened last."""
+        self._syncer: Syncer | None = None
+        self._looked: tuple[float, object] = (0.0, None)
+        """When the file was last looked at, and what was found."""
         self._initialized = False
         self._initializing = TicketQueue()
         self._replaced = False
+        self._warned = False
         fork.pools.add(self)
+
+    def _use_queue(self) -> None:
+        self._pool.limit = 0
+        self._pool.use_lifo = True  # the one used last has the warmest cache; others may be closed
+        self._reserved: deque[Any] = deque()
+        self._reserved_made = threading.Lock()
+        self._resting: dict[Transaction, Lease] = {}
+        self._leases: set[Lease] = set()
+        self._asking = threading.local()
+        self._trims = False
 
     @property
     def settings(self) -> Settings:
@@ -83,17 +117,19 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def connect(self) -> PoolProxiedConnection:
         """A connection that has no physical one yet.
 
-        The first call opens the writer, so that a database that cannot be opened is reported here,
-        and SQLAlchemy's dialect is initialized before the first statement is compiled.
+        The first call opens one, so that a database that cannot be opened is reported here, and
+        SQLAlchemy's dialect is initialized before the first statement is compiled.
         """
         if not self._initialized:
             self._initialize()
+        connection = RoutedConnection(self)
         if in_greenlet():
             turn = turns.of(asyncio.get_running_loop())
-            if turn.crowded:
-                await_only(turn.later(Who.NEW))
-            turn.begin()
-        return RoutedConnection(self)
+            future = turn.enter()
+            if future is not None:
+                await_only(future)
+            connection.transaction.runner.admitted = turn.mark
+        return connection
 
     def _initialize(self) -> None:
         ticket = Ticket(self)
@@ -105,42 +141,72 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             raise PoolTimeout(f"{self.database!r} could not be opened in {timeout:g} s")
         try:
             if not self._initialized:
-                self.writer.open_first()
+                self.lease(holder=False).end()
                 self._initialized = True
                 status.serve()
         finally:
             self._initializing.release(ticket)
 
-    def reader(self) -> ReaderLease:
-        """A reader; waits for one for ``pool_timeout`` seconds. In a greenlet."""
+    # Connections for transactions.
+
+    def lease(self, holder: bool) -> Lease:
+        """A connection; waits for one for ``pool_timeout`` seconds. In a greenlet.
+
+        ``holder``: for the holder of the ticket, who has one in reserve.
+        """
         dispatch = self.dispatch
+        self._asking.holder = holder
         if self._pre_ping or self.echo or dispatch.checkout or dispatch.checkin or dispatch.reset:
-            return self._observed_reader()
-        record: Any = self._pool.take() or self._do_get()
+            return self._observed_lease()
+        record: Any = self._do_get()
         try:
-            driver: DriverConnection = record.get_connection()
-            if driver.role is None:
-                self.make_ready(driver, "reader")
+            self._make_ready(record.get_connection(), record)
         except BaseException as error:
             record._checkin_failed(error, _fairy_was_created=False)
             raise
-        return ReaderLease(driver, partial(self._checkin, record))
+        return self._leased(Lease(record, self._checkin))
 
-    def _checkin(self, record: Any) -> None:
+    def idle_lease(self) -> Lease | None:
+        """An idle connection, where nothing can be waited for; None if there is none."""
+        record = self._pool.pick(lambda each: each.dbapi_connection is not None)
+        if record is None or record.dbapi_connection.suspect:
+            return None
+        return self._leased(Lease(record, self._checkin))
+
+    def _leased(self, lease: Lease) -> Lease:
+        """Refer to what is in use, or the garbage collector could close a connection of somebody
+        who is forgotten before it finds that out.
+        """
+        self._leases.add(lease)
+        return lease
+
+    def _checkin(self, lease: Lease) -> None:
+        self._leases.discard(lease)
+        record = lease.record
         if record.dbapi_connection is not None and record.dbapi_connection.suspect:
             record.invalidate()
         self._do_return_conn(record)
 
-    def _observed_reader(self) -> ReaderLease:
+    def _observed_lease(self) -> Lease:
         """The same by SQLAlchemy's own checkout, for those who listen to it."""
         proxied: Any = super().connect()
-        driver: DriverConnection = proxied.dbapi_connection
         try:
-            self.make_ready(driver, "reader")
+            self._make_ready(proxied.dbapi_connection, proxied._connection_record)
         except BaseException as error:
             proxied.invalidate(error)
             raise
-        return ReaderLease(driver, partial(_end_observed, proxied, driver))
+        return self._leased(Lease(proxied._connection_record, partial(self._end_observed, proxied)))
+
+    def _end_observed(self, proxied: Any, lease: Lease) -> None:
+        self._leases.discard(lease)
+        try:
+            if lease.driver.suspect:
+                proxied.invalidate()
+            else:
+                proxied._close_special(transaction_reset=True)
+        except Exception:  # of a listener: the transaction itself has ended well
+            self.logger.exception("A listener of the pool failed, and its connection is closed")
+            lease.record.invalidate()
 
     def _create_connection(self) -> ConnectionPoolEntry:
         """A place in the pool; its connection is opened by the checkout.
@@ -148,41 +214,146 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         If that fails or is cancelled, the place goes to the next who waits.
         """
         record: Any = _ConnectionRecord(self, connect=False)
-        record.home = self._pool
+        record.home, record.reserved, record.idle_since = self._pool, False, 0.0
         return cast("ConnectionPoolEntry", record)
 
-    def make_ready(self, driver: DriverConnection, role: str) -> None:
-        """Make a connection that was just opened, and seen by listeners, a reader or the writer."""
-        if driver.role != role:
-            driver.path = driver.run(make_ready, role)
-            if role == "writer" and driver.path:
-                driver.run(self.checkpointer.take_over, driver.path)
-            driver.identity = _identity(driver) if driver.path else None
-            fork.refuse_carried(driver.path, driver.identity)
-            driver.role = role
+    def _do_get(self) -> Any:
+        """A record: one in reserve, an idle one, a new one, a resting one, or one that is waited
+        for, in this order.
+        """
+        holder, self._asking.holder = getattr(self._asking, "holder", False), False
+        record = (holder and self._from_reserve()) or self._pool.take()
+        if record:
+            return record
+        if self._inc_overflow():
+            return self._create_connection()
+        self._wake_any()
+        try:
+            return self._pool.get(timeout=self._timeout, joined=self._wake_any)
+        except Empty:
+            raise PoolTimeout(
+                f"QueuePool limit of size {self.size()} overflow {self._max_overflow} reached, "
+                f"connection timed out, timeout {self._timeout:0.2f}. {self.admission.inside} "
+                f"transactions on {self.database!r} are open; a transaction that reads from a "
+                "snapshot, or has written, keeps its connection to its end",
+                code="3o7r",
+            ) from None
 
-    def make_ready_again(self, driver: DriverConnection) -> None:
-        """After a PRAGMA or an ATTACH, which may have changed what a connection needs."""
-        driver.post(keep_ready, driver.role)
-        if driver.role == "writer" and driver.path:
-            driver.post(self.checkpointer.share)
+    def _from_reserve(self) -> Any:
+        with suppress(IndexError):
+            return self._reserved.pop()
+        if not self._reserved_made.acquire(blocking=False):
+            return None
+        record: Any = self._create_connection()
+        record.reserved = True
+        return record
 
-    def check_file(self, driver: DriverConnection) -> None:
+    def _do_return_conn(self, record: Any) -> None:
+        if record.home is not self._pool:
+            return  # the parent's, in a forked child
+        if self._replaced or not self._keeps_idle:  # nobody will dispose of this pool again
+            record.close()
+        if record.reserved:
+            self._reserved.append(record)
+            return
+        record.idle_since = time.monotonic()
+        self._pool.put(record)
+        if self._pool.qsize() > self.size() and not self._trims:
+            self._trim_later()
+
+    def rest(self, transaction: Transaction, lease: Lease) -> None:
+        """Lend a connection to others until its transaction asks for it again."""
+        self._resting[transaction] = lease
+        if self._pool.waiting:
+            self._wake_any()
+
+    def wake(self, transaction: Transaction) -> Lease | None:
+        """The connection that a transaction had when it rested; None if others have it."""
+        return self._resting.pop(transaction, None)
+
+    def _wake_any(self) -> None:
+        """Give the connection of a resting transaction to one that needs it."""
+        with suppress(StopIteration, RuntimeError):  # there is none; or another thread is here
+            lease = self._resting.pop(next(iter(self._resting)), None)
+            if lease is not None:
+                lease.end()
+
+    def _trim_later(self) -> None:
+        """Close what is beyond ``pool_size`` once it has been idle for long."""
+        with suppress(RuntimeError):  # no running loop: the next one that comes back looks again
+            asyncio.get_running_loop().call_later(KEEP_IDLE, _trim, weakref.ref(self))
+            self._trims = True
+
+    def trim(self) -> None:
+        """Close connections beyond ``pool_size`` that nobody has used for long."""
+        self._trims = False
+        past = time.monotonic() - KEEP_IDLE
+        while self._pool.qsize() > self.size():
+            record = self._pool.pick(lambda each: each.idle_since <= past)
+            if record is None:
+                self._trim_later()
+                return
+            record.close()
+            self._dec_overflow()
+
+    def _make_ready(self, driver: DriverConnection, record: Any) -> None:
+        """After "connect" listeners: what a connection needs, and what it is open on."""
+        if driver.is_ready:
+            return
+        try:
+            opened = driver.run(make_ready, self._dialect.shares_syncs)
+        except sqlite3.Error as error:
+            raise self.explain(error) from error
+        driver.path, driver.sync = opened.path, opened.sync
+        if driver.path:
+            driver.run(self.checkpointer.set_up, driver.path)
+        driver.identity = _identity(driver) if driver.path else None
+        fork.refuse_carried(driver.path, driver.identity)
+        identity = None if driver.identity is None else driver.identity[:2]
+        self.write_queue.on(driver.path, identity)
+        self.record_info = record.info
+        driver.is_ready = True
+
+    def syncer(self, driver: DriverConnection) -> Syncer:
+        """What makes commits of this file durable, for all engines of the process."""
+        if driver.syncer is None:
+            assert driver.identity is not None
+            driver.syncer = self._syncer = syncer_of(driver.path, driver.identity[:2])
+            self.write_queue.queue.on_free = self._sync_if_quiet
+        syncer: Syncer = driver.syncer
+        return syncer
+
+    def _sync_if_quiet(self) -> None:
+        """Nobody holds the ticket. Tasks that are about to go on may commit as well."""
+        loop = running_loop()
+        if self._syncer is not None and (loop is None or not turns.of(loop).waiting):
+            self._syncer.hurry()
+
+    def check_file(self, driver: DriverConnection, again: bool = False) -> None:
         """Raise if the file was deleted or replaced since the connection was opened.
 
         In WAL mode SQLite would go on reading and writing the file that has no name any more
         (https://sqlite.org/howtocorrupt.html, 4.2). The next transaction gets fresh connections.
+        A transaction that begins less than ``LOOK_AGAIN`` after the last look goes by that, unless
+        ``again``; what it commits is looked at once more by the fsync.
         """
-        now = driver.identity and _identity(driver)
-        if now == driver.identity:
+        if driver.inherited:
+            fork.refuse_carried(driver.path, driver.identity)
+        now = time.monotonic()
+        looked_at, found = self._looked
+        if found == driver.identity and now - looked_at < LOOK_AGAIN and not again:
+            return
+        there = driver.identity and _identity(driver)
+        if there == driver.identity:
+            self._looked = now, there
             return
         self._invalidate_time = time.time()
-        if driver.frozen and now is not None:
+        if driver.frozen and there is not None:
             raise sqlite3.OperationalError(
                 f"The database file {driver.path!r} was changed by another user while it was read "
                 "here, where its folder is read-only. Run the transaction again."
             )
-        changed = "deleted" if now is None else "replaced by another file"
+        changed = "deleted" if there is None else "replaced by another file"
         raise sqlite3.OperationalError(
             f"The database file {driver.path!r} was {changed} while it was open. Nothing of this "
             "transaction was written. The next transaction opens the file anew."
@@ -192,8 +363,38 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """The same error, with what a user can do about it."""
         return explain(error, self.database)
 
+    def _warn_of_wal(self, size: int) -> None:
+        """Tell which transaction keeps the WAL from being reused, once until it is reused."""
+        reading = [(since, each) for each in self.admission if (since := each.snapshot_since)]
+        if not size or self._warned or not reading:
+            self._warned = self._warned and bool(size)
+            return
+        since, oldest = min(reading, key=lambda each: each[0])
+        self._warned = True
+        task = oldest.task
+        self.logger.warning(
+            "The WAL of %r has grown to %d MiB: it cannot be reused while a transaction reads from "
+            "a snapshot that is %.1f s old; its last statement was %r, in %s. Close readers when "
+            "they are done.",
+            self.database,
+            size >> 20,
+            time.monotonic() - since,
+            oldest.last_statement,
+            "an unknown task" if task is None else f"task {task.get_name()!r}",
+        )
+
     def stats(self) -> Stats:
-        return self.writer.stats(self.checkedout() + self._pool.open, self.checkedout())
+        size = (
+            self.checkedout()
+            + self._pool.open
+            + sum(1 for each in self._reserved if each.dbapi_connection is not None)
+        )
+        in_use = self.checkedout() - len(self._resting)
+        if self._reserved_made.locked():
+            lent = 1 - len(self._reserved)
+            size, in_use = size + lent, in_use + lent
+        syncs = 0 if self._syncer is None else self._syncer.syncs
+        return self.write_queue.stats(size, in_use, syncs)
 
     async def drain(self, timeout: float | None) -> None:
         """Refuse new transactions and wait for the end of those at work."""
@@ -201,51 +402,53 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         if not await self.admission.drain(timeout):
             raise QueueTimeout(
                 f"{self.admission.inside} transactions on {self.database!r} were still at work "
-                f"after {timeout:g} s of drain(). {self.writer.holder_text()}"
+                f"after {timeout:g} s of drain(). {self.write_queue.holder_text()}"
             )
-        await self.writer.until_free(deadline)
+        owner = Transaction(self, lambda: None)
+        owner.last_statement = "drain()"
+        await self.write_queue.until_free(deadline, owner)
+
+    # The end, and forks.
 
     def recreate(self) -> WriteQueuePool:
         pool = super().recreate()
         assert isinstance(pool, WriteQueuePool)
-        pool.writer = Writer(pool, before=self.writer)
+        pool.write_queue = self.write_queue
         pool.pace = self.pace
+        pool._keeps_idle = self._keeps_idle
         self._replaced = True
-        self.writer.retire()  # somebody may have begun here while the others were closed
-        while (record := self._idle()) is not None:
+        while (record := self._idle()) is not None:  # begun here while the others were closed
             record.invalidate()
         return pool
 
     def _idle(self) -> Any:
-        """Take an idle reader out; None if there is none."""
-        with suppress(Empty):
-            return self._pool.get(False)
-        return None
+        """Take an idle connection out; None if there is none."""
+        record = self._pool.take()
+        if record is None:
+            with suppress(IndexError):
+                return self._reserved.pop()
+        return record
 
     def close_idle(self) -> None:
         """Close what nobody uses, in this thread: the process is about to fork."""
+        while self._resting:
+            self._wake_any()
         for record in list(iter(self._idle, None)):
             fork.close(record)
-            self._pool.put(record)
-        self.writer.close_idle()
-        self.checkpointer.wait(fork.PATIENCE)
+            (self._reserved.append if record.reserved else self._pool.put)(record)
 
     def begin_anew(self) -> None:
         """In a forked child: everything that was is the parent's, and no thread of it is here."""
         self._pool = self._queue_class(self._pool.maxsize, self._pool.use_lifo)
         self._overflow = -self.size()
         self._overflow_lock = threading.Lock()
+        self._use_queue()
         self._initialized, self._initializing = False, TicketQueue()
         self.admission = Admission()
-        self.checkpointer = Checkpointer(self)
-        self.writer = Writer(self)
-
-    def _do_return_conn(self, record: Any) -> None:
-        if record.home is not self._pool:
-            return  # the parent's, in a forked child
-        if self._replaced:
-            record.close()  # nobody will dispose of this pool again
-        super()._do_return_conn(record)
+        self.checkpointer = Checkpointer(self._warn_of_wal)
+        self.checkpointer.wal_warn = self.settings.wal_warn
+        self.write_queue = WriteQueue(self.settings, self.database)
+        self._syncer = None
 
     def dispose(self) -> None:
         """Close what is not in use, to the end; a cancellation is raised afterwards.
@@ -257,27 +460,36 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         else:
             self._dispose()
 
-    def _dispose(self) -> None:
+    def close(self) -> None:
+        """Close what is not in use."""
+        while self._resting:
+            self._wake_any()
         while (record := self._idle()) is not None:
             record.close()
-            self._dec_overflow()  # those in use still count, unlike in QueuePool.dispose()
+            if record.reserved:
+                self._reserved_made.release()
+            else:
+                self._dec_overflow()  # those in use still count, unlike in QueuePool.dispose()
+
+    def _dispose(self) -> None:
+        self.close()
         self.logger.info("Pool disposed. %s", self.status())
-        writer, self.writer = self.writer, Writer(self, before=self.writer)
-        writer.dispose()
+        if self._syncer is not None:
+            self._syncer.close()
+        self.write_queue.turn.close()
         self._dialect.discard_memory()
 
     def status(self) -> str:
-        queue = self.writer.queue
+        queue = self.write_queue.queue
         held = "held" if queue.holder is not None else "free"
         return f"{super().status()} Write ticket: {held} Writers waiting: {queue.waiting}"
 
 
+def _trim(found: Any) -> None:
+    pool = found()
+    if pool is not None:
+        pool.trim()
+
+
 def _identity(driver: DriverConnection) -> tuple[int, ...] | None:
     return (fingerprint if driver.frozen else file_identity)(driver.path)
-
-
-def _end_observed(proxied: Any, driver: DriverConnection) -> None:
-    if driver.suspect:
-        proxied.invalidate()
-    else:
-        proxied._close_special(transaction_reset=True)

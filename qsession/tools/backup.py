@@ -12,8 +12,9 @@ from threading import get_ident
 
 from qsession.errors import SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_NOTADB, sqlite_code
 from qsession.sqlite.files.filesystem import hard_links
-from qsession.sqlite.processes.lock_files import names
+from qsession.sqlite.processes.lock_file import all_names
 from qsession.sqlite.processes.owners import user_names
+from qsession.tools import integrity
 
 PAGES = 256
 """Pages that are copied between two calls of ``progress``."""
@@ -21,6 +22,8 @@ BUSY_TIMEOUT = 30.0
 """Seconds to wait for a lock of another process, where the database is not in WAL mode."""
 BESIDE = ("-journal", "-wal", "-shm")
 """What SQLite adds to the name of a database for the files that belong to it."""
+PROBLEMS = 3
+"""How many of a damaged copy are told."""
 NEW = "is to be replaced by a new file"
 
 Progress = Callable[[int, int], object]
@@ -37,7 +40,7 @@ def back_up(
     *,
     replace: bool = False,
     progress: Progress | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Copy what is committed in ``source`` now to the file ``target``.
 
     It is SQLite's online backup (https://sqlite.org/backup.html) out of one snapshot: writers go
@@ -46,6 +49,9 @@ def back_up(
     ``PRAGMA integrity_check``, flushed to disk and renamed, so that ``target`` is never half there.
     A database that is replaced must not be open anywhere; it gets the copy in one transaction. A
     symbolic link is followed.
+
+    Returns the tables whose content could not be checked, as their indexes or constraints use
+    functions or collations that the application registers; their structure was.
 
     Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced, or
     was made by others meanwhile, ``FileNotFoundError`` if ``source`` does not exist, ``OSError`` or
@@ -69,17 +75,18 @@ def back_up(
     with _taken(target, replace) as put:
         try:
             _create(unfinished, source.stat().st_mode)
-            _copy(source, unfinished, progress)
+            unchecked = _copy(source, unfinished, progress)
             _flush(unfinished)
             put(unfinished)
             _flush(target.parent)
         finally:
             _remove(unfinished)
+    return unchecked
 
 
 def _owner(target: Path) -> str | None:
     """The database that a file belongs to by its name: it must not be replaced, nor come to be."""
-    for end in (*BESIDE, *names("")):
+    for end in (*BESIDE, *all_names("")):
         whole = str(target)[: -len(end)]
         if target.name.lower().endswith(end) and os.path.isfile(whole):
             return whole
@@ -259,7 +266,7 @@ def _make_alike(unfinished: Path, target: Path) -> None:
     unfinished.chmod(replaced.st_mode & 0o777)
 
 
-def _copy(source: Path, unfinished: Path, progress: Progress | None) -> None:
+def _copy(source: Path, unfinished: Path, progress: Progress | None) -> tuple[str, ...]:
     def report(_status: int, remaining: int, total: int) -> None:
         if progress is not None:
             progress(total - remaining, total)
@@ -275,12 +282,13 @@ def _copy(source: Path, unfinished: Path, progress: Progress | None) -> None:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
         reader.backup(copy, pages=PAGES, progress=report)
-        problems = [line for (line,) in copy.execute("PRAGMA integrity_check(3)")]
-        if problems != ["ok"]:
+        found = integrity.check(copy, PROBLEMS)
+        if found.problems:
             raise BackupError(
                 f"the copy of {str(source)!r} is damaged, and was removed; the database itself may "
-                f"be: {'; '.join(problems)}"
+                f"be: {'; '.join(found.problems)}"
             )
+        return found.unchecked
 
 
 def _flush(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
@@ -12,7 +12,9 @@ from pathlib import Path
 
 from qsession.errors import SQLITE_BUSY, SQLITE_LOCKED, sqlite_code
 from qsession.sqlite.files.filesystem import NETWORK, file_system, hard_links
-from qsession.sqlite.processes.lock_files import names
+from qsession.sqlite.processes.lock_file import all_names
+from qsession.tools import integrity
+from qsession.tools.integrity import quoted
 
 WAL_LARGE = 64 * 1024 * 1024
 """Bytes."""
@@ -24,6 +26,11 @@ BUSY_TIMEOUT = 5.0
 _WAL_FORMAT = b"\x02\x02"
 """Bytes 18 and 19 of a database in WAL mode (https://sqlite.org/fileformat.html)."""
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
+_FIXED = (3, 51, 3)
+_BACKPORTS = ((3, 44, 6), (3, 50, 7))
+"""The versions of SQLite without the bug of https://sqlite.org/wal.html#walresetbug."""
+_PROBLEMS = 5
+"""How many of a damaged database are told."""
 _STALE = "_alembic_tmp_"
 
 
@@ -88,6 +95,8 @@ def _of_database(path: str, quick: bool, unused: bool) -> list[Finding]:
 def _remedy(error: sqlite3.Error) -> str:
     if sqlite_code(error) in (SQLITE_BUSY, SQLITE_LOCKED):
         return "Another process holds an exclusive lock: `qsession who` names it."
+    if integrity.lacks_the_application(error):
+        return "That need not be damage: the application may register what is missing here."
     return "See https://sqlite.org/recovery.html, or use a backup."
 
 
@@ -131,19 +140,27 @@ def _of_file_system(path: str) -> Finding:
     return Finding("file system", Level.OK, kind)
 
 
+def _is_fixed(version: tuple[int, ...]) -> bool:
+    """Whether SQLite has the fix of the WAL-reset bug, of its own or by backport."""
+    return version >= _FIXED or any(
+        version[:2] == patched[:2] and version >= patched for patched in _BACKPORTS
+    )
+
+
 def _of_library() -> Finding:
     found = f"{sqlite3.sqlite_version}, of this Python"
-    if sqlite3.sqlite_version_info >= (3, 51, 3):
+    if _is_fixed(sqlite3.sqlite_version_info):
         return Finding("SQLite", Level.OK, found)
     advice = (
-        "Before 3.51.3 there is a rare race of two checkpoints and a writer that can damage a "
-        "database (https://sqlite.org/wal.html#walresetbug). Update SQLite when you can."
+        "Before 3.51.3 (3.50.7, 3.44.6) there is a rare race of two checkpoints and a writer that "
+        "can damage a database (https://sqlite.org/wal.html#walresetbug). Update SQLite when you "
+        "can."
     )
     return Finding("SQLite", Level.NOTE, found, advice)
 
 
 def _of_lock_files(path: str) -> Iterator[Finding]:
-    for name in names(path):
+    for name in all_names(path):
         if os.path.exists(name) and not os.access(name, os.R_OK | os.W_OK):
             advice = f"Give this user the rights to {name!r} that it has to the database."
             yield Finding("lock files", Level.WARNING, "not for this user", advice)
@@ -213,7 +230,7 @@ def _of_migrations(raw: sqlite3.Connection) -> Iterator[Finding]:
     for name in tables:
         if name.startswith(_STALE):
             whole = name.removeprefix(_STALE)
-            (rows,) = raw.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()  # noqa: S608
+            (rows,) = raw.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()  # noqa: S608
             if whole in tables:
                 advice = f"A batch migration failed. Look at {whole!r}; if it is whole: DROP TABLE."
             else:
@@ -225,26 +242,51 @@ def _of_migrations(raw: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding("migrations", Level.OK, f"at {', '.join(versions) or 'the beginning'}")
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _of_content(raw: sqlite3.Connection) -> Iterator[Finding]:
-    problems = [line for (line,) in raw.execute("PRAGMA integrity_check(5)")]
-    if problems == ["ok"]:
-        yield Finding("integrity", Level.OK, "ok")
-    else:
+    found = integrity.check(raw, _PROBLEMS)
+    if found.problems:
         advice = "Stop writing, keep a copy, and see https://sqlite.org/recovery.html."
-        yield Finding("integrity", Level.PROBLEM, "; ".join(problems), advice)
+        yield Finding("integrity", Level.PROBLEM, "; ".join(found.problems), advice)
+    elif found.unchecked:
+        yield Finding("integrity", Level.NOTE, _without_application(found.unchecked))
+    else:
+        yield Finding("integrity", Level.OK, "ok")
+    yield from _of_foreign_keys(raw)
+
+
+def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
+    """Table by table: one that cannot be checked would hide what is wrong with the others."""
     broken: dict[tuple[str, str], int] = {}
-    for table, _, parent, _ in raw.execute("PRAGMA foreign_key_check"):
-        broken[table, parent] = broken.get((table, parent), 0) + 1
-    for (table, parent), count in broken.items():
-        advice = f"PRAGMA foreign_key_check({_quoted(table)}) lists them; delete or mend them."
-        found = f"{count:,} rows of {table!r} refer to rows of {parent!r} that do not exist"
+    mismatched: list[Finding] = []
+    unchecked: list[str] = []
+    for child in integrity.tables(raw):
+        try:
+            for _, _, parent, _ in raw.execute(f"PRAGMA foreign_key_check({quoted(child)})"):
+                broken[child, parent] = broken.get((child, parent), 0) + 1
+        except sqlite3.Error as error:
+            if "foreign key mismatch" in str(error):
+                advice = "With foreign keys on, writes fail. Make what is referred to UNIQUE."
+                mismatched.append(Finding("foreign keys", Level.WARNING, str(error), advice))
+            elif integrity.lacks_the_application(error):
+                unchecked.append(child)
+            else:
+                raise
+    for (child, parent), count in broken.items():
+        advice = f"PRAGMA foreign_key_check({quoted(child)}) lists them; delete or mend them."
+        found = f"{count:,} rows of {child!r} refer to rows of {parent!r} that do not exist"
         yield Finding("foreign keys", Level.PROBLEM, found, advice)
-    if not broken:
+    yield from mismatched
+    if unchecked:
+        yield Finding("foreign keys", Level.NOTE, _without_application(unchecked))
+    elif not (broken or mismatched):
         yield Finding("foreign keys", Level.OK, "ok")
+
+
+def _without_application(tables: Sequence[str]) -> str:
+    return (
+        f"ok but for {', '.join(map(repr, tables))}, of which not all can be checked without the "
+        "functions and collations that the application registers"
+    )
 
 
 _CHECKS: tuple[Callable[[sqlite3.Connection], Iterator[Finding]], ...] = (

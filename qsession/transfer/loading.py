@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from qsession.errors import CopyError
+from qsession.errors import CopyError, QSessionError
 from qsession.servers.failures import code_of
 from qsession.transfer import books
 from qsession.transfer.digest import Digest
@@ -171,7 +171,8 @@ def _refuse_changes(plan: TablePlan, entry: books.Entry, digest: Digest) -> None
 
 def reason_of(error: BaseException) -> str:
     """What a database says, without the statement and its parameters; and the rights to ask for."""
-    said = (isinstance(error, DBAPIError) and error.orig) or error
+    ours = isinstance(error, QSessionError)
+    said = (isinstance(error, DBAPIError) and not ours and error.orig) or error
     text = str(said) or type(said).__name__
     text = text if len(text) <= _REASON else f"{text[:_REASON]}..."
     refused = code_of(said) == _REFUSED and "row-level security" not in text

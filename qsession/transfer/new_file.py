@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsession.errors import CopyError
-from qsession.sqlite.driver.physical import file_identity
+from qsession.sqlite.files.filesystem import file_identity
 
 _BESIDE = ("", "-journal", "-wal", "-shm", "-qsession", "-qsession-next")
 _MODE = 0o644

@@ -7,12 +7,12 @@ from datetime import timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import URL, MetaData, exc, make_url
+from sqlalchemy import URL, MetaData, exc
 
-from qsession.pool.pool import database_url
 from qsession.transfer.events import Listener
 from qsession.transfer.reading import sqlite_file
 from qsession.transfer.schema import load_metadata
+from qsession.urls import with_driver
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Options:
     progress: Listener | None
 
     def __post_init__(self) -> None:
-        if self.check and (self.resume or self.replace or self.verify):
-            raise exc.ArgumentError("check writes nothing: give it without resume, replace, verify")
+        if self.check and (self.resume or self.verify):
+            raise exc.ArgumentError("check writes nothing: give it without resume and verify")
         if self.metadata is not None:
             object.__setattr__(self, "metadata", _load(self.metadata))
         object.__setattr__(self, "zone", _zone_of(self.zone))
@@ -69,7 +69,7 @@ def url_of(given: str | URL) -> URL:
     Raises :class:`sqlalchemy.exc.ArgumentError`.
     """
     try:
-        return database_url(make_url(given))
+        return with_driver(given)
     except ValueError as error:  # the port is no number
         raise exc.ArgumentError(f"this is no URL of a database: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime, timezone
 from operator import methodcaller
@@ -32,7 +33,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from qsession.engine import create_async_engine
-from qsession.sqlite.files.read_only import path_of
+from qsession.sqlite.files.read_only import path_of, uri_of
 from qsession.transfer.codecs import teach
 from qsession.transfer.inheritance import own_rows
 from qsession.transfer.kinds import Kind, kind_of, plain
@@ -130,9 +131,10 @@ async def _leave(connection: AsyncConnection) -> None:
 async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
     """A connection in a read-only transaction that sees one state of the whole database.
 
-    On SQLite it waits for no writer, and none waits for it. Cancelled: it is rolled back.
+    On SQLite in WAL mode it waits for no writer, and none waits for it. A file in another mode
+    stays in that: while it is read, nobody can write to it. Cancelled: it is rolled back.
     """
-    engine = open_engine(url)
+    engine = open_engine(await asyncio.to_thread(_as_it_is, url))
     try:
         async with connected(engine) as connection:
             dialect = connection.dialect.name
@@ -153,6 +155,26 @@ async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
             yield connection
     finally:
         await engine.dispose()
+
+
+def _as_it_is(url: URL) -> URL:
+    """The URL of a source that is not switched to WAL mode, which would change the file for good.
+
+    A read-only connection cannot do that. One that is in WAL mode is opened as ever: a read-only
+    connection leaves files beside it that it may not remove (https://sqlite.org/wal.html).
+    """
+    file = sqlite_file(url)
+    if file is None:
+        return url
+    address = f"{uri_of(str(file))}?mode=rw"
+    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE)) as raw:
+        (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
+    if mode == "wal":
+        return url
+    database = url.database or ""
+    if not database.startswith("file:"):
+        url = url.set(database=uri_of(database))
+    return url.update_query_dict({"uri": "true", "mode": "ro"})
 
 
 async def settle(connection: AsyncConnection) -> None:

@@ -95,7 +95,8 @@ class _Run:
         await targets.begin(self.target)
         entries, unfinished = await self._open_books()
         plans, keys, completing = await self._prepare(entries, unfinished)
-        if self.begins_anew:  # only now, as MySQL commits where tables are made
+        # Only now, as MySQL commits where tables are made.
+        if self.begins_anew and not self.options.check:
             self.later += await books.end(self.target)
         if entries:
             await self._refuse_strangers(plans, entries)
@@ -225,7 +226,8 @@ class _Run:
         if writes:
             await targets.keep_out(self.target, tables, replace)
         if replace:
-            await targets.empty(self.target, tables)
+            if writes:
+                await targets.empty(self.target, tables)
             return
         if occupied := await targets.occupied(self.target, tables, locked=writes):
             names = ", ".join(each.fullname for each in occupied)

@@ -36,8 +36,19 @@ _STATEMENTS = text(
 _COLLATION = re.compile(r"\bCOLLATE\s+[\"'\[`]?(\w+)", re.IGNORECASE)
 
 
+_WITHOUT_KEY = text(
+    'SELECT group_concat(f."from"), f."table" FROM pragma_foreign_key_list(:table) f '
+    'WHERE f."to" IS NULL GROUP BY f.id HAVING count(*) <> '
+    '(SELECT count(*) FROM pragma_table_info(f."table") WHERE pk) ORDER BY 1'
+)
+"""Foreign keys to the primary key of a table that is not there, or has another one."""
+
+
 class _Inspector(Inspector):
-    """Knows that ``REFERENCES Users`` means the primary key of users, whatever the case."""
+    """Knows that ``REFERENCES Users`` means the primary key of users, whatever the case.
+
+    What leads to no such key is left out: SQLite takes it, and SQLAlchemy can make nothing of it.
+    """
 
     def get_multi_foreign_keys(self, *args: Any, **options: Any) -> Any:
         found = super().get_multi_foreign_keys(*args, **options)
@@ -45,19 +56,26 @@ class _Inspector(Inspector):
             for name in self.get_table_names():
                 if name.lower() == key["referred_table"].lower():
                     key["referred_columns"] = self.get_pk_constraint(name)["constrained_columns"]
-        return found
+        return {
+            table: [
+                key
+                for key in keys
+                if len(key["referred_columns"]) == len(key["constrained_columns"])
+            ]
+            for table, keys in found.items()
+        }
 
 
 def prepare(connection: Connection) -> None:
-    """Let SQLAlchemy reflect what it would fail at, and not warn of indexes of expressions.
+    """Let SQLAlchemy reflect what it would fail at, and not warn of what it makes less of.
 
-    Those of the source become notes. The filter stays: one that was taken back at the end of a
-    reflection would take back what other tasks have set meanwhile. The dialect is that of the
-    copy's own engine.
+    An index of an expression becomes a note, a type that it does not know is an error or a note
+    where it matters. Its warnings would show the user lines of this package. The filter stays: one
+    that was taken back at the end of a reflection would take back what other tasks have set
+    meanwhile. The dialect is that of the copy's own engine.
     """
+    warnings.filterwarnings("ignore", category=exc.SAWarning, module=r"qsession\.transfer\.")
     if connection.dialect.name == "sqlite":
-        message = "Skipped unsupported reflection of expression-based index"
-        warnings.filterwarnings("ignore", message, exc.SAWarning)
         dialect: Any = connection.dialect
         dialect.inspector = _Inspector
 
@@ -72,6 +90,8 @@ def complete(connection: Connection, metadata: MetaData) -> None:
         lost = [f"COLLATE {name}" for name in sorted(collations - {"BINARY"})]
         for (name,) in connection.execute(_OF_EXPRESSIONS, of):
             lost.append(f"the index {name}, of an expression")
+        for columns, parent in connection.execute(_WITHOUT_KEY, of):
+            lost.append(f"the foreign key of {columns} to {parent}, which has no such primary key")
         table.info.update({WRITTEN: statements, LOST: lost})
 
 

@@ -1,1 +1,1 @@
-"""Fair waiting, across event loops and threads: for the ticket, and for connections."""
+"""Waiting, across loops and threads: for the ticket, for connections, for a turn of the loop."""

@@ -32,6 +32,8 @@ class ConnectionQueue(QueueCommon[Any]):
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         self.maxsize = maxsize
+        self.limit = maxsize
+        """How many idle ones are kept; 0 for all."""
         self.use_lifo = use_lifo
         self._idle: deque[Any] = deque()
         self._places: deque[_Place] = deque()
@@ -55,7 +57,7 @@ class ConnectionQueue(QueueCommon[Any]):
         return not self._idle
 
     def full(self) -> bool:
-        return 0 < self.maxsize <= len(self._idle)
+        return 0 < self.limit <= len(self._idle)
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         if self.full():
@@ -91,8 +93,15 @@ class ConnectionQueue(QueueCommon[Any]):
                 return each
         return None
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        joined: Callable[[], None] | None = None,
+    ) -> Any:
         """A connection; waits ``timeout`` seconds for one, then raises ``Empty``. In a greenlet.
+
+        ``joined`` is called once it stands in line, before it waits.
 
         Cancelled: the place is given up, and one that was just handed over goes to the next.
         """
@@ -103,6 +112,8 @@ class ConnectionQueue(QueueCommon[Any]):
                 raise
         place = _Place()
         self._serial.serve(self._join, place)
+        if joined is not None:
+            joined()
         if place.connection is None:
             await_only(self._wait(place, timeout))
         if place.connection is None:

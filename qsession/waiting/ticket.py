@@ -3,8 +3,12 @@
 Tickets are served first come, first served within a priority. A release hands the ticket to the
 next waiter itself: nobody can barge in between, and nobody else is woken for nothing.
 
+The ticket of a holder can be taken away by any thread until the holder claims it. Both sides pop
+the same one-element list; a pop is atomic, so exactly one of them wins, and neither waits.
+
 Waiters may live in several event loops, and so in several threads. Every change of the queue is a
-plain function; they run one at a time (:class:`qsession.handoff.Serial`), and no thread blocks.
+plain function; they run one at a time (:class:`.handoff.Serial`), and no
+thread blocks.
 """
 
 from __future__ import annotations
@@ -33,20 +37,58 @@ class TicketState(Enum):
     EXPIRED = "expired"  # waited longer than its timeout
     REFUSED = "refused"  # the queue was full
     DISMISSED = "dismissed"  # told to go on without the ticket
+    TAKEN = "taken"  # taken away from a holder that had not claimed it
 
 
 class Ticket(Waiter):
     """One request to write, by ``owner``."""
 
-    __slots__ = ("asked_at", "owner", "priority", "state", "taken_at")
+    __slots__ = (
+        "_removable",
+        "asked_at",
+        "claimed",
+        "gives_up",
+        "granted_at",
+        "owner",
+        "priority",
+        "state",
+    )
 
-    def __init__(self, owner: Any, priority: int = 0) -> None:
+    def __init__(self, owner: Any, priority: int = 0, gives_up: bool = False) -> None:
         super().__init__()
         self.owner = owner
+        self.gives_up = gives_up
+        """Whether it goes without the ticket once the queue has stopped to move."""
         self.priority = priority
         self.state = TicketState.NEW
         self.asked_at = 0.0
-        self.taken_at = 0.0
+        self.granted_at = 0.0
+        self.claimed = False
+        """Whether nobody can take it away any more."""
+        self._removable: list[None] = [None]
+
+    def claim(self) -> bool:
+        """Keep it until it is released. False if it was taken away before. Any thread."""
+        if not self.claimed:
+            try:
+                self._removable.pop()
+            except IndexError:
+                return False
+            self.claimed = True
+        return True
+
+    def lose(self) -> bool:
+        """Give up the right to claim it, for whoever takes it away. False if it is claimed."""
+        try:
+            self._removable.pop()
+        except IndexError:
+            return False
+        return True
+
+    @property
+    def held(self) -> bool:
+        """Whether its owner holds the ticket now."""
+        return self.state is TicketState.HELD
 
     def __repr__(self) -> str:
         return f"<Ticket {self.state.value} priority={self.priority} owner={self.owner!r}>"
@@ -63,8 +105,11 @@ class TicketQueue:
         self.holder: Ticket | None = None
         self.waiting = 0
         self.acquired = 0
+        self.taken_away = 0
         self.waits = HistogramRecorder()
         self._levels: dict[int, OrderedDict[Ticket, None]] = {}
+        self.on_given_up: Callable[[bool], None] | None = None
+        """Called before the ticket passes on, with whether somebody waits for it; must not wait."""
         self.on_free: Callable[[], None] | None = None
         """Called when the ticket is given back and nobody takes it; must not wait."""
         self._serial = Serial()
@@ -93,23 +138,29 @@ class TicketQueue:
         return ticket.state
 
     def release(self, ticket: Ticket) -> None:
-        """Give the ticket back; the next in the queue holds it from now on."""
-        self._serve(self._release, ticket)
+        """Give the ticket back; the next in the queue holds it from now on.
 
-    def transfer(self, ticket: Ticket, heir: Ticket) -> None:
-        """Give the held ``ticket`` to ``heir`` past the queue."""
-        self._serve(self._transfer, (ticket, heir))
-
-    def dismiss(self, ticket: Ticket) -> None:
-        """Tell a waiting ticket to go on without; no effect on one that no longer waits."""
-        self._serve(self._dismiss, ticket)
-
-    def between(self, function: Callable[[Any], None], subject: Any) -> None:
-        """Call ``function(subject)`` while nobody takes, gets or gives back the ticket.
-
-        It runs at once, or in the thread that is changing the queue now, right behind that.
+        No effect on a ticket that was taken away.
         """
-        self._serve(function, subject)
+        if ticket.claim():
+            self._serve(self._release, ticket)
+
+    def take_away(self, ticket: Ticket) -> bool:
+        """Pass the held ``ticket`` on to the next in the queue. False if its holder claimed it."""
+        if ticket.state is not TicketState.HELD or not ticket.lose():
+            return False
+        self._serve(self._take_away, ticket)
+        return True
+
+    def dismiss(self, which: Callable[[Ticket], bool] = lambda ticket: True) -> None:
+        """Tell those who would give up to go on without the ticket."""
+        for ticket in self.waiters():
+            if ticket.gives_up and which(ticket):
+                self._serve(self._dismiss, ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give up a place in the queue; one that was just handed the ticket passes it on."""
+        self._serve(self._leave, ticket)
 
     def waiters(self) -> Iterator[Ticket]:
         """Those who wait now, in order within each priority."""
@@ -134,18 +185,27 @@ class TicketQueue:
 
         It is woken last: its task may run in another thread before this function returns.
         """
-        before, taken_at = ticket.state, time.monotonic()
-        ticket.state, ticket.taken_at, self.holder = TicketState.HELD, taken_at, ticket
+        before, now = ticket.state, time.monotonic()
+        ticket.state, ticket.granted_at, self.holder = TicketState.HELD, now, ticket
         if not ticket.wake():
             ticket.state, self.holder = before, None
             return False
         self.acquired += 1
-        self.waits.observe(taken_at - ticket.asked_at)
+        self.waits.observe(now - ticket.asked_at)
         return True
 
     def _release(self, ticket: Ticket) -> None:
-        assert self.holder is ticket, f"{ticket!r} is released but {self.holder!r} holds"
-        ticket.state = TicketState.RELEASED
+        self._pass_on(ticket, TicketState.RELEASED)
+
+    def _take_away(self, ticket: Ticket) -> None:
+        self.taken_away += 1
+        self._pass_on(ticket, TicketState.TAKEN)
+
+    def _pass_on(self, ticket: Ticket, state: TicketState) -> None:
+        assert self.holder is ticket, f"{ticket!r} is given up but {self.holder!r} holds"
+        ticket.state = state
+        if self.on_given_up is not None:
+            self.on_given_up(self.waiting > 0)
         self.holder = None
         while (heir := self._next()) is not None:
             self._drop(heir, TicketState.LEFT)
@@ -153,13 +213,6 @@ class TicketQueue:
                 return
         if self.on_free is not None:
             self.on_free()
-
-    def _transfer(self, pair: tuple[Ticket, Ticket]) -> None:
-        ticket, heir = pair
-        assert self.holder is ticket, f"{ticket!r} is transferred but {self.holder!r} holds"
-        ticket.state = TicketState.RELEASED
-        heir.asked_at = time.monotonic()
-        self._grant(heir)
 
     def _next(self) -> Ticket | None:
         """First come, first served within a priority; between them, waiting makes up for it."""
@@ -179,7 +232,7 @@ class TicketQueue:
     def _leave(self, ticket: Ticket) -> None:
         if ticket.state is TicketState.WAITING:
             self._drop(ticket, TicketState.LEFT)
-        elif ticket.state is TicketState.HELD:  # cancelled at the moment of hand-off
+        elif ticket.state is TicketState.HELD and ticket.claim():  # cancelled at the hand-off
             self._release(ticket)
 
     def _expire(self, ticket: Ticket) -> None:

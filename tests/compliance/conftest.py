@@ -10,12 +10,14 @@ import pytest
 from sqlalchemy.dialects import registry
 
 pytest.register_assert_rewrite("sqlalchemy.testing.assertions")
-sys.path.insert(0, str(Path(__file__).parent))  # requirements.py, named in setup.cfg
+sys.path.insert(0, str(Path(__file__).parent))  # requirements.py, suite_dialect.py
 
 from sqlalchemy.testing.plugin import pytestplugin  # noqa: E402
 from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
 
-registry.register("sqlite.qsession", "qsession.sqlite.dialect", "QSessionDialect")
+import qsession  # noqa: E402, F401  # it registers its own dialect, which this one replaces
+
+registry.register("sqlite.qsession", "suite_dialect", "SuiteDialect")
 
 _started_in = Path.cwd()
 _scratch: Path | None = None

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 from contract_tables import Database
+from folders import ROOT
 from sqlalchemy import text
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.servers
@@ -23,7 +22,7 @@ async def test_the_page_on_servers_runs_on_each(database: Database, tmp_path: Pa
         await connection.execute(text("DROP TABLE IF EXISTS accounts"))
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-W", "error", str(ROOT / "tests" / "test_readme.py"), str(page)],
+        [sys.executable, "-W", "error", str(ROOT / "tests" / "docs" / "test_readme.py"), str(page)],
         cwd=tmp_path,
         env={**os.environ, "DATABASE_URL": database.url},
         capture_output=True,

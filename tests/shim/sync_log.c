@@ -1,8 +1,9 @@
 /* Logs when a write-ahead log is written to, and when it has been synced, and by which thread.
 
    Lines are appended to the file that SYNC_LOG names, in the order in which things happened:
-   "write TID" before data goes to a file whose name ends in "-wal", "synced TID" after fsync() or
-   fdatasync() of one has returned, "other TID" after either has returned for any other file. */
+   "write TID" before data goes to a file whose name ends in "-wal", "syncing TID" before fsync() or
+   fdatasync() of one is called and "synced TID" after it has returned, "other TID" after either has
+   returned for any other file. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -37,15 +38,21 @@ static void say(const char *what) {
 
 int fsync(int fd) {
     NEXT(fsync);
+    int wal = is_wal(fd);
+    if (wal)
+        say("syncing");
     int result = next(fd);
-    say(is_wal(fd) ? "synced" : "other");
+    say(wal ? "synced" : "other");
     return result;
 }
 
 int fdatasync(int fd) {
     NEXT(fdatasync);
+    int wal = is_wal(fd);
+    if (wal)
+        say("syncing");
     int result = next(fd);
-    say(is_wal(fd) ? "synced" : "other");
+    say(wal ? "synced" : "other");
     return result;
 }
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from qsession import create_async_engine
-from qsession.sqlite.processes import lock_files as lockfiles
 from qsession.sqlite.processes import locking
 
 __all__ = ["create_async_engine"]
 
-lockfiles.system = locking.Portable()
+locking.system = locking.Portable()

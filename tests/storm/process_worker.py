@@ -67,12 +67,13 @@ async def main() -> None:
     path, worker, tasks, times, maker = sys.argv[1:]
     module, _, name = maker.partition(":")
     create = getattr(importlib.import_module(module), name)
-    engine = create(f"sqlite+aiosqlite:///{path}")
+    # No process is taken for stuck, however busy the machine is: nobody is to conflict.
+    engine = create(f"sqlite+aiosqlite:///{path}", access="write", stall_after=60)
     async with engine.connect() as connection:
         await connection.execute(text("SELECT 1"))
-    order = Order(engine.pool.writer.queue)
+    order = Order(engine.pool.write_queue.queue)
     print("ready", flush=True)
-    sys.stdin.readline()
+    await asyncio.to_thread(sys.stdin.readline)  # a loop that stands still may have the turn
     waits: list[float] = []
     ends: list[float] = []
     begun = time.time()

@@ -52,7 +52,7 @@ def commits_slowly(engine: QueuedAsyncEngine, seconds: float) -> None:
 
 async def test_a_slow_disk_is_no_stall(storm: Callable[..., Storm]) -> None:
     """COMMITs that take longer than ``stall_after``: who waits keeps waiting, nothing is stale."""
-    on = storm(stall_after=0.01)
+    on = storm(stall_after=0.01, access="write")
     commits_slowly(on.engine, 0.05)
 
     async def adds() -> None:

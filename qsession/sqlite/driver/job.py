@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from qsession.sqlite.driver.physical import DriverConnection
+
+class Driver(Protocol):
+    """The connection whose thread runs it."""
+
+    def job_begins(self, job: Job) -> bool:
+        """Whether it is to run: it may have been taken back."""
+        ...
+
+    def job_ended(self, job: Job) -> None:
+        """It has run."""
+        ...
 
 
 class Job:
@@ -15,7 +24,7 @@ class Job:
 
     __slots__ = ("begun", "driver", "function", "future", "loop", "taken_back")
 
-    def __init__(self, function: Callable[[], Any], driver: DriverConnection) -> None:
+    def __init__(self, function: Callable[[], Any], driver: Driver) -> None:
         self.function = function
         self.driver = driver
         self.loop = asyncio.get_running_loop()

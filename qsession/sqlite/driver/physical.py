@@ -9,7 +9,6 @@ given, one at a time.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
 import time
@@ -24,13 +23,15 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from qsession.sqlite.driver.job import Job, run_once
-from qsession.sqlite.pace import STEPS, Budget
+from qsession.sqlite.driver.pace import STEPS, Budget
+from qsession.sqlite.driver.setup import Sync
 from qsession.sqlite.processes import fork
 from qsession.waiting.handoff import running_loop, to_end
 
 INTERRUPT_AGAIN = 0.005
 """Seconds after which a cancelled statement that still runs is interrupted again."""
 
+_clock_of: Any = getattr(time, "pthread_getcpuclockid", None)  # not on macOS and Windows
 T = TypeVar("T")
 Done = Callable[[], None]
 
@@ -48,12 +49,18 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """What is open since :meth:`open`. On the loop it is used only while its thread is quiet."""
     path = ""
     """The file as SQLite names it; empty where there is none."""
-    role: str | None = None
-    """``reader`` or ``writer`` once it has been made ready for that."""
+    is_ready = False
+    """Whether it was made ready after its "connect" listeners."""
+    sync = Sync.SQLITE
+    """Who sees to it that its commits are on the disk."""
+    syncer: Any = None
+    """What makes them durable, where the fsync is shared."""
+    query_only: bool | None = False
+    """What ``PRAGMA query_only`` is set to by us; None where that is not known."""
+    in_its_own_way = False
+    """Whether the application has attached the file to itself."""
     inherited = False
     """Whether this is a forked child, and the connection is its parent's."""
-    is_shared = False
-    """Whether what is open on it is the transaction of a commit group, and not the next one's."""
     closing = False
     """Whether it is to be closed: its thread has been told to."""
     suspect = False
@@ -66,16 +73,6 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._switching = threading.Lock()
         self._budget = Budget()
         fork.connections.add(self)
-
-    def commit(self) -> None:
-        """As its adapter's, for listeners; what is not theirs to end goes on."""
-        if not self.is_shared:
-            super().commit()
-
-    def rollback(self) -> None:
-        """The same."""
-        if not self.is_shared:
-            super().rollback()
 
     def open(self) -> None:
         """Start the thread and open the connection in it, to the end; if that fails, stop it.
@@ -128,6 +125,21 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         finally:
             raw.set_progress_handler(None, 0)
 
+    def lend(self, patience: float, writes: bool) -> None:
+        """Let the application use it by itself, as any connection of ``sqlite3``.
+
+        It begins transactions by itself, with IMMEDIATE, so that it never has to ask for the lock
+        in the middle (https://docs.python.org/3/library/sqlite3.html, "Transaction control"), and
+        waits for locks inside of SQLite, ``patience`` seconds at the most.
+        """
+        if not self.raw.in_transaction:
+            self.raw.isolation_level = "IMMEDIATE"
+        milliseconds = int(min(patience, 1_000_000.0) * 1000)
+        self.post(lambda raw: raw.execute(f"PRAGMA busy_timeout={milliseconds}"))
+        if writes:
+            self.post(lambda raw: raw.execute("PRAGMA query_only=OFF"))
+            self.query_only = False
+
     def run_to_end(self, function: Callable[..., T], *args: Any, hurry: bool = False) -> T:
         """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it.
 
@@ -153,6 +165,19 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._jobs.append(None)
         posted = partial(self._run_posted, function, args, done)
         connection._tx.put_nowait((None, partial(run_once, [posted])))
+
+    def thread_time(self) -> float:
+        """Seconds of processor time that the thread has used; 0 where the system does not tell.
+
+        Beside a busy loop the clock says nothing: the thread waits for Python's interpreter lock.
+        """
+        ident = self._connection._thread.ident
+        if _clock_of is None or ident is None:
+            return 0.0
+        try:
+            return time.clock_gettime(_clock_of(ident))
+        except OSError:  # it has ended
+            return 0.0
 
     def job_begins(self, job: Job) -> bool:
         """Whether the thread is to run a function; from now on it can be interrupted."""
@@ -267,12 +292,3 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
 def _open(connection: Any) -> None:
     connection._connection = connection._connector()
-
-
-def file_identity(path: str) -> tuple[int, ...] | None:
-    """Device and inode of a file; None where there is no such file."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -15,8 +15,12 @@ from typing import NamedTuple, TypeAlias
 NOTABLE = 0.0001
 """Seconds: nobody asks what a shorter wait was for."""
 
-Mark: TypeAlias = "tuple[float, float, int]"
-"""A moment in one thread."""
+Mark: TypeAlias = "tuple[float, int, float]"
+"""A moment in one thread: processor time, blocks, and the clock.
+
+The clock is read last at the start and first at the end, so that a thread that is put aside between
+two of these calls does not count the pause as the statement's own.
+"""
 
 if sys.platform == "linux":
     from resource import RUSAGE_THREAD, getrusage
@@ -43,7 +47,7 @@ class Spent(NamedTuple):
 
 def mark() -> Mark:
     """Now, for :func:`spent` in the same thread."""
-    return time.perf_counter(), time.thread_time(), _blocks()
+    return time.thread_time(), _blocks(), time.perf_counter()
 
 
 def spent(since: Mark) -> Spent:
@@ -54,10 +58,11 @@ def spent(since: Mark) -> Spent:
     lock back: then it waits for something else, such as a function of the application. Windows
     counts processor time in steps of 15.6 ms, so there all is its own.
     """
-    wall, processor = time.perf_counter() - since[0], time.thread_time() - since[1]
+    wall = time.perf_counter() - since[2]
+    processor = time.thread_time() - since[0]
     wait = wall - processor
     if sys.platform == "win32" or wait < 0:
         return Spent(wall, wall)
-    if wait > NOTABLE and (wait > 2 * sys.getswitchinterval() or _blocks() != since[2]):
+    if wait > NOTABLE and (wait > 2 * sys.getswitchinterval() or _blocks() != since[1]):
         return Spent(wall, wall)
     return Spent(processor, wall)

@@ -1,4 +1,4 @@
-"""Ready: what a connection is set to, and what it is open on. In the connection's thread.
+"""What a connection is set to, and what it is open on. In the connection's thread.
 
 A "connect" listener may have set factories for rows and texts: nothing here goes by them.
 """
@@ -8,12 +8,40 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
-from qsession.errors import SQLITE_BUSY, SQLITE_CANTOPEN, SQLITE_IOERR, SQLITE_READONLY, sqlite_code
-from qsession.sqlite.files.filesystem import refuse_network, warn_of_links
+from qsession.errors import (
+    SQLITE_BUSY,
+    SQLITE_CANTOPEN,
+    SQLITE_IOERR,
+    SQLITE_READONLY,
+    sqlite_code,
+)
+from qsession.sqlite.files.filesystem import file_identity, refuse_network, warn_of_links
+
+OFF, NORMAL, FULL = 0, 1, 2
+"""Values of ``PRAGMA synchronous``."""
 
 
-def prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
+class Sync(Enum):
+    """Who sees to it that a COMMIT is on the disk."""
+
+    SHARED = "one fsync of ours for all who committed before it began"
+    SQLITE = "SQLite, in each COMMIT"
+    NOBODY = "nobody: a listener, the application or durability='normal' says so"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a connection is open on, and how."""
+
+    path: str
+    sync: Sync
+
+
+def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
     """WAL mode and durability, before listeners; False if another process is in the way.
 
     Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
@@ -26,7 +54,7 @@ def prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
         (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
         if mode not in ("wal", "memory"):
             raw.execute("PRAGMA journal_mode=WAL").fetchone()
-    except sqlite3.OperationalError as error:
+    except Exception as error:
         code = sqlite_code(error)
         if code == SQLITE_BUSY:
             return False
@@ -35,25 +63,72 @@ def prepare(raw: sqlite3.Connection, synchronous: str) -> bool:
     return True
 
 
-def make_ready(raw: sqlite3.Connection, role: str) -> str:
-    """After listeners: how it waits, what it may do; and the file it is open on."""
+def make_ready(raw: sqlite3.Connection, shares: bool) -> Opened:
+    """After listeners: how it waits, and who syncs. ``shares``: this engine shares its fsyncs.
+
+    `prepare` has set synchronous=FULL. A listener that has set NORMAL or OFF wants no waiting.
+    """
     if raw.isolation_level is not None:  # whatever a listener made of it: BEGIN is ours to send
         raw.isolation_level = None  # this commits, so it must not be set inside a transaction
-    keep_ready(raw, role)
-    return databases(raw)["main"]
-
-
-def keep_ready(raw: sqlite3.Connection, role: str) -> None:
-    """How it waits and what it may do, after a PRAGMA that may have changed that."""
     raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
-    if role == "reader":
-        raw.execute("PRAGMA query_only=ON")
+    path = databases(raw)["main"]
+    if path and pragma(raw, "locking_mode") == "exclusive":
+        raise sqlite3.OperationalError(
+            "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener keeps the file to one "
+            "connection, and an engine uses several: take it out"
+        )
+    level = pragma(raw, "synchronous")
+    if level in (OFF, NORMAL):
+        return Opened(path, Sync.NOBODY)
+    if level == FULL and shares and path and pragma(raw, "journal_mode") == "wal":
+        raw.execute(f"PRAGMA synchronous={NORMAL}")
+        return Opened(path, Sync.SHARED)
+    return Opened(path, Sync.SQLITE)
+
+
+def sync_after_setting(raw: sqlite3.Connection, sync: Sync, name: str) -> Sync:
+    """Who syncs from here on, after the application has set something.
+
+    A transaction over attached files needs SQLite's own syncs, to be one transaction
+    (https://sqlite.org/lang_attach.html).
+    """
+    raw.execute("PRAGMA busy_timeout=0")
+    if name == "synchronous":
+        return Sync.NOBODY if pragma(raw, "synchronous") in (OFF, NORMAL) else Sync.SQLITE
+    if sync is Sync.SHARED and (attached(raw) or pragma(raw, "journal_mode") != "wal"):
+        raw.execute(f"PRAGMA main.synchronous={FULL}")
+        return Sync.SQLITE
+    return sync
+
+
+def set_back(raw: sqlite3.Connection, settings: dict[str, Any]) -> None:
+    """Set PRAGMAs to what they were before their user set them."""
+    for name, value in settings.items():
+        raw.execute(f"PRAGMA {name}={value}")
 
 
 def databases(raw: sqlite3.Connection) -> dict[str, str]:
     """The files of a connection: of ``main``, of ``temp`` once it is used, and attached ones."""
     with plain_cursor(raw) as cursor:
         return {name: file for _, name, file in cursor.execute("PRAGMA database_list")}
+
+
+def attached(raw: sqlite3.Connection) -> list[str]:
+    """The files of attached databases."""
+    return [path for name, path in databases(raw).items() if name not in ("main", "temp")]
+
+
+def attached_to_itself(raw: sqlite3.Connection) -> bool:
+    """Whether a connection has attached its own file: then its write lock is in its own way."""
+    main = file_identity(databases(raw)["main"])
+    return main is not None and any(file_identity(path) == main for path in attached(raw))
+
+
+def pragma(raw: sqlite3.Connection, name: str) -> Any:
+    """The value of a PRAGMA."""
+    with plain_cursor(raw) as cursor:
+        row = cursor.execute(f"PRAGMA {name}").fetchone()
+    return None if row is None else row[0]
 
 
 @contextmanager

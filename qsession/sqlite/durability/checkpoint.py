@@ -1,175 +1,158 @@
-"""Checkpointer: moves the WAL into the database file, off the loop and off the path of a commit.
+"""Checkpointer: moves the WAL into the database file, off the path of a commit.
 
-SQLite's automatic checkpoint runs inside of a COMMIT, and whoever commits then waits for it. Here
-it runs in a thread and on a connection of its own, once the WAL has grown past as many pages as the
-automatic one would have allowed (https://sqlite.org/wal.html#ckpt). Where other databases are
-attached, the automatic one goes on, for all of them.
+SQLite's automatic checkpoint runs inside of a COMMIT, with the write lock held. Here it is off
+(https://sqlite.org/wal.html#ckpt), and whoever has committed is told when a checkpoint is due, runs
+it in the thread of his connection and only then gives that back. So nobody but the application's
+own connections, and no other copy of the SQLite library, ever opens the file.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sqlite3
-import threading
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from enum import Enum
 
-from qsession.sqlite.driver.physical import file_identity
-from qsession.sqlite.driver.setup import databases
-from qsession.sqlite.place import Place, State, stand_in
-from qsession.waiting.ticket import Ticket, TicketState
+from qsession.sqlite.driver.setup import attached, plain_cursor, pragma
+from qsession.sqlite.processes.checkpoint_lock import Mark, mark_of, right_to_checkpoint
 
-if TYPE_CHECKING:
-    from qsession.sqlite.pool import WriteQueuePool
-
+DEFAULT_PAGES = 1_000
+"""What SQLite's automatic checkpoint is set to where nobody has set it."""
+PAGES = 4_000
+"""What stands in for that: a page that is changed often is copied less often."""
 LOOK_EVERY = 16
 """Commits between two looks at the size of the WAL."""
 GROWN = 4
 """Times the limit past which the WAL is emptied with writers kept out."""
+OFTEN = 16
+"""How many times as often it is tried past that."""
 
-PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"
+PASSIVE = "PRAGMA main.wal_checkpoint(PASSIVE)"
+"""``main``: without a name it is about all attached databases."""
 
 logger = logging.getLogger("qsession")
 
 
-class _ThreadTicket(Ticket):
-    """A ticket that a thread waits for."""
+class When(Enum):
+    """When whoever has committed is to run a checkpoint."""
 
-    __slots__ = ("woken",)
-
-    def __init__(self, owner: Place) -> None:
-        super().__init__(owner)
-        self.woken = threading.Event()
-
-    def wake(self) -> bool:
-        self.woken.set()
-        return True
+    NOT = "none is due"
+    AFTER = "when the ticket has been passed on"
+    HOLDING = "while the ticket and the turn are still held"
 
 
 class Checkpointer:
-    """Looks at the WAL after commits, from any thread. One checkpoint runs at a time."""
+    """Looks at the WAL of one file after commits, from any thread."""
 
-    def __init__(self, pool: WriteQueuePool) -> None:
-        self._pool = pool
+    wal_warn: int | None = None
+    """Bytes past which it is told that readers keep the WAL from being reused."""
+
+    def __init__(self, warn: Callable[[int], None] | None = None) -> None:
+        self._warn = warn
         self._path = ""
-        self._pages = 0
+        self._automatic = DEFAULT_PAGES
         self._limit = 0
-        self._commits = 0
-        self._running = threading.Lock()
+        self._due_at = 0
+        """The size at which the WAL is to be checkpointed again."""
+        self._commits = itertools.count(1)
         self._warned = False
 
-    @property
-    def is_running(self) -> bool:
-        """Whether a checkpoint has its connection open."""
-        return self._running.locked()
+    def set_up(self, raw: sqlite3.Connection, path: str) -> None:
+        """Take over from the automatic one. In the connection's thread, after its listeners.
 
-    def wait(self, patience: float) -> None:
-        """Wait in this thread for a checkpoint that runs, ``patience`` seconds at the most."""
-        if self._running.acquire(timeout=patience):
-            self._running.release()
-
-    def identity(self) -> tuple[int, ...] | None:
-        """Device and inode of the file."""
-        return file_identity(self._path)
-
-    def take_over(self, raw: sqlite3.Connection, path: str) -> None:
-        """Replace the automatic checkpoint of the writer. In the connection's thread.
-
-        ``PRAGMA wal_autocheckpoint=0`` in a "connect" listener turns off both: some other program,
-        Litestream for one, is to do it.
+        A number that a listener has set is the limit; 0 leaves checkpoints to another program,
+        Litestream for one.
         """
-        (self._pages,) = raw.execute("PRAGMA wal_autocheckpoint").fetchone()
-        (page_size,) = raw.execute("PRAGMA page_size").fetchone()
-        allowed = self._pages * page_size
-        raw.execute(f"PRAGMA journal_size_limit={allowed}")  # when the WAL begins anew
-        self._path, self._limit = path, 0 if self.share(raw) else allowed
+        self._automatic = pragma(raw, "wal_autocheckpoint")
+        pages = PAGES if self._automatic == DEFAULT_PAGES else max(self._automatic, 0)
+        limit: int = pages * pragma(raw, "page_size")
+        # A WAL that begins anew is cut to this, or it would stay due for ever.
+        if limit and not 0 <= pragma(raw, "journal_size_limit") <= limit:
+            pragma(raw, f"journal_size_limit={limit}")
+        self._path, self._limit = path, limit if path else 0
+        self.share(raw)
 
-    def share(self, raw: sqlite3.Connection) -> bool:
+    def share(self, raw: sqlite3.Connection) -> None:
         """Leave all to the automatic one while other databases are attached: they need it.
 
         It is one setting for all files of a connection. In the connection's thread.
         """
-        attached = bool(databases(raw).keys() - {"main", "temp"})
-        raw.execute(f"PRAGMA wal_autocheckpoint={self._pages if attached else 0}")
-        return attached
+        pragma(raw, f"wal_autocheckpoint={self._automatic if attached(raw) else 0}")
 
-    def committed(self) -> None:
-        """A transaction that wrote was committed. Does not wait."""
-        self._commits += 1
-        if self._commits % LOOK_EVERY or not (self._path and self._limit):
-            return
-        if self._wal_size() > self._limit and self._running.acquire(blocking=False):
-            try:
-                threading.Thread(target=self._run, name="qsession checkpoint", daemon=True).start()
-            except RuntimeError:  # no more threads: a later commit looks again
-                self._running.release()
+    def due(self) -> When:
+        """A transaction that wrote was committed: whether it is to run a checkpoint. Any thread."""
+        if next(self._commits) % LOOK_EVERY or not self._limit:
+            return When.NOT
+        size = _size(f"{self._path}-wal")
+        if size <= self._limit:
+            self._due_at = 0  # it has begun anew
+        return _when(size, self._limit, self._due_at)
 
-    def _wal_size(self) -> int:
-        try:
-            return os.stat(f"{self._path}-wal").st_size
-        except OSError:
-            return 0
-
-    def _run(self) -> None:
-        try:
-            raw = sqlite3.connect(self._path, timeout=0, isolation_level=None)
+    def run(self, raw: sqlite3.Connection) -> None:
+        """Checkpoint, unless somebody else does or has just done so. In the connection's thread."""
+        with right_to_checkpoint(self._path) as right:
+            mark = None if right is None else mark_of(self._path)
+            if right is None or mark is None:
+                return
+            last = right.last()
+            if not _is_worth_it(last, mark, self._limit):
+                self._due_at = 0 if last is None else _again(last.size, self._limit)
+                return
             try:
                 self._checkpoint(raw)
-            finally:
-                raw.close()
-        except sqlite3.Error as error:  # the next commits try again
-            logger.info("The WAL of %r could not be checkpointed: %s", self._path, error)
-        finally:
-            self._running.release()
+            except sqlite3.Error as error:  # a later commit tries again
+                logger.info("The WAL of %r could not be checkpointed: %s", self._path, error)
+                return
+            right.note(mark)  # what came into the WAL since then may still be there
+            self._due_at = _again(mark.size, self._limit)
 
     def _checkpoint(self, raw: sqlite3.Connection) -> None:
         """PASSIVE waits for nobody; a WAL that it could empty is begun anew by the next writer.
 
-        Nothing follows it beside a writer: a second checkpoint of a WAL that is empty already can
-        damage the database before SQLite 3.51.3, if a writer begins it anew at that moment
-        (https://sqlite.org/wal.html#walresetbug).
-        While writers come without a pause there is always something new in it. So past a multiple
-        of the limit the rest, which is short, is done by one that holds the ticket.
+        The numbers are of what was in the WAL when it began. So they differ where a reader is in
+        the way, and not where a writer went on meanwhile.
         """
-        _, frames, done = raw.execute(PASSIVE).fetchone()
-        size = self._wal_size()
-        if size > GROWN * self._limit:
-            self._finish_in_turn()
-        warn = self._pool.settings.wal_warn
-        if frames != done and warn is not None and size > warn:
-            self._warn()
-        else:
+        with plain_cursor(raw) as cursor:
+            busy, frames, done = cursor.execute(PASSIVE).fetchone()
+        size = _size(f"{self._path}-wal")
+        pinned = not busy and frames != done
+        if not pinned or self.wal_warn is None or size <= self.wal_warn:
             self._warned = False
-
-    def _finish_in_turn(self) -> None:
-        """Take a place in the queue; then one more PASSIVE, with no writer beside it."""
-        writer = self._pool.writer
-        ticket = _ThreadTicket(stand_in(self._pool, PASSIVE))
-        writer.queue.take(ticket)
-        ticket.woken.wait()
-        if ticket.state is not TicketState.HELD:
-            return
-        writer.close_group()
-        writer.post(_passive, lambda: writer.give_back(ticket))
-
-    def _warn(self) -> None:
-        reading = [each for each in self._pool.admission if each.state is State.READING]
-        if self._warned or not reading:
-            return
-        oldest = min(reading, key=lambda each: each.reading_since)
-        self._warned = True
-        task = oldest.task
-        logger.warning(
-            "The WAL of %r has grown to %d MiB: it cannot be reused while a transaction reads that "
-            "began %.1f s ago with %r in %s. Close readers when they are done.",
-            self._path,
-            self._wal_size() >> 20,
-            time.monotonic() - oldest.reading_since,
-            oldest.first,
-            "an unknown task" if task is None else f"task {task.get_name()!r}",
-        )
+        elif not self._warned and self._warn is not None:
+            self._warned = True
+            self._warn(size)
 
 
-def _passive(raw: sqlite3.Connection) -> None:
-    raw.execute(PASSIVE).fetchone()
+def _when(size: int, limit: int, due_at: int) -> When:
+    if size <= limit or size < due_at:
+        return When.NOT
+    return When.HOLDING if size > GROWN * limit else When.AFTER
+
+
+def _again(size: int, limit: int) -> int:
+    """The size at which a WAL that was checkpointed at this one is to be so again.
+
+    While writers come without a pause it goes on growing, and each checkpoint copies what is new.
+    Past a multiple of the limit it is tried often: a reader that is in the way may be a short one.
+    """
+    return min(size + limit, max(GROWN * limit + 1, size + limit // OFTEN))
+
+
+def _is_worth_it(last: Mark | None, now: Mark, limit: int) -> bool:
+    """Whether a WAL is to be checkpointed, when another process may have done so at ``last``.
+
+    One that has not begun anew and has not grown was emptied, and whoever writes next begins it
+    anew: see :mod:`qsession.sqlite.processes.checkpoint_lock`.
+    """
+    if now.size <= limit:
+        return False
+    return last is None or now.salt != last.salt or now.size >= _again(last.size, limit)
+
+
+def _size(name: str) -> int:
+    try:
+        return os.stat(name).st_size
+    except OSError:
+        return 0

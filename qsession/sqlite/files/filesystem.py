@@ -48,6 +48,15 @@ def refuse_network(path: str) -> None:
         )
 
 
+def file_identity(path: str) -> tuple[int, ...] | None:
+    """Device and inode of a file; None where there is no such file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def hard_links(path: str) -> int:
     """How many names beside this one the file has by hard links."""
     try:

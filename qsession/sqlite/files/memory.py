@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
+import warnings
 import weakref
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.engine import URL
 
 from qsession.sqlite.processes import locking
-from qsession.sqlite.processes.lock_files import names
 
 _PREFIX = "qsession-memory-"
 _FILE = "memory.db"
@@ -30,32 +32,35 @@ _named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDict
 
 
 class MemoryDatabase:
-    """The folder of one memory database; it is deleted when nobody refers to it any more."""
+    """The folder of one memory database, for as long as somebody uses it.
+
+    It is made with the first connection, and deleted when the last engine has closed its own. A
+    dialect that SQLAlchemy keeps alive after that owns nothing.
+    """
 
     def __init__(self) -> None:
-        parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else tempfile.gettempdir()
-        sweep(parent)
-        self._folder, lock = _make_folder(parent)
-        self.path = os.path.join(self._folder, _FILE)
+        self._path = ""
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
-        self._pid = os.getpid()
-        weakref.finalize(self, _delete, self._folder, self._pid, lock)
+        self._delete: weakref.finalize[Any, Any] | None = None
 
-    def enter(self, user: object) -> None:
-        """``user`` has connections to it from now on."""
+    def enter(self, user: object) -> str:
+        """``user`` has connections to it from now on. The path of the file."""
         self._users.add(user)
+        if self._delete is None:
+            roomy = os.access(_IN_MEMORY, os.W_OK | os.X_OK)
+            parent = _IN_MEMORY if roomy else tempfile.gettempdir()
+            sweep(parent)
+            folder, lock = _make_folder(parent)
+            self._path = os.path.join(folder, _FILE)
+            self._delete = weakref.finalize(self, _delete, folder, os.getpid(), lock)
+        return self._path
 
     def leave(self, user: object) -> None:
         """``user`` has closed its connections. With the last one all data is forgotten."""
         self._users.discard(user)
-        if self._users or os.getpid() != self._pid:
-            return
-        files = [self.path + suffix for suffix in ("", "-wal", "-shm", "-journal")]
-        for each in (*files, *names(self.path)):
-            try:
-                os.unlink(each)
-            except FileNotFoundError:
-                continue
+        if not self._users and self._delete is not None:
+            self._delete()
+            self._delete = None
 
 
 def _delete(folder: str, pid: int, lock: int | None) -> None:
@@ -83,7 +88,7 @@ def _lock(folder: str) -> int | None:
     except FileNotFoundError:
         return None
     with suppress(OSError):  # a file system without locks: nobody can lock it to sweep it either
-        locking.of_system().lock(opened)
+        locking.system.lock(opened)
     if os.path.exists(folder):
         return opened
     os.close(opened)
@@ -104,7 +109,7 @@ def sweep(parent: str) -> None:
         with suppress(OSError):  # of another user, or somebody else was faster
             opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                if locking.of_system().try_lock(opened):
+                if locking.system.try_lock(opened):
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(opened)
@@ -128,5 +133,24 @@ def memory_database(url: URL) -> MemoryDatabase | None:
         return MemoryDatabase()
     found = _named.get(name)
     if found is None:
+        _warn_of_another(name, url)
         found = _named[name] = MemoryDatabase()
     return found
+
+
+def _warn_of_another(name: str, url: URL) -> None:
+    """Tell that SQLite itself has a database of that name: an engine of another driver made it."""
+    options = "&".join(f"{key}={value}" for key, value in url.query.items() if key in _PLACES)
+    address = name if name.startswith("file:") else f"file:{name}"
+    with closing(sqlite3.connect(f"{address}?{options}", uri=True)) as raw:
+        if raw.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            warnings.warn(
+                f"The memory database {name!r} of another engine, which is not qsession's, has "
+                "tables; engines of qsession see a database of their own under this name. Make "
+                "all engines with qsession, or use a file.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+_PLACES = ("mode", "cache", "vfs")

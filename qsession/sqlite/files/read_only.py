@@ -24,8 +24,13 @@ def frozen_uri(database: str, uri: bool) -> str | None:
         path, query = unquote(parts.path), parts.query
     if "immutable=" in query or not _needs_folder(path) or _has_content(f"{path}-wal"):
         return None
-    address = database if uri else f"file:{_quote(path)}"
+    address = database if uri else uri_of(path)
     return f"{address}{'&' if query else '?'}immutable=1"
+
+
+def uri_of(path: str) -> str:
+    """A path as a URI, to which parameters can be added."""
+    return f"file:{_quote(path)}"
 
 
 def path_of(database: str) -> str:

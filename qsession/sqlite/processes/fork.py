@@ -13,17 +13,51 @@ import ctypes
 import os
 import sqlite3
 import weakref
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from qsession.sqlite.driver.physical import DriverConnection
-    from qsession.sqlite.pool import WriteQueuePool
+from typing import Any, Protocol
 
 PATIENCE = 2.0
 """Seconds that a fork waits for each connection that is being closed, and for a checkpoint."""
 
-pools: weakref.WeakSet[WriteQueuePool] = weakref.WeakSet()
-connections: weakref.WeakSet[DriverConnection] = weakref.WeakSet()
+
+class Part(Protocol):
+    """Something that a child inherits, and must have anew."""
+
+    def begin_anew(self) -> None:
+        """In the child: everything that was is the parent's, and no thread of it is here."""
+        ...
+
+
+class Pool(Part, Protocol):
+    """Something that has idle connections."""
+
+    def close_idle(self) -> None:
+        """Close them in this thread: the process is about to fork."""
+        ...
+
+
+class Connection(Protocol):
+    """A connection of SQLite's, with its thread."""
+
+    identity: tuple[int, ...] | None
+    closing: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether SQLite has the file open, or is about to open it."""
+        ...
+
+    def end(self, patience: float) -> None:
+        """Close it and wait for that in this thread."""
+        ...
+
+    def leave_to_parent(self) -> None:
+        """In the child: have nothing to do with it from now on."""
+        ...
+
+
+pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+parts: weakref.WeakSet[Part] = weakref.WeakSet()
 
 _carried: set[tuple[int, ...] | None] = set()
 """The files that the parent had open; None for one that it was only about to open."""
@@ -62,10 +96,8 @@ def _in_child() -> None:
             connection.leave_to_parent()
             # Nor may it be closed here, not even when the interpreter ends.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-    for pool in list(pools):
-        if pool.checkpointer.is_running:
-            _carried.add(pool.checkpointer.identity())
-        pool.begin_anew()
+    for part in [*parts, *pools]:
+        part.begin_anew()
 
 
 if hasattr(os, "register_at_fork"):

@@ -67,13 +67,10 @@ class Portable:
             raise OSError(str(error)) from error
 
 
-if sys.platform == "win32":
+system: Locking = Portable()
+"""What this system has."""
 
-    def of_system() -> Locking:
-        """What this system has."""
-        return Portable()
-
-else:
+if sys.platform != "win32":
     import fcntl
 
     class Flock:
@@ -94,6 +91,4 @@ else:
         def unlock(self, file: int) -> None:
             fcntl.flock(file, fcntl.LOCK_UN)
 
-    def of_system() -> Locking:
-        """What this system has."""
-        return Flock()
+    system = Flock()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from qsession.errors import EngineDraining
 from qsession.sqlite.queue.holder import shorten
 from qsession.waiting.handoff import Serial, Waiter
-
-if TYPE_CHECKING:
-    from qsession.sqlite.place import Place
 
 
 class Admission:
@@ -21,12 +18,12 @@ class Admission:
     """
 
     def __init__(self) -> None:
-        self._inside: dict[Place, None] = {}
+        self._inside: dict[Any, None] = {}
         self._shut = False
         self._drains: list[Waiter] = []
         self._serial = Serial()
 
-    def enter(self, transaction: Place) -> None:
+    def enter(self, transaction: Any) -> None:
         """Begin, or go on. Raises :class:`EngineDraining` for one that is new."""
         if transaction in self._inside:
             return
@@ -38,13 +35,13 @@ class Admission:
                 f"{shorten(transaction.last_statement)!r} was not run."
             )
 
-    def leave(self, transaction: Place) -> None:
+    def leave(self, transaction: Any) -> None:
         """End; no effect on one that is not inside."""
         self._inside.pop(transaction, None)
         if self._shut and not self._inside:
             self._serial.serve(self._wake, None)
 
-    def __iter__(self) -> Iterator[Place]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(list(self._inside))
 
     @property

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiosqlite
 import sqlalchemy
 
+from qsession.sqlite.queue.owner import Owner
 from qsession.stats import Holder
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ _MACHINERY = tuple(
 
 def describe(ticket: Ticket) -> Holder:
     """The transaction that holds ``ticket``."""
-    transaction = ticket.owner
+    transaction: Owner = ticket.owner
     task: asyncio.Task[Any] | None = transaction.task
     stack = _stack(task)
     return Holder(
         task=f"task {task.get_name()!r}" if task is not None else "code outside of a task",
-        held=time.monotonic() - ticket.taken_at,
+        held=time.monotonic() - ticket.granted_at,
         wrote=transaction.wrote,
         statement=shorten(transaction.last_statement),
         where=stack[-1] if stack else _no_place(task),

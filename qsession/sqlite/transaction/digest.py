@@ -1,4 +1,4 @@
-"""Seen: what an application has seen of a result, kept so that a replay can be compared with it.
+"""Digests of what an application has seen of a result, to be compared before its first write.
 
 It is a copy, made before the application gets the rows, and small: an application may change an
 object that a converter has made, and a transaction may read much.
@@ -22,9 +22,10 @@ BYTES_KEPT = 512
 class StreamDigest:
     """The digest of a result that is fetched little by little."""
 
-    __slots__ = ("_hash", "_knowable", "count", "ended")
+    __slots__ = ("_description", "_hash", "_knowable", "count", "ended")
 
-    def __init__(self) -> None:
+    def __init__(self, description: Any = None) -> None:
+        self._description = description
         self._hash = hashlib.blake2b()
         self._knowable = True
         self.count = 0
@@ -41,7 +42,8 @@ class StreamDigest:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StreamDigest):
             return NotImplemented
-        mine, others = (self.count, self.ended), (other.count, other.ended)
+        mine = self.count, self.ended, self._description
+        others = other.count, other.ended, other._description
         knowable = self._knowable and other._knowable
         return knowable and mine == others and self._hash.digest() == other._hash.digest()
 

@@ -16,7 +16,7 @@ _TUPLE = frozenset((tuple,))
 def frozen(parameters: Any, many: bool) -> Any:
     """The parameters as they are now, whatever the application does to them later.
 
-    A replay has to bind the same again. What has an adapter is adapted here, once.
+    Validation has to bind the same again. What has an adapter is adapted here, once.
     """
     if not many:
         return _frozen_row(parameters)

@@ -1,92 +1,125 @@
-"""Prediction: will a transaction that begins with this SELECT write?
+"""Prediction: what a transaction will do, by what its call site did before.
 
-As a processor predicts branches: by what the same text did before, and, where it begins writers as
-well as readers, by what it did at the same place of the application. A wrong guess costs time or a
-ConflictError, never correctness.
+As a processor predicts branches. The call site is where the coroutines of the task wait, never the
+text, which libraries vary. A wrong guess costs time, never correctness.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
 
 from greenlet import getcurrent
 
-from qsession.sqlite.transaction.recent import keep
+from qsession.sqlite.driver.recent import keep
 
-READ_ONLY_RUNS = 16
-"""So many transactions in a row that began with a text and wrote nothing make it a reader."""
+LEARNT = 16
+"""Transactions after which a call site is known."""
+STALLS = 3
+"""Tickets taken away for idling after which a call site is known before that.
+
+One alone may be a cold start: imports, the first template.
+"""
+FORGETS = 256
+"""Transactions after which the counts of a call site are halved."""
+AFTER_CONFLICT = 1_000
+"""Transactions for which a call site takes the ticket first, once it had a conflict."""
 FRAMES = 16
 """Callers that tell one call site from another, from the innermost on."""
 
 
-class Prediction:
-    """How often in a row each text, and each call site, has begun one that wrote nothing.
+class Guess(Enum):
+    """What the transactions of a call site probably do."""
 
-    A call site that has written counts up from below zero, and stays at zero.
-    """
+    READS = "reads only: goes without the ticket"
+    VALIDATES = "writes at times, or idles before it writes: validated at its first write"
+    TICKET_FIRST = "writes, and soon: takes the ticket before it reads"
+
+
+@dataclass(slots=True)
+class Record:
+    """What the transactions of one call site did."""
+
+    runs: int = 0
+    wrote: int = 0
+    idled: int = 0
+    """How many idled between reading and writing, so that they lost the ticket, or would have."""
+    forced: int = 0
+    """How many transactions more take the ticket first, after a conflict."""
+
+    def guess(self) -> Guess:
+        """What the next one probably does."""
+        if self.forced:
+            return Guess.TICKET_FIRST
+        if self.runs < LEARNT:
+            return Guess.VALIDATES if self.idled >= STALLS else Guess.TICKET_FIRST
+        if not self.wrote:
+            return Guess.READS
+        if 2 * self.wrote < self.runs or 2 * self.idled >= self.wrote:
+            return Guess.VALIDATES
+        return Guess.TICKET_FIRST
+
+    def note(self, wrote: bool, idled: bool) -> None:
+        """One transaction more."""
+        if self.runs >= FORGETS:
+            self.runs, self.wrote, self.idled = self.runs // 2, -(-self.wrote // 2), self.idled // 2
+        self.runs += 1
+        self.wrote += wrote
+        self.idled += idled
+        self.forced -= self.forced > 0
+
+
+class Prediction:
+    """A bounded table of call sites."""
 
     def __init__(self) -> None:
-        self._runs: OrderedDict[int, int] = OrderedDict()
-        self._sites: OrderedDict[int, int] = OrderedDict()
-        self._refused: OrderedDict[int, None] = OrderedDict()
+        self._sites: OrderedDict[int, Record] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._sites)
 
-    def knows(self, text: str) -> bool:
-        """Whether ``text`` has begun a reader, so that its call sites are of interest."""
-        return hash(text) in self._runs
+    def guess(self, site: int) -> Guess:
+        """What a transaction that begins at ``site`` probably does."""
+        record = self._sites.get(site)
+        return Guess.TICKET_FIRST if record is None else record.guess()
 
-    def writes(self, text: str, site: int | None = None) -> bool:
-        """Whether a transaction that begins with ``text``, at ``site``, is taken for a writer.
+    def note(self, site: int, wrote: bool, idled: bool) -> None:
+        """Remember what a transaction that began at ``site`` has done."""
+        record = self._sites.get(site) or Record()
+        record.note(wrote, idled)
+        keep(self._sites, site, record)
 
-        It is not where the site has never written, and read 16 times; nor by the text, unless the
-        site has written and not read 16 times since.
-        """
-        here = 0 if site is None else self._sites.get(site, 0)
-        by_text = self._runs.get(hash(text), 0) >= READ_ONLY_RUNS
-        return not (here >= READ_ONLY_RUNS or (by_text and here >= 0))
+    def note_stall(self, site: int) -> bool:
+        """A ticket was taken away at ``site``. Whether its transactions go without from now on."""
+        record = self._sites.get(site) or Record()
+        record.idled += 1
+        keep(self._sites, site, record)
+        return record.guess() is Guess.VALIDATES
 
-    def note(self, text: str, wrote: bool, site: int | None = None) -> None:
-        """Remember what a transaction that began with ``text``, at ``site``, has done."""
-        key = hash(text)
-        runs = self._runs.get(key)
-        if not wrote:
-            keep(self._runs, key, min((runs or 0) + 1, READ_ONLY_RUNS))
-        elif runs is not None:
-            keep(self._runs, key, 0)
-        if site is None:
-            return
-        here = self._sites.get(site)
-        if wrote:
-            keep(self._sites, site, -READ_ONLY_RUNS)
-        elif here != 0:
-            keep(self._sites, site, min((here or 0) + 1, READ_ONLY_RUNS))
-        else:
-            keep(self._sites, site, 0)
-
-    def note_refused(self, text: str) -> None:
-        """Remember a text that a reader refused, because it writes."""
-        keep(self._refused, hash(text), None)
-
-    def is_refused(self, text: str) -> bool:
-        """Whether a reader would only refuse this text once more."""
-        return hash(text) in self._refused
+    def note_conflict(self, site: int) -> None:
+        """A transaction that began at ``site`` has ended in a conflict."""
+        record = self._sites.get(site) or Record()
+        record.forced = AFTER_CONFLICT
+        keep(self._sites, site, record)
 
 
-def call_site(text: str) -> int:
-    """A key for ``text`` and the lines at which coroutines of this task wait for it. In a greenlet.
+def call_site() -> int:
+    """A key for the lines at which coroutines of this task wait. In a greenlet.
 
-    What runs in the greenlet itself, as in ``run_sync``, is not looked at; nor is who runs the
-    task, which for an eager one is whoever made it.
+    What runs in the greenlet itself, as in ``run_sync``, is not looked at; nor is the code that
+    runs the task, which for an eager one is the code that made it.
     """
     parent = getcurrent().parent
     frame = None if parent is None else parent.gr_frame
     task = asyncio.current_task()
     outermost = None if task is None else getattr(task.get_coro(), "cr_frame", None)
-    seen: list[str | int] = [text]
-    while frame is not None and len(seen) <= 2 * FRAMES:
+    # The innermost runs the greenlet, and stands elsewhere once the call has waited for something.
+    if frame is not None and frame is not outermost:
+        frame = frame.f_back
+    seen: list[int] = []
+    while frame is not None and len(seen) < 2 * FRAMES:
         seen += id(frame.f_code), frame.f_lasti
         frame = None if frame is outermost else frame.f_back
     return hash(tuple(seen))

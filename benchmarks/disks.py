@@ -1,0 +1,78 @@
+"""The disk as it is, and the same disk with a slower fsync: that of a cloud machine.
+
+The delay is made by a small library that is built with ``cc`` and loaded before libc's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from .child import command, environment
+from .machine import fsync_ms
+from .setup import Setup
+from .summary import Row
+
+DELAY_MS = 2.0
+HERE, SLOW = DISKS = ("this disk", f"fsync {DELAY_MS:g} ms slower")
+_MICROSECONDS = "QSESSION_FSYNC_US"
+"""What the library reads at each fsync."""
+
+
+def build(directory: Path) -> Path | None:
+    """The library for LD_PRELOAD; None where it cannot be built."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    shim = directory / "disks.so"
+    source = Path(__file__).with_suffix(".c")
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
+    return shim
+
+
+def with_disk(shim: Path | None, disk: str) -> dict[str, str]:
+    """The environment of a child process on one of the disks."""
+    if shim is None:
+        return environment()
+    return environment(**{"LD_PRELOAD": str(shim), _MICROSECONDS: _delay(disk)})
+
+
+def change_to(disk: str) -> None:
+    """Let this process, which was started with the library, go on with another disk."""
+    os.environ[_MICROSECONDS] = _delay(disk)
+
+
+def _delay(disk: str) -> str:
+    return str(round(DELAY_MS * 1000)) if disk == SLOW else "0"
+
+
+def rows_of_child(setup: Setup, module: str, shim: Path | None) -> Iterator[Row]:
+    """Run `module` in a child process that can change its disk. It prints a row in each line."""
+    text = json.dumps({**asdict(setup), "directory": str(setup.directory)})
+    with subprocess.Popen(
+        command(module, text), env=with_disk(shim, HERE), stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            yield json.loads(line)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, child.args)
+
+
+def setup_of_child(text: str) -> tuple[Setup, tuple[str, ...]]:
+    """What the child was told, and which disks it has. It leaves if the delay has no effect."""
+    settings = json.loads(text)
+    setup = replace(Setup(Path(settings.pop("directory"))), **settings)
+    if "LD_PRELOAD" not in os.environ:
+        return setup, (HERE,)
+    change_to(SLOW)
+    if (slow := fsync_ms(setup.directory)) < DELAY_MS:
+        raise SystemExit(f"fsync takes {slow:.2f} ms: the delay is not in force")
+    change_to(HERE)
+    return setup, DISKS

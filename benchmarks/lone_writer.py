@@ -1,0 +1,184 @@
+"""How long does one who writes alone wait for the disk, and how many fsyncs is that?
+
+The same inserts with and without waiting for the disk; the difference, to an fsync of the same
+file system in the same minute, is what durability costs. The processor's part falls out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from qsession import create_async_engine as queued_engine
+from qsession import stats
+
+from .disks import DISKS, build, change_to, rows_of_child, setup_of_child
+from .machine import fsync_ms
+from .measure import settled
+from .peers.peer import Peer, TaskPeer, ThreadPeer, prepare
+from .peers.sqlalchemy_async import OursOrm, StockOrm
+from .peers.sqlalchemy_sync import SyncOrm
+from .setup import Setup
+from .summary import Report, Row, Table, at_most, median, quantile, select, unique
+
+TITLE = "A lone writer"
+INSERTS = 200
+WARM = 30
+"""Prediction and statistics of statements know by then what an insert is."""
+GOAL = 1.1
+FULL, NONE = WAITS = ("waits for the disk", "does not")
+
+
+def _without_waiting(url: str) -> AsyncEngine:
+    return queued_engine(url, durability="normal")
+
+
+class _OursNormal(OursOrm):
+    """Not durable: only a measure of what is not the disk's."""
+
+    make = _without_waiting
+
+
+def _off(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous=OFF")
+    cursor.close()
+
+
+def _stock_off(url: str) -> AsyncEngine:
+    engine = create_async_engine(url)
+    event.listen(engine.sync_engine, "connect", _off)
+    return engine
+
+
+class _StockOff(StockOrm):
+    """As above."""
+
+    make = _stock_off
+
+
+class _SyncOff(SyncOrm):
+    """As above."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        event.listen(self.engine, "connect", _off)
+
+
+PAIRS: dict[str, tuple[type[Peer], type[Peer]]] = {
+    OursOrm.name: (OursOrm, _OursNormal),
+    StockOrm.name: (StockOrm, _StockOff),
+    SyncOrm.name: (SyncOrm, _SyncOff),
+}
+
+
+def measure(setup: Setup) -> Iterator[Row]:
+    """In a child process, on the disk as it is and, where it can be made, on the slower one."""
+    yield from rows_of_child(setup, __name__, build(setup.directory))
+
+
+def main(text: str) -> None:
+    """What the child does: print a row as JSON for each run."""
+    setup, disks = setup_of_child(text)
+    for number in range(1, setup.rounds + 1):
+        for disk in disks:
+            change_to(disk)
+            for peer, pair in PAIRS.items():
+                fsync = fsync_ms(setup.directory) / 1000
+                for kind, waits in zip(pair, WAITS, strict=True):
+                    found = _run(kind, setup)
+                    row = {"round": number, "disk": disk, "peer": peer, "waits": waits}
+                    print(json.dumps({**row, "fsync": fsync, **found}), flush=True)
+
+
+def _run(kind: type[Peer], setup: Setup) -> Row:
+    file = setup.directory / "lone.db"
+    prepare(file, wal=kind.wal)
+    peer = kind(file)
+    inserts = setup.scaled(INSERTS)
+    if isinstance(peer, TaskPeer):
+        return asyncio.run(_in_task(peer, inserts))
+    assert isinstance(peer, ThreadPeer)
+    peer.start()
+    for i in range(WARM):
+        peer.insert(i)
+    taken = []
+    with settled():
+        for i in range(inserts):
+            began = time.perf_counter()
+            peer.insert(i)
+            taken.append(time.perf_counter() - began)
+    peer.stop()
+    return _summary(taken, None)
+
+
+async def _in_task(peer: TaskPeer, inserts: int) -> Row:
+    await peer.start()
+    for i in range(WARM):
+        await peer.insert(i)
+    ours = isinstance(peer, OursOrm)
+    before = stats(peer.engine).syncs if isinstance(peer, OursOrm) else 0
+    taken = []
+    with settled():
+        for i in range(inserts):
+            began = time.perf_counter()
+            await peer.insert(i)
+            taken.append(time.perf_counter() - began)
+    syncs = stats(peer.engine).syncs - before if isinstance(peer, OursOrm) else 0
+    await peer.stop()
+    return _summary(taken, syncs / inserts if ours else None)
+
+
+def _summary(taken: list[float], syncs: float | None) -> Row:
+    return {"p50": quantile(taken, 0.5), "p99": quantile(taken, 0.99), "syncs": syncs}
+
+
+def _fsyncs(full: list[Row], none: list[Row]) -> float:
+    """What waiting for the disk takes, in fsyncs: the median of the rounds."""
+    return median(
+        (waits["p50"] - other["p50"]) / waits["fsync"]
+        for waits, other in zip(full, none, strict=True)
+    )
+
+
+def report(rows: list[Row]) -> Report:
+    out = Report([])
+    for disk in (each for each in DISKS if select(rows, disk=each)):
+        here = select(rows, disk=disk)
+        fsync = median(row["fsync"] for row in here) * 1000
+        table = Table(
+            f"Insert and commit by one task, {disk}: an fsync takes {fsync:.2f} ms",
+            ["", "p50 ms", "p99 ms", "p50 ms without waiting", "waits for the disk, in fsyncs"],
+        )
+        table.head.append("fsyncs a commit")
+        for peer in unique(row["peer"] for row in here):
+            full, none = (select(here, peer=peer, waits=each) for each in WAITS)
+            cost = _fsyncs(full, none)
+            syncs = [row["syncs"] for row in full if row["syncs"] is not None]
+            ms = [median(row[name] for row in full) * 1000 for name in ("p50", "p99")]
+            table.rows.append(
+                [
+                    peer,
+                    *(f"{each:.2f}" for each in ms),
+                    f"{median(row['p50'] for row in none) * 1000:.2f}",
+                    f"{cost:.2f}",
+                    f"{median(syncs):.2f}" if syncs else "",
+                ]
+            )
+            if peer == OursOrm.name:
+                what = f"{disk}: wait of a lone writer for the disk, to one fsync"
+                out.goals.append(at_most(what, GOAL, cost))
+        out.tables.append(table)
+    return out
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

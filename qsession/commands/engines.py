@@ -1,0 +1,88 @@
+"""What the processes on a file say of their engines, for ``qsession who`` and ``qsession top``.
+
+See :mod:`qsession.sqlite.processes.status`, which answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from qsession.sqlite.processes import status
+
+_SOCKETS = Path("/proc/net/unix")
+
+
+def engines_on(path: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The processes with engines on a file, and what those say. Raises ``OSError`` without it.
+
+    Any user can make a socket by a name of ours on Linux, and answer there. So the kernel is asked
+    who did. Only this user, root and the owner of the file are believed.
+    """
+    found = os.stat(path)
+    for name in sorted(_names()):
+        with suppress(OSError, ValueError):
+            pid, engines = _ask(name, found)
+            if pid and engines:
+                yield pid, engines
+
+
+def _names() -> set[int]:
+    """Who serves, by their own numbers. Without a list of the system, whoever has left a socket."""
+    if status.ABSTRACT:
+        lines = _SOCKETS.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.rpartition(" @")[2] for line in lines if f" @{status.NAME}" in line]
+    else:
+        try:
+            names = [
+                each.name for each in Path(status.address_of(0)).parent.glob(f"{status.NAME}*")
+            ]
+        except OSError:  # nobody has served yet
+            names = []
+    numbers = [each.removeprefix(status.NAME) for each in names]
+    return {int(each) for each in numbers if each.isascii() and each.isdecimal()}
+
+
+def _ask(name: int, found: os.stat_result) -> tuple[int, list[dict[str, Any]]]:
+    """The process behind a socket, and what its engines say; 0 if it is not to be believed."""
+    answer = b""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(status.TIMEOUT)
+        asking.connect(status.address_of(name))
+        pid, user = status.peer_of(asking) if status.ABSTRACT else (name, os.geteuid())
+        if user not in (0, os.geteuid(), found.st_uid):
+            return 0, []
+        asking.sendall(f"{found.st_dev} {found.st_ino}".encode())
+        while more := asking.recv(65536):
+            answer += more
+    told = json.loads(answer or b"[]")
+    return pid, [each for each in told if _fits(each, _TOLD)] if isinstance(told, list) else []
+
+
+_TOLD: dict[str, Any] = {
+    **dict.fromkeys(("waiting", "readers", "commits", "syncs", "conflicts"), int),
+    "turn": str,
+    "draining": bool,
+    "holder": (
+        None,
+        {"task": str, "statement": str, "where": str, "held": (int, float), "wrote": bool},
+    ),
+    "waits": {"bounds": list, "counts": list, "total": (int, float), "maximum": (int, float)},
+}
+"""What `who` and `top` need of each engine."""
+
+
+def _fits(told: Any, form: Any) -> bool:
+    """Whether an answer has a form; that of a process with another version may not."""
+    if isinstance(form, dict):
+        return isinstance(told, dict) and all(
+            key in told and _fits(told[key], form[key]) for key in form
+        )
+    if isinstance(form, tuple):
+        return any(_fits(told, each) for each in form)
+    return told is None if form is None else isinstance(told, form)

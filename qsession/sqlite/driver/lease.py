@@ -1,0 +1,103 @@
+"""Lease: a connection of the pool while one transaction uses it.
+
+It is given back once, from wherever it ends: by the task itself, by the clean-up of another thread,
+or by the garbage collector.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from qsession.sqlite.driver.physical import DriverConnection
+
+
+class Stream(Protocol):
+    """An open cursor whose rows are fetched little by little."""
+
+    def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: Any) -> None:
+        """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
+        ...
+
+    def read_to_end(self) -> None:
+        """Fetch the rest at once."""
+        ...
+
+    def keep(self, rows: list[Any]) -> None:
+        """Take the rest, which was fetched elsewhere."""
+        ...
+
+    def forget(self) -> sqlite3.Cursor | None:
+        """Let go of SQLite's cursor; whoever asks closes it."""
+        ...
+
+
+_NO_STREAMS: frozenset[Any] = frozenset()
+
+
+class Lease:
+    """A physical connection that one transaction uses."""
+
+    __slots__ = ("_give_back", "driver", "ended", "record", "reserved", "streams")
+
+    def __init__(self, record: Any, give_back: Callable[[Lease], None]) -> None:
+        self.driver: DriverConnection = record.dbapi_connection
+        self.record = record
+        """SQLAlchemy's record of the connection."""
+        self.reserved: bool = record.reserved
+        """Whether it is the one that is kept for the holder of the ticket."""
+        self.streams: frozenset[Stream] = _NO_STREAMS
+        self.ended = False
+        """Whether its transaction has ended; open streams may still use it."""
+        self._give_back: Callable[[Lease], None] | None = give_back
+
+    def end(self) -> None:
+        """The transaction is over. An open stream keeps the connection until it is closed."""
+        self.ended = True
+        if not self.streams:
+            self.give_back()
+
+    def stream_closed(self) -> None:
+        """One of the streams has let go."""
+        if self.ended and not self.streams:
+            self.give_back()
+
+    def take_up(self) -> Lease | None:
+        """Use it for the next transaction of the same user, where a stream has kept it so far."""
+        if not self.ended or not self.streams:
+            return None
+        self.ended = False
+        return self
+
+    def give_back(self) -> None:
+        """Let the next one have the connection. It must be clean by then."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back(self)
+
+    def tidy(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run ``function(raw, *args)`` without waiting: at once, if the thread is quiet.
+
+        If it fails, the connection is suspect, and closed when it is given back.
+        """
+        if not self.driver.quiet:
+            self.driver.post(function, *args)
+            return
+        try:
+            function(self.driver.raw, *args)
+        except Exception:
+            self.driver.suspect = True
+
+    def abandon(self, busy: bool, undo: Callable[..., Any], done: Callable[[], None]) -> None:
+        """Break off what runs, without waiting, undo it in the thread, then ``done()``."""
+        cursors = self.forget_streams()
+        if busy:
+            self.driver.interrupt()
+        self.driver.post(undo, cursors, done=done)
+
+    def forget_streams(self) -> list[sqlite3.Cursor]:
+        """Let go of the cursors of open streams; the caller closes them."""
+        cursors = [stream.forget() for stream in self.streams]
+        self.streams = _NO_STREAMS
+        return [cursor for cursor in cursors if cursor is not None]

@@ -1,0 +1,330 @@
+"""Syncer: one fsync of the WAL answers everybody who has committed before it began.
+
+At ``PRAGMA synchronous=NORMAL`` a COMMIT only writes to the page cache
+(https://sqlite.org/pragma.html#pragma_synchronous). It is durable once the WAL has been synced by
+an fsync that began after the COMMIT returned. Commits and beginnings of syncs draw their numbers
+from one counter, so a commit with a lower number than a sync is on disk when that sync has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Collection
+from contextlib import suppress
+from typing import NamedTuple
+
+from qsession.errors import DurabilityError
+from qsession.sqlite.durability.wal_file import DatabaseGone, WalFile
+from qsession.sqlite.processes import fork
+
+GATHER = 0.005
+"""Seconds from the beginning of one sync to that of the next, while others go on committing."""
+
+TRUNCATE = "PRAGMA main.wal_checkpoint(TRUNCATE)"
+"""``main``: without a name it is about all attached databases."""
+
+logger = logging.getLogger("qsession")
+
+
+def syncer_of(path: str, identity: tuple[int, ...]) -> Syncer:
+    """The one of a database file in this process. It lives for as long as somebody keeps it.
+
+    The path counts as well as device and inode: each name of a file that has several has a WAL of
+    its own (https://sqlite.org/howtocorrupt.html, 2.5).
+    """
+    key = os.path.realpath(path), identity
+    with _lock:
+        syncer = _syncers.get(key)
+        if syncer is None:
+            syncer = _syncers[key] = Syncer(*key)
+        return syncer
+
+
+def recover(raw: sqlite3.Connection, syncer: Syncer) -> None:
+    """See :meth:`Syncer.recover`."""
+    syncer.recover(raw)
+
+
+class Syncer:
+    """Counts the commits to one file, and answers those who wait until theirs is on disk.
+
+    ``hurry`` and ``close`` may be called by the garbage collector, in the middle of any other
+    method: they take no lock. Whoever changes something rings afterwards; the thread looks for
+    changes after it has said that it sleeps.
+
+    Invariant: nobody is acknowledged but behind an fsync, or a checkpoint, that began after his
+    commit.
+    """
+
+    def __init__(self, path: str, identity: tuple[int, ...]) -> None:
+        self.syncs = 0
+        """How many fsyncs of the WAL have ended well."""
+        self._wal = WalFile(path, identity)
+        """Only the thread opens it, and closes it before it ends."""
+        self._numbers = itertools.count(1)
+        self._synced = 0
+        """Commits with lower numbers are on disk."""
+        self._urgent = 0
+        """Commits with lower numbers are not gathered any more."""
+        self._began = -math.inf
+        """When the last sync did."""
+        self._error: Exception | None = None
+        """Why the last sync failed, if no checkpoint has made up for that."""
+        self.begin_anew()
+        fork.parts.add(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: the thread and those who wait are the parent's.
+
+        A failure stays: it is one of the file, which parent and child share.
+        """
+        self._waiters: deque[_Waiter] = deque()
+        self._lock = threading.Lock()
+        self._alarm = Alarm()
+        self._runs = False
+        """Whether there is a thread."""
+        self._sleeps = False
+        """Whether it does nothing before it is woken."""
+        self._closing = False
+        self._wal.close()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a sync has failed, and no checkpoint has succeeded since.
+
+        Until one has, nothing is acknowledged: the system may take pages for clean that it has
+        failed to write, and a later fsync would say nothing of them.
+        """
+        return self._error is not None
+
+    def committed(self) -> int:
+        """Say that a COMMIT has returned. The number to wait for. Any thread; costs no call."""
+        return next(self._numbers)
+
+    async def wait(self, number: int, *, now: bool) -> None:
+        """Wait until the commit with this number is on disk.
+
+        ``now``: nobody is behind it in the queue, so a sync begins at once, or right behind the one
+        that runs. Otherwise it is gathered until :meth:`hurry` is called, or for ``GATHER`` seconds
+        after the last sync began. Raises :class:`DurabilityError` when the disk fails, or the file
+        has gone. Cancelled, it raises at once: the commit has happened, and the sync goes on.
+        """
+        if number < self._synced:
+            return
+        error = self._error
+        if error is None:
+            future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(_Waiter(number, future))
+            if now:
+                self._urgent = next(self._numbers)
+            try:
+                if not self._runs:
+                    self._start()
+                elif self._sleeps or number < self._urgent:
+                    self._alarm.ring()
+            except RuntimeError as refused:  # no more threads
+                future.cancel()
+                error = refused
+            else:
+                error = await future
+        if error is not None:
+            raise _unconfirmed(self._wal.database, error) from error
+
+    def hurry(self) -> None:
+        """The queue has become empty: what has been committed is gathered no more. Any thread."""
+        self._urgent = next(self._numbers)
+        if self._waiters:
+            self._alarm.ring()
+
+    def close(self) -> None:
+        """Close the descriptor and end the thread as soon as nobody waits. Any thread.
+
+        The last connection that closes deletes the WAL, which Windows refuses while it is open
+        here. Whoever waits afterwards opens anew.
+        """
+        self._closing = True
+        self._alarm.ring()
+
+    def recover(self, raw: sqlite3.Connection) -> None:
+        """After a failed sync: try to bring all that was committed to the disk another way.
+
+        In the connection's thread, outside a transaction. A complete checkpoint syncs both files,
+        and TRUNCATE lets the WAL begin anew: behind frames that the disk has lost, SQLite would not
+        find those of later commits after a power cut.
+        """
+        error, begun = self._error, next(self._numbers)
+        row_factory, raw.row_factory = raw.row_factory, None
+        try:
+            busy = raw.execute(TRUNCATE).fetchone()[0]
+            self._wal.look()
+        except (sqlite3.Error, DatabaseGone) as failure:  # the next commit tries again
+            logger.warning("The WAL of %r was not recovered: %s", self._wal.database, failure)
+            return
+        finally:
+            raw.row_factory = row_factory
+        with self._lock:
+            if not busy:
+                self._synced = max(self._synced, begun)
+            if not busy and self._error is error:  # a later one may be of what this did not see
+                self._error = None
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._runs:
+                return  # another thread was faster
+            self._alarm = alarm = Alarm()
+            syncer = weakref.ref(self, lambda _: alarm.ring())
+            threading.Thread(
+                target=_serve, args=(syncer, self._wal, alarm), name="qsession syncer", daemon=True
+            ).start()
+            self._closing, self._runs = False, True
+
+    def serve(self) -> float | None:
+        """Sync for as long as somebody is due; then how long to sleep. Negative: the thread ends.
+
+        It sleeps on after a sync: who is gathered comes soon, and need not wake it for the next.
+        """
+        self._sleeps = False
+        while True:
+            closing = self._closing
+            self._answer_what_is_known()
+            numbers = [each.number for each in list(self._waiters)]
+            pause = _pause(numbers, self._urgent, time.monotonic() - self._began)
+            if pause == 0.0:
+                self._sync()
+            elif closing and not numbers:
+                if self._end():
+                    return -1.0
+            else:
+                self._sleeps = pause is None
+                if pause is not None or not self._waiters:
+                    return pause
+
+    def _sync(self) -> None:
+        begun, self._began = next(self._numbers), time.monotonic()
+        try:
+            found = self._wal.sync()
+        except Exception as error:
+            self._error = error
+            return
+        self.syncs += found
+        with self._lock:
+            self._synced = max(self._synced, begun)
+
+    def _answer_what_is_known(self) -> None:
+        """What is on disk is so whatever has failed since; nothing else is until a recovery.
+
+        In one call for each loop: each costs a system call.
+        """
+        synced, error = self._synced, self._error
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Waiter, Exception | None]]] = {}
+        for _ in range(len(self._waiters)):
+            waiter = self._waiters.popleft()
+            if waiter.number < synced or error is not None:
+                answer = None if waiter.number < synced else error
+                loops.setdefault(waiter.future.get_loop(), []).append((waiter, answer))
+            else:
+                self._waiters.append(waiter)
+        for loop, answers in loops.items():
+            with suppress(RuntimeError):  # it is closed, and nobody waits there any more
+                loop.call_soon_threadsafe(_resolve, answers)
+
+    def _end(self) -> bool:
+        """The thread ends, unless somebody has come who takes it for running."""
+        self._wal.close()
+        with self._lock:
+            self._runs = False
+            self._runs = bool(self._waiters)
+            return not self._runs
+
+
+class _Waiter(NamedTuple):
+    """A commit that somebody waits for; the future says why it is not on disk, if it is not."""
+
+    number: int
+    future: asyncio.Future[Exception | None]
+
+
+def _pause(numbers: Collection[int], urgent: int, since: float) -> float | None:
+    """Seconds until those with these numbers have to be looked at again; 0 for a sync at once.
+
+    ``since``: how long ago the last one began. None: nobody waits, and nobody is about to. Whoever
+    was cancelled counts: his commit is in the file, and comes to the disk.
+    """
+    left = max(0.0, GATHER - since)
+    if numbers:
+        return 0.0 if min(numbers) < urgent else left
+    return left or None
+
+
+def _resolve(answers: Collection[tuple[_Waiter, Exception | None]]) -> None:
+    for waiter, error in answers:
+        if not waiter.future.done():
+            waiter.future.set_result(error)
+
+
+def _unconfirmed(path: str, error: Exception) -> DurabilityError:
+    if isinstance(error, DatabaseGone):
+        return DurabilityError(
+            f"The database file {path!r} was {error} while it was open, and the transaction was "
+            "committed to the old one. Nobody who opens the file by its name sees it. The next "
+            "transaction opens the file anew. Close a database everywhere before you replace it."
+        )
+    reason = (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
+    return DurabilityError(
+        f"The transaction was committed to {path!r}, but the disk has not confirmed "
+        f"it: syncing the WAL failed ({reason}). Others see it, and it is lost if the power "
+        "fails before a checkpoint succeeds. Do not run it again as it is: it would happen "
+        "twice. Look at the disk. The next commit tries a checkpoint, and no commit is "
+        "acknowledged before one has succeeded."
+    )
+
+
+def _serve(syncer: weakref.ref[Syncer], wal: WalFile, alarm: Alarm) -> None:
+    """The thread. While it sleeps it keeps no syncer alive; one that is forgotten wakes it."""
+    while (found := syncer()) is not None:
+        pause = found.serve()
+        del found
+        if pause is not None and pause < 0.0:
+            return
+        alarm.sleep(pause)
+    wal.close()
+
+
+class Alarm:
+    """One thread sleeps, any other may wake it. Rung while it is awake, its next sleep is short.
+
+    A lock and no ``threading.Event``: that allocates a lock for each sleep, and takes another.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self, seconds: float | None) -> None:
+        self._lock.acquire(timeout=-1 if seconds is None else seconds)
+
+    def ring(self) -> None:
+        with suppress(RuntimeError):  # it was rung already
+            self._lock.release()
+
+
+_lock = threading.Lock()
+_syncers: weakref.WeakValueDictionary[tuple[str, tuple[int, ...]], Syncer] = (
+    weakref.WeakValueDictionary()
+)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )

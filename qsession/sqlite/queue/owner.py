@@ -1,0 +1,66 @@
+"""What the queue needs to know of a transaction that holds the ticket, or waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from qsession.waiting.ticket import Ticket
+
+
+class Owner(Protocol):
+    """A transaction, as the queue sees it."""
+
+    last_statement: str
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that used it last."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that used it last."""
+        ...
+
+    @property
+    def ticket(self) -> Ticket | None:
+        """The ticket that its present work has."""
+        ...
+
+    @property
+    def wrote(self) -> bool:
+        """Whether it has written."""
+        ...
+
+    @property
+    def running(self) -> bool:
+        """Whether a statement of it runs, or waits."""
+        ...
+
+    @property
+    def promised(self) -> bool:
+        """Whether what it reads may not change before it writes: access ``write``."""
+        ...
+
+    def reads_for(self) -> tuple[float, float]:
+        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+        ...
+
+    @property
+    def activity(self) -> int:
+        """Changes whenever it has done something."""
+        ...
+
+    @property
+    def site(self) -> int | None:
+        """Its call site, if that is of interest."""
+        ...
+
+    def stalled(self) -> None:
+        """Take note that its ticket was taken away."""
+        ...
+
+    def abandon(self, failure: Exception | None = None) -> None:
+        """Roll it back without waiting, from any thread."""
+        ...

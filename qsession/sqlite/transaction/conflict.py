@@ -1,0 +1,59 @@
+"""What a conflict is told as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm.exc import StaleDataError
+
+from qsession.errors import ConflictError
+
+
+def conflict(reason: str) -> ConflictError:
+    """The error for a transaction whose reads are not so any more."""
+    return ConflictError(
+        f"What this transaction had read was changed by another one before it wrote: {reason}. "
+        "Nothing of it was written. Roll back and run it again (qsession.run does). Or take the "
+        "write ticket before reading: with_for_update(), qsession(), access='write'; if it only "
+        "reads, take a snapshot: qsession.reader(), qsession_access='read'."
+    )
+
+
+def as_stale_data(error: ConflictError, context: Any) -> Exception:
+    """What SQLAlchemy would raise, for a statement that checks a ``version_id_col``.
+
+    Code that uses one expects StaleDataError; the conflict is its cause.
+    """
+    table = _checks_version_of(context)
+    if table is None:
+        return error
+    stale = StaleDataError(
+        f"UPDATE or DELETE statement on table {table!r} expected to match a version that has been "
+        f"changed by another transaction. {error}"
+    )
+    stale.__cause__ = error
+    return stale
+
+
+def _checks_version_of(context: Any) -> str | None:
+    """The table of an UPDATE or DELETE of the ORM's that checks a version; None for another one.
+
+    The ORM binds the version by the name of its column behind the table's
+    (sqlalchemy/orm/persistence.py).
+    """
+    compiled: Any = getattr(context, "compiled", None)
+    table = getattr(getattr(compiled, "statement", None), "table", None)
+    if table is None or not (context.isupdate or context.isdelete):
+        return None
+    for mapper in _mappers_of(table):
+        column = mapper.version_id_col
+        if column is not None and {column._label, column.key} & set(compiled.binds):
+            return str(table.name)
+    return None
+
+
+def _mappers_of(table: Any) -> list[Any]:
+    from sqlalchemy.orm import mapperlib
+
+    registries: Any = getattr(mapperlib, "_all_registries", set)()
+    return [mapper for each in registries for mapper in each.mappers if table in mapper.tables]

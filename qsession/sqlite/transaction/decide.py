@@ -1,0 +1,179 @@
+"""What a statement needs, by the state of its transaction: one pure function.
+
+`decide` does no I/O and waits for nothing. The transaction does what it returns.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import lru_cache
+from typing import NamedTuple
+
+from qsession.config import Access
+from qsession.sqlite.transaction.statement import ONLY_OUTSIDE, Kind, Words
+
+
+class State(Enum):
+    """The life of a transaction; it begins again at IDLE after every end."""
+
+    IDLE = "nothing was sent"
+    READING = "has read without BEGIN: each statement saw the latest commit"
+    SNAPSHOT = "BEGIN was sent: everything is read from one snapshot"
+    LOCKED = "has SQLite's write lock, and the ticket"
+    FAILED = "gone: every statement repeats why, until it is rolled back"
+
+    __hash__ = object.__hash__  # by identity; Enum's own is written in Python
+
+
+class Want(Enum):
+    """How a statement asks for the ticket."""
+
+    NO = "not at all"
+    WHILE_IT_MOVES = "waits; goes on without once the queue has not moved for stall_after"
+    WAIT = "waits for queue_timeout"
+    AT_ONCE = "takes it if it is free, or fails"
+
+
+class Begin(Enum):
+    """What is sent before a statement."""
+
+    NOTHING = "nothing"
+    SNAPSHOT = "BEGIN"
+    WRITE = "BEGIN IMMEDIATE, with the log validated behind it"
+    END = "COMMIT of a transaction that has only read"
+
+
+class Instead(Enum):
+    """What happens instead of sending a statement."""
+
+    REMEMBER = "it is sent behind BEGIN IMMEDIATE, if that comes"
+    BEGIN = "the next statement begins"
+    COMMIT = "the transaction is committed"
+    ROLLBACK = "the transaction is rolled back"
+    REFUSE_WRITE = "ReadOnlyError"
+    REFUSE_SETTING = "an error: SQLite would silently do nothing behind a write"
+    REFUSE_SNAPSHOT = "an error: it would end the one snapshot that was promised"
+
+
+class Situation(NamedTuple):
+    """What a decision depends on, of a transaction."""
+
+    state: State = State.IDLE
+    access: Access = "auto"
+    snapshot: bool = False
+    """Whether its reads share one snapshot, in access ``auto``."""
+    by_hand: bool = False
+    """Whether the application has sent BEGIN itself."""
+    alone: bool = False
+    """AUTOCOMMIT: the statement is its own transaction."""
+    writes_mostly: bool = False
+    """Whether it probably writes: what its call site did before."""
+    locks: bool = False
+    """Whether it takes the write lock with its first statement, as FOR UPDATE does."""
+    savepoints: tuple[str, ...] = ()
+    """Those that were remembered and not sent."""
+
+
+class Action(NamedTuple):
+    """What a statement needs."""
+
+    want: Want = Want.NO
+    begin: Begin = Begin.NOTHING
+    claims: bool = False
+    """Whether nobody may take the ticket away from here on."""
+    query_only: bool | None = None
+    """Whether the database is to refuse to write; None where it does not matter."""
+    logs: bool = False
+    """Whether what comes back is kept, to be validated at the first write."""
+    keeps: bool = False
+    """Whether it leaves something on the connection, which stays with its user from here on."""
+    only_begins: bool = False
+    """Whether the statement is itself what is sent before it."""
+    instead: Instead | None = None
+
+
+_SEND = Action()
+
+
+@lru_cache(maxsize=1_000)
+def decide(now: Situation, kind: Kind, words: Words | None = None, nowait: bool = False) -> Action:
+    """What a statement of ``kind`` needs in a transaction that is as ``now`` says."""
+    if kind is Kind.COMMIT or kind is Kind.ROLLBACK:
+        return Action(instead=Instead.COMMIT if kind is Kind.COMMIT else Instead.ROLLBACK)
+    if kind in _WRITES and now.access == "read":
+        return Action(instead=Instead.REFUSE_WRITE)
+    if now.state is State.LOCKED:
+        return _behind_a_write(kind, words)
+    if kind is Kind.READ or kind is Kind.UNKNOWN:
+        return _read(now, kind)
+    if kind in _LOCKS:
+        want = Want.AT_ONCE if nowait else Want.WAIT
+        begins = kind is Kind.BEGIN_WRITE and now.by_hand
+        if begins:
+            return _SEND  # SQLite says what is wrong
+        return Action(
+            want,
+            Begin.NOTHING if now.alone and kind is not Kind.BEGIN_WRITE else Begin.WRITE,
+            claims=True,
+            query_only=False,
+            keeps=kind is Kind.SET_IN_FILE,
+            only_begins=kind is Kind.BEGIN_WRITE,
+        )
+    if kind is Kind.OUTSIDE:
+        return Action(Want.WAIT, _out_of(now), claims=True, query_only=False)
+    if kind is Kind.SET:
+        return _set(now, words)
+    if kind is Kind.BEGIN:
+        return _SEND if now.by_hand else Action(instead=Instead.BEGIN)
+    if kind is Kind.DEFER or kind is Kind.SAVEPOINT:
+        return Action(instead=Instead.REMEMBER)
+    if kind is Kind.RELEASE or kind is Kind.ROLLBACK_TO:
+        known = words is not None and words.name in now.savepoints
+        return Action(instead=Instead.REMEMBER) if known else _SEND
+    return Action(keeps=kind is Kind.WATCH)  # TELL, WATCH
+
+
+_WRITES = frozenset((Kind.WRITE, Kind.LOCK, Kind.SET_IN_FILE, Kind.OUTSIDE, Kind.BEGIN_WRITE))
+_LOCKS = frozenset((Kind.WRITE, Kind.LOCK, Kind.SET_IN_FILE, Kind.BEGIN_WRITE))
+
+
+def _read(now: Situation, kind: Kind) -> Action:
+    if now.locks and now.access != "read" and not now.alone:
+        return Action(Want.WAIT, Begin.WRITE, claims=True, query_only=False)
+    query_only = True if kind is Kind.UNKNOWN or now.access == "read" else None
+    if now.alone:
+        return Action(query_only=query_only)
+    begins = now.state is State.IDLE
+    logs = now.access != "read"
+    if now.access == "auto" and not now.snapshot:
+        want = Want.WHILE_IT_MOVES if begins and now.writes_mostly else Want.NO
+        return Action(want, query_only=query_only, logs=logs)
+    begin = Begin.NOTHING if now.state is State.SNAPSHOT else Begin.SNAPSHOT
+    want = Want.NO
+    if begins and now.access == "write":
+        want = Want.WAIT
+    elif begins and now.access == "auto" and now.writes_mostly:
+        want = Want.WHILE_IT_MOVES
+    return Action(want, begin, query_only=query_only, logs=logs)
+
+
+def _behind_a_write(kind: Kind, words: Words | None) -> Action:
+    """SQLite's own rules hold, and its own errors; but it says nothing where it does nothing."""
+    if kind is Kind.SET:
+        silent = words is not None and words.name == "foreign_keys"
+        return Action(instead=Instead.REFUSE_SETTING) if silent else Action(keeps=True)
+    return Action(keeps=kind in (Kind.SET_IN_FILE, Kind.WATCH))
+
+
+def _set(now: Situation, words: Words | None) -> Action:
+    """What works only outside of a transaction ends one that has only read."""
+    outside = words is None or words.name in ONLY_OUTSIDE or words.name in ("attach", "detach")
+    if now.state is State.SNAPSHOT and outside:
+        if now.access == "read":
+            return Action(instead=Instead.REFUSE_SNAPSHOT)
+        return Action(begin=Begin.END, keeps=True)
+    return Action(keeps=True)
+
+
+def _out_of(now: Situation) -> Begin:
+    return Begin.END if now.state is State.SNAPSHOT else Begin.NOTHING

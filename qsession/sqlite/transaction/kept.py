@@ -1,0 +1,70 @@
+"""Kept: a connection that stays with its user, because something was set on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qsession.sqlite.driver.lease import Lease
+from qsession.sqlite.driver.setup import Sync, set_back
+from qsession.sqlite.transaction.statement import Kind, Words
+
+_CAN_BE_SET_BACK = frozenset(
+    (
+        *("foreign_keys", "recursive_triggers", "synchronous", "cache_size", "query_only"),
+        *("ignore_check_constraints", "reverse_unordered_selects", "read_uncommitted"),
+        *("secure_delete", "cell_size_check", "automatic_index", "trusted_schema"),
+        *("legacy_alter_table", "busy_timeout"),
+    )
+)
+"""PRAGMAs of one value that can be read, so that it can be set back for the next user."""
+
+
+class Kept:
+    """What was set on a connection, until its user closes it."""
+
+    __slots__ = ("_cannot_be_set_back", "_settings", "_sync", "lease", "lent", "lost")
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.lent = False
+        """Whether the application has the driver's connection."""
+        self.lost: str | None = None
+        """Why the connection had to be closed, if it had to."""
+        self._sync = lease.driver.sync
+        self._settings: dict[str, Any] = {}
+        self._cannot_be_set_back = False
+
+    def add(self, kind: Kind, words: Words | None, before: Any) -> None:
+        """A statement has set something. ``before`` is what its PRAGMA said."""
+        if kind is Kind.WATCH:
+            return  # it only has to be the same connection
+        if words is not None and words.name in _CAN_BE_SET_BACK and before is not None:
+            self._settings.setdefault(words.name, before)
+        else:
+            self._cannot_be_set_back = True
+
+    def lend(self, patience: float, writes: bool) -> None:
+        """Let the application have the driver's connection: nobody knows what it leaves there."""
+        self._cannot_be_set_back = True
+        if not self.lent:
+            self.lent = True
+            self.lease.driver.lend(patience, writes)
+
+    def sets(self, name: str) -> bool:
+        """Whether the application has set a PRAGMA."""
+        return name in self._settings
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether something is on it that its user may miss."""
+        return bool(self._settings) or self._cannot_be_set_back
+
+    def let_go(self) -> None:
+        """Give the connection back, as others expect to find it; close it where that cannot be."""
+        driver = self.lease.driver
+        if self._cannot_be_set_back or self.lost is not None:
+            driver.suspect = True
+        elif self._settings:
+            self.lease.tidy(set_back, self._settings)
+            driver.sync = self._sync if self._sync is not Sync.NOBODY else driver.sync
+        self.lease.end()

@@ -1,0 +1,184 @@
+"""Runner: where and when the statements of one connection run.
+
+A statement that is known to be short runs on the event loop, in its turn, and any other one in the
+connection's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable, Generator
+from typing import Any
+
+from sqlalchemy.util import await_only
+
+from qsession import errors
+from qsession.sqlite.driver.pace import Pace
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.transaction import sending
+from qsession.sqlite.transaction.plan import Plan
+from qsession.sqlite.transaction.sending import Report
+from qsession.sqlite.transaction.statement import SAVEPOINTS, Statement
+from qsession.stats import Counters
+from qsession.waiting.pacing import LoopTurn, turns
+
+FEW = 20
+"""Parameter sets of an executemany that may run on the loop at once, before it is known."""
+
+
+class Runner:
+    """The statements of one connection, one at a time."""
+
+    __slots__ = ("_counters", "_pace", "_task", "_turn", "admitted", "loop", "reading")
+
+    def __init__(self, pace: Pace, counters: Counters) -> None:
+        self._pace = pace
+        self._counters = counters
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
+        self._turn: LoopTurn | None = None
+        self.admitted: object | None = None
+        """The turn of the loop in which its connection was let in: its first statement is, too."""
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """The loop that used it last."""
+        self.reading: tuple[DriverConnection, float, float] | None = None
+        """Where a statement that only reads runs, and since when: by its thread, by the clock."""
+
+    def use_here(self) -> None:
+        """Remember the task and the loop that use it."""
+        task = asyncio.current_task()
+        if task is not self.task:
+            self._task = None if task is None else weakref.ref(task)
+        loop = asyncio.get_running_loop()
+        if loop is not self.loop or self._turn is None:
+            self.loop, self._turn = loop, turns.of(loop)
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that used it last; it may be dropped, and its session with it."""
+        return None if self._task is None else self._task()
+
+    def reads_for(self) -> tuple[float, float]:
+        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+        reading = self.reading
+        if reading is None:
+            return 0.0, 0.0
+        driver, own, since = reading
+        return driver.thread_time() - own, time.monotonic() - since
+
+    @property
+    def crowded(self) -> bool:
+        """Whether others wait to go on on this loop, and may be about to commit as well."""
+        return self._turn is not None and self._turn.waiting > 0
+
+    def pace(self, holder: bool) -> bool:
+        """Wait for a later turn of the loop, where this one is over. False if it need not."""
+        turn, admitted = self._turn, self.admitted
+        assert turn is not None
+        if admitted is not None:
+            self.admitted = None
+            if admitted is turn.mark:
+                return False
+        future = turn.enter(holder)
+        if future is None:
+            return False
+        await_only(future)
+        return True
+
+    def run(
+        self, driver: DriverConnection, plan: Plan, holder: bool, check: Callable[[], None]
+    ) -> Report:
+        """Do what a plan says, on the loop or in the thread.
+
+        ``check`` raises if the transaction has ended; it is asked behind every wait, before
+        anything is sent: the connection may be somebody else's by then. Cancelled in the thread: it
+        is not begun, or interrupted, and not waited for.
+        """
+        if self._is_short(driver, plan):
+            if not self.pace(holder):
+                await_only(READY)
+            check()
+            if driver.quiet:  # else another task was faster
+                report = self._run_here(driver, plan)
+                if report is not None:
+                    return report
+        report = Report()
+        if plan.reads:
+            self.reading = driver, driver.thread_time(), time.monotonic()
+        try:
+            driver.run(sending.run, plan, report)
+        except BaseException:
+            driver.post(sending.close_unclaimed, report)  # before it is rolled back
+            raise
+        finally:
+            self.reading = None
+        report.unclaimed = None
+        if report.spent is not None and not report.refused:
+            self._learn(plan.statement, report.spent.own, report.spent.wall, here=False)
+        self.pace(holder)
+        return report
+
+    def rows_at_once(self, sql: str, first: bool) -> int | None:
+        """How many rows of a long executemany are sent next; None for all the rest.
+
+        Short rows go on in slices on the loop: ``sqlite3`` gives the interpreter lock away at each
+        row, and in the thread may wait 5 ms to get it back from a busy loop.
+        """
+        return FEW if first and self._pace.enabled else self._pace.rows(sql, FEW) or None
+
+    def _is_short(self, driver: DriverConnection, plan: Plan) -> bool:
+        """Whether a statement is known to be short enough for the loop."""
+        statement = plan.statement
+        if statement.stream is not None or not driver.quiet or plan.reads_all_again:
+            return False
+        if statement.many and len(statement.parameters) > FEW:
+            return len(statement.parameters) <= self._pace.rows(statement.sql, FEW)
+        if statement.kind in SAVEPOINTS:
+            return self._pace.enabled
+        return self._pace.inline(statement.sql)
+
+    def _run_here(self, driver: DriverConnection, plan: Plan) -> Report | None:
+        """Run it on the loop; None if it was broken off there, and has to run in the thread."""
+        began = time.perf_counter()
+        report = driver.run_here(sending.run, plan, Report(), False, budget=plan.budget)
+        took = time.perf_counter() - began
+        counters, sql = self._counters, plan.statement.sql
+        counters.longest_inline = max(counters.longest_inline, took)
+        error = report.error
+        if error is not None and plan.budget and errors.sqlite_code(error) == _INTERRUPT:
+            self._pace.note_broken_off(sql)
+            return report if plan.in_transaction and not report.in_transaction else None
+        if not report.refused:
+            self._learn(plan.statement, took, took, here=True)
+        return report
+
+    def _learn(self, statement: Statement, own: float, wall: float, here: bool) -> None:
+        if statement.many and len(statement.parameters) > FEW:
+            part = FEW / len(statement.parameters)
+            own, wall = own * part, wall * part
+        self._pace.note(statement.sql, own, wall, here)
+
+    def commit(self, driver: DriverConnection, cursors: list[Any]) -> sending.Ended:
+        """Send COMMIT: on the loop if COMMITs are short, else in the thread, to its end."""
+        if not cursors and driver.quiet and self._pace.inline("COMMIT"):
+            ended = sending.commit(driver.raw)
+            self._pace.note("COMMIT", ended.took, ended.took, here=True)
+            return ended
+        ended = driver.run_to_end(sending.commit, cursors)
+        if not cursors:
+            self._pace.note("COMMIT", ended.took, ended.took)
+        return ended
+
+
+_INTERRUPT = errors.SQLITE_INTERRUPT
+
+
+class _Ready:
+    """Awaited without waiting: SQLAlchemy insists that a statement awaits something."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+READY = _Ready()

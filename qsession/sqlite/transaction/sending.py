@@ -1,0 +1,304 @@
+"""Sending: everything that one statement does on a connection, in one hop to its thread.
+
+The functions here run in the connection's thread, or on the event loop while that is quiet. They
+decide nothing: they report.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+from qsession.errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
+from qsession.sqlite.driver.processor import Spent, mark, spent
+from qsession.sqlite.driver.setup import plain_cursor
+from qsession.sqlite.transaction.digest import StreamDigest, error_seen, rows_seen
+from qsession.sqlite.transaction.log import Entry
+from qsession.sqlite.transaction.plan import Plan
+from qsession.sqlite.transaction.statement import Kind, Statement
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came back for a statement; ``cursor`` is open only for a stream."""
+
+    rows: list[Any] = field(default_factory=list)
+    description: Any = None
+    rowcount: int = -1
+    lastrowid: int | None = None
+    changed: bool = False
+    """Whether rows were changed, or something was done that yields no rows."""
+    cursor: Any = None
+
+    def add(self, part: Outcome) -> None:
+        """What came back for the next rows of an executemany."""
+        self.rowcount += part.rowcount
+        self.lastrowid = part.lastrowid
+        self.changed = self.changed or part.changed
+        self.description = part.description
+
+
+class Stage(Enum):
+    """How far a plan came."""
+
+    BEGIN = "before the statement: nothing was done"
+    VALIDATE = "while what was read was read again"
+    STATEMENT = "at the statement itself"
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened, for the transaction to decide on."""
+
+    outcome: Outcome | None = None
+    error: Exception | None = None
+    stage: Stage = Stage.BEGIN
+    in_transaction: bool = False
+    version: int | None = None
+    conflict: str | None = None
+    """What was read and is not so any more."""
+    validated: bool = False
+    """Whether the log was read again."""
+    changed: bool = False
+    """Whether rows were changed before the error."""
+    spent: Spent | None = None
+    """How long the statement took; None if it was not reached."""
+    was: Any = None
+    """What the watched PRAGMA said before, if it says something else now."""
+    unclaimed: Any = None
+    """The cursor of a stream, until the task that asked for it has got it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether another connection holds a lock."""
+        return self.error is not None and sqlite_code(self.error) == SQLITE_BUSY
+
+    @property
+    def refused(self) -> bool:
+        """Whether the database said that the statement writes."""
+        at_statement = self.stage is Stage.STATEMENT and self.error is not None
+        return at_statement and sqlite_code(self.error) == SQLITE_READONLY  # type: ignore[arg-type]
+
+
+def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = True) -> Report:
+    """Do what a plan says. ``report`` is filled in, so that it can be looked at after a break.
+
+    ``measures``: how long the statement takes is measured, by itself and by the clock.
+    """
+    began_before = raw.in_transaction
+    changes = 0
+    started = None
+    try:
+        if plan.begin is not None or plan.ends_reading:
+            began_before = _end_reading(raw, plan.ends_reading) and began_before
+        if plan.query_only is not None:
+            raw.execute(f"PRAGMA query_only={'ON' if plan.query_only else 'OFF'}")
+        if plan.asks_version:
+            report.version = data_version(raw)
+        if plan.begin is not None:
+            raw.execute(plan.begin)
+            if plan.validates:
+                report.stage = Stage.VALIDATE
+                report.conflict = _find_conflict(raw, plan, report)
+                if report.conflict is not None:
+                    raw.execute("ROLLBACK")
+                    return report
+        for sql in plan.remembered:
+            raw.execute(sql)
+        before = None if plan.watches is None else _pragma(raw, plan.watches)
+        changes = raw.total_changes
+        report.stage = Stage.STATEMENT
+        started = mark() if measures else None
+        report.outcome = Outcome() if plan.only_begins else execute(raw, plan.statement, report)
+        if started is not None:
+            report.spent = spent(started)
+        if plan.watches is not None and _pragma(raw, plan.watches) != before:
+            report.was = before
+    except Exception as error:
+        report.error = error
+        if started is not None:
+            report.spent = spent(started)
+        if report.stage is Stage.STATEMENT:
+            report.changed = raw.total_changes != changes
+        undo = report.stage is not Stage.STATEMENT or report.busy
+        if undo and raw.in_transaction and not began_before:
+            raw.execute("ROLLBACK")
+    report.in_transaction = raw.in_transaction
+    return report
+
+
+def _end_reading(raw: sqlite3.Connection, reads: bool) -> bool:
+    """End a transaction that has only read, or what a clean-up has left; false if it is over."""
+    if raw.in_transaction:
+        raw.execute("COMMIT" if reads else "ROLLBACK")
+    return False
+
+
+def _find_conflict(raw: sqlite3.Connection, plan: Plan, report: Report) -> str | None:
+    """What the transaction had read that is not so any more. Behind BEGIN IMMEDIATE.
+
+    ``PRAGMA data_version`` changes on a connection when another one has committed
+    (https://sqlite.org/pragma.html#pragma_data_version). Where it is the same, nothing has to be
+    read again.
+    """
+    if plan.version is not None and data_version(raw) == plan.version:
+        return None
+    if not plan.complete:
+        return "it had read too much to be read again, and something was committed since"
+    report.validated = True
+    for entry in plan.entries:
+        if not same_again(raw, entry):
+            return f"{entry.sql!r} now returns something else"
+    return None
+
+
+def data_version(raw: sqlite3.Connection) -> int:
+    """``PRAGMA data_version``, whatever row factory is set."""
+    version: int = _pragma(raw, "data_version")
+    return version
+
+
+def _pragma(raw: sqlite3.Connection, name: str) -> Any:
+    cursor = raw.cursor()
+    cursor.row_factory = None
+    try:
+        row = cursor.execute(f"PRAGMA {name}").fetchone()
+    finally:
+        cursor.close()
+    return None if row is None else row[0]
+
+
+def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None = None) -> Outcome:
+    """Run one statement and fetch all its rows, unless it is streamed.
+
+    The cursor is closed before anything else can happen: an INSERT ... RETURNING that was not read
+    to its end keeps its transaction, and the lock, past ``close()`` of the connection.
+    """
+    before = raw.total_changes
+    cursor = raw.cursor()
+    keep = False
+    try:
+        if statement.many:
+            cursor.executemany(statement.sql, statement.parameters)
+        else:
+            cursor.execute(statement.sql, statement.parameters)
+        description = cursor.description
+        keep = statement.stream is not None and description is not None
+        rows = cursor.fetchall() if description is not None and not keep else []
+        changed = description is None or raw.total_changes != before
+        if keep and report is not None:
+            report.unclaimed = cursor
+        return Outcome(
+            rows,
+            description,
+            cursor.rowcount,
+            cursor.lastrowid,
+            changed=changed or (keep and _writes(raw, statement)),
+            cursor=cursor if keep else None,
+        )
+    finally:
+        if not keep:
+            cursor.close()
+
+
+def _writes(raw: sqlite3.Connection, statement: Statement) -> bool:
+    """Whether a stream of text writes: SQLite counts its rows only when it is read to its end.
+
+    Its program says so (https://sqlite.org/opcode.html#Transaction), which EXPLAIN lists.
+    """
+    if statement.kind is not Kind.UNKNOWN:
+        return statement.kind is Kind.WRITE
+    try:
+        with plain_cursor(raw) as cursor:
+            program = cursor.execute(f"EXPLAIN {statement.sql}", statement.parameters)
+            return any(opcode == "Transaction" and p2 for _, opcode, _, p2, *_ in program)
+    except sqlite3.Error:
+        return False  # an EXPLAIN
+
+
+def digest(outcome: Outcome) -> Any:
+    """What the application has seen of an outcome, in a form that can be compared."""
+    return rows_seen(outcome.rows), outcome.description
+
+
+def fetch(
+    raw: sqlite3.Connection, cursor: sqlite3.Cursor, size: int | None, seen: StreamDigest
+) -> list[Any]:
+    """The next rows of a stream (all of them: None), added to what was seen of it."""
+    rows = cursor.fetchall() if size is None else cursor.fetchmany(size)
+    seen.add(rows)
+    seen.ended = size is None or len(rows) < size
+    return rows
+
+
+def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
+    """Whether a statement that has read returns the same now."""
+    streamed = isinstance(entry.seen, StreamDigest)
+    cursor = raw.cursor()
+    try:
+        cursor.execute(entry.sql, entry.parameters)
+        if not streamed:
+            rows = [] if cursor.description is None else cursor.fetchall()
+            return bool((rows_seen(rows), cursor.description) == entry.seen)
+        again = StreamDigest(cursor.description)
+        if entry.seen.ended:
+            fetch(raw, cursor, None, again)
+        elif entry.seen.count:
+            fetch(raw, cursor, entry.seen.count, again)
+        return bool(again == entry.seen)
+    except Exception as error:
+        if sqlite_code(error) == SQLITE_BUSY:
+            raise
+        return bool(error_seen(error) == entry.seen)
+    finally:
+        cursor.close()
+
+
+class Ended(NamedTuple):
+    """What came of a COMMIT."""
+
+    error: Exception | None
+    in_transaction: bool
+    rest: list[list[Any]]
+    """The rows of streams that were open."""
+    took: float
+    """Seconds."""
+
+
+def commit(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) -> Ended:
+    """Read open streams to their end, then commit."""
+    rest = []
+    for cursor in cursors:
+        rest.append(cursor.fetchall())
+        cursor.close()
+    began, error = time.perf_counter(), None
+    try:
+        if raw.in_transaction:
+            raw.execute("COMMIT")
+    except Exception as raised:
+        error = raised
+    return Ended(error, raw.in_transaction, rest, time.perf_counter() - began)
+
+
+def clean_up(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) -> None:
+    """Close cursors, then roll back."""
+    for cursor in cursors:
+        cursor.close()
+    if raw.in_transaction:
+        raw.execute("ROLLBACK")
+
+
+def finish_reading(raw: sqlite3.Connection) -> None:
+    """End a transaction that has only read. Statements that still run keep their snapshot."""
+    if raw.in_transaction:
+        raw.execute("COMMIT")
+
+
+def close_unclaimed(raw: sqlite3.Connection, report: Report) -> None:
+    """Close what was opened for a task that was cancelled before it got it."""
+    if report.unclaimed is not None:
+        report.unclaimed.close()

@@ -1,0 +1,280 @@
+"""What a statement is: the kind that decides where it runs, and what its text says.
+
+A compiled statement says what it is. Of a text the first words are read, by a tokenizer that skips
+what SQLite skips: blanks, comments, the byte order mark and empty statements
+(https://sqlite.org/lang_comment.html). Where the words do not tell whether a text writes, the
+database decides: it runs under ``PRAGMA query_only``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import CompoundSelect, Select
+from sqlalchemy.orm import FromStatement
+from sqlalchemy.sql.selectable import SelectStatementGrouping
+
+from qsession.sqlite.driver.lease import Stream
+
+
+class Kind(Enum):
+    """What a statement is, as far as it decides where it runs."""
+
+    READ = "reads the file"
+    WRITE = "writes to the file"
+    UNKNOWN = "text of which only the database knows whether it writes"
+    LOCK = "SELECT ... FOR UPDATE: reads, with the write lock from here on"
+    TELL = "a PRAGMA that tells something of the connection"
+    WATCH = "PRAGMA data_version: means something on one connection only"
+    SET = "a PRAGMA that sets something on the connection, and ATTACH and DETACH"
+    SET_IN_FILE = "CREATE TEMP: writes what this connection alone sees"
+    OUTSIDE = "works on the whole file, outside of a transaction: VACUUM, a checkpoint"
+    DEFER = "PRAGMA defer_foreign_keys: holds until the next COMMIT"
+    SAVEPOINT = "SAVEPOINT"
+    RELEASE = "RELEASE"
+    ROLLBACK_TO = "ROLLBACK TO"
+    BEGIN = "BEGIN"
+    BEGIN_WRITE = "BEGIN IMMEDIATE, BEGIN EXCLUSIVE"
+    COMMIT = "COMMIT, END"
+    ROLLBACK = "ROLLBACK"
+
+    __hash__ = object.__hash__  # by identity; Enum's own is written in Python
+
+
+SAVEPOINTS = frozenset((Kind.SAVEPOINT, Kind.RELEASE, Kind.ROLLBACK_TO))
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What the first words of a text say."""
+
+    kind: Kind
+    name: str = ""
+    """Of the savepoint, the PRAGMA, or the first word; in lower case."""
+    value: str | None = None
+    """What a PRAGMA sets, if it is one word."""
+
+
+@dataclass(slots=True)
+class Statement:
+    """One statement on its way to the database."""
+
+    sql: str
+    parameters: Any = ()
+    kind: Kind = Kind.UNKNOWN
+    words: Words | None = None
+    """What its text says, for a kind that was read from the text."""
+    many: bool = False
+    stream: Stream | None = None
+    """Where rows are fetched little by little; None where all are fetched at once."""
+    nowait: bool = False
+    context: Any = None
+    """What SQLAlchemy knows of it."""
+
+
+LONG = 1_000
+"""Characters past which a text is looked at each time, rather than kept."""
+_TOKEN = re.compile(
+    r"""(?:[\t-\r \ufeff]|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*
+    (?:(?P<word>[^\W\d][\w$]*|-?\d[\w.]*)
+      |"(?P<double>(?:[^"]|"")*)"|'(?P<single>(?:[^']|'')*)'|`(?P<back>(?:[^`]|``)*)`
+      |\[(?P<square>[^\]]*)\]|(?P<sign>\S)|(?P<end>\Z))""",
+    re.VERBOSE | re.DOTALL,
+)
+_BEGINS_WITH = {
+    "select": Kind.READ,
+    "values": Kind.READ,
+    "explain": Kind.READ,
+    "insert": Kind.WRITE,
+    "update": Kind.WRITE,
+    "delete": Kind.WRITE,
+    "replace": Kind.WRITE,
+    "alter": Kind.WRITE,
+    "drop": Kind.WRITE,
+    "reindex": Kind.WRITE,
+    "analyze": Kind.WRITE,
+    "vacuum": Kind.OUTSIDE,
+    "attach": Kind.SET,
+    "detach": Kind.SET,
+    "commit": Kind.COMMIT,
+    "end": Kind.COMMIT,
+}
+_CHANGES = ("insert", "update", "delete", "replace")
+_DEFINES = ("create", "alter", "drop")
+_ABOUT_TABLES = frozenset(
+    (
+        *("table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo"),
+        *("foreign_key_list", "foreign_key_check", "integrity_check", "quick_check"),
+    )
+)
+"""PRAGMAs that read the file, and may have an argument."""
+_IN_HEADER = frozenset(("user_version", "application_id", "schema_version"))
+"""PRAGMAs whose value is in the file: to set one is a write, inside of the transaction."""
+_OF_FILE = _ABOUT_TABLES | _IN_HEADER | {"page_count", "freelist_count", "encoding", "page_size"}
+_WORK = frozenset(("optimize", "wal_checkpoint", "incremental_vacuum", "shrink_memory"))
+ONLY_OUTSIDE = frozenset(("foreign_keys", "journal_mode", "synchronous", "temp_store"))
+"""PRAGMAs that do nothing, or fail, inside of a transaction (https://sqlite.org/pragma.html)."""
+
+
+def words_of(sql: str) -> Words:
+    """What the first words of a text say."""
+    return _words_of(sql) if len(sql) <= LONG else _words_of.__wrapped__(sql)
+
+
+def kind_of(context: Any, sql: str) -> tuple[Kind, bool, Words | None]:
+    """The kind of a statement, whether it wants no waiting, and its words if it is a text.
+
+    ``context`` is SQLAlchemy's execution context. ``FOR UPDATE SKIP LOCKED`` is FOR UPDATE: with
+    the ticket held nothing is locked by anybody, so nothing has to be skipped.
+    """
+    compiled = context.compiled if context is not None else None
+    if compiled is None:
+        words = words_of(sql)
+        return words.kind, False, words
+    found: tuple[Kind, bool, bool] | None = compiled.__dict__.get("_qsession_kind")
+    if found is None:
+        found = compiled.__dict__["_qsession_kind"] = _kind_of_compiled(context, compiled)
+    kind, nowait, is_text = found
+    if not is_text:
+        return kind, nowait, None
+    words = words_of(sql)
+    return (kind if words.kind is Kind.UNKNOWN else words.kind), nowait, words
+
+
+def _kind_of_compiled(context: Any, compiled: Any) -> tuple[Kind, bool, bool]:
+    """Kind, whether it wants no waiting, and whether its text has to be looked at as well."""
+    if context.isinsert or context.isupdate or context.isdelete:
+        return Kind.WRITE, False, False
+    if context.isddl:
+        return Kind.WRITE, False, True  # DDL("VACUUM") is for any text
+    statement = compiled.statement
+    while isinstance(statement, FromStatement):  # which says how the rows of another are read
+        statement = statement.element
+    lock = getattr(statement, "_for_update_arg", None)
+    if lock is not None:
+        return Kind.LOCK, bool(lock.nowait), False
+    ctes = getattr(compiled, "ctes", None)
+    if _begins_as_select(statement) and not (ctes and any(each._suffixes for each in ctes)):
+        return Kind.READ, False, False
+    return Kind.UNKNOWN, False, True
+
+
+def _begins_as_select(statement: Any) -> bool:
+    """Whether a statement, or the first one of a UNION, is a SELECT that SQLAlchemy has written.
+
+    ``INSERT INTO t SELECT 1`` as text is made no read by a ``UNION SELECT 2`` behind it.
+    """
+    while True:
+        if isinstance(statement, CompoundSelect):
+            statement = statement.selects[0]
+        elif isinstance(statement, SelectStatementGrouping):
+            statement = statement.element
+        else:
+            return isinstance(statement, Select)
+
+
+def savepoints_after(open_ones: tuple[str, ...], words: Words) -> tuple[str, ...]:
+    """The savepoints that are open, outermost first, once a statement about one has run.
+
+    The innermost of a name is meant (https://sqlite.org/lang_savepoint.html).
+    """
+    if words.kind is Kind.SAVEPOINT:
+        return (*open_ones, words.name)
+    if words.name not in open_ones:
+        return open_ones
+    number = len(open_ones) - open_ones[::-1].index(words.name)
+    return open_ones[: number - 1 if words.kind is Kind.RELEASE else number]
+
+
+def defines(words: Words | None) -> bool:
+    """Whether a text changes the schema, or the numbers in the header of the file."""
+    return words is not None and (words.name in _DEFINES or words.name in _IN_HEADER)
+
+
+def changes_rows(statement: Statement) -> bool:
+    """Whether it is certain to take SQLite's write lock, even if there is nothing to change.
+
+    ``DROP TABLE IF EXISTS`` of nothing, for one, compiles to a program that takes none.
+    """
+    words = statement.words
+    return statement.kind is Kind.WRITE and (words is None or words.name in _CHANGES)
+
+
+def unquoted(sql: str) -> Iterator[str]:
+    """The tokens of a text, without the quotes of those that have some."""
+    for found in _TOKEN.finditer(sql):
+        if found.lastgroup == "end":  # comments at the end of the text hide no token
+            return
+        yield found[found.lastgroup or 0]
+
+
+@lru_cache(maxsize=1_000)
+def _words_of(sql: str) -> Words:
+    tokens = unquoted(sql)
+    first = next(tokens, "").lower()
+    while first == ";":
+        first = next(tokens, "").lower()
+    rest = list(islice(tokens, 8))
+    lower = [each.lower() for each in rest] + [""] * 8
+    if first == "pragma":
+        return _pragma(rest)
+    if first == "create":
+        return Words(_kind_of_create(sql, lower), "create")
+    if first == "savepoint":
+        return Words(Kind.SAVEPOINT, lower[0])
+    if first == "release":
+        return Words(Kind.RELEASE, lower[1] if lower[0] == "savepoint" else lower[0])
+    if first == "begin":
+        immediate = lower[0] in ("immediate", "exclusive")
+        return Words(Kind.BEGIN_WRITE if immediate else Kind.BEGIN)
+    if first == "rollback":
+        return _rollback(lower)
+    if first == "vacuum" and "into" in lower:
+        return Words(Kind.READ, first)
+    return Words(_BEGINS_WITH.get(first, Kind.UNKNOWN), first)
+
+
+def _rollback(words: list[str]) -> Words:
+    if words[0] == "transaction":
+        words = words[1:]
+    if words[0] != "to":
+        return Words(Kind.ROLLBACK)
+    return Words(Kind.ROLLBACK_TO, words[2] if words[1] == "savepoint" else words[1])
+
+
+def _kind_of_create(sql: str, words: list[str]) -> Kind:
+    if words[0] in ("temp", "temporary"):
+        return Kind.SET_IN_FILE
+    if words[0] in ("unique", "virtual"):
+        words = words[1:]
+    name = words[1:]
+    if name[:3] == ["if", "not", "exists"]:
+        name = name[3:]
+    return Kind.SET_IN_FILE if name[:2] == ["temp", "."] else Kind.WRITE
+
+
+def _pragma(words: list[str]) -> Words:
+    if words[1:2] == ["."]:
+        words = words[2:]
+    name = words[0].lower() if words else ""
+    rest = [each for each in words[1:] if each != ";"]
+    if name in _WORK:
+        return Words(Kind.OUTSIDE, name)
+    if name in _ABOUT_TABLES:
+        return Words(Kind.READ, name)
+    if not rest:
+        if name == "data_version":
+            return Words(Kind.WATCH, name)
+        return Words(Kind.READ if name in _OF_FILE else Kind.TELL, name)
+    if name in _IN_HEADER:
+        return Words(Kind.WRITE, name)
+    if name == "defer_foreign_keys":
+        return Words(Kind.DEFER, name)
+    value = rest[1] if len(rest) > 1 and rest[0] in ("=", "(") else None
+    return Words(Kind.SET, name, value)

@@ -1,0 +1,1018 @@
+"""Transaction: what each statement of a connection does, and how its transaction ends.
+
+A transaction takes a connection of the pool with its first statement and keeps it to its end.
+Before it has written it may lose the ticket at any moment; once it has, it is SQLite's alone. What
+a statement needs is decided by :func:`.decide.decide`; this class does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
+
+from qsession import errors
+from qsession.config import Settings, check_access, check_priority, check_reads
+from qsession.sqlite.driver.lease import Lease
+from qsession.sqlite.driver.pace import Pace
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.driver.setup import Sync, attached_to_itself, sync_after_setting
+from qsession.sqlite.durability.checkpoint import Checkpointer, When
+from qsession.sqlite.durability.syncer import Syncer, recover
+from qsession.sqlite.processes.owners import lock_owner
+from qsession.sqlite.queue.admission import Admission
+from qsession.sqlite.queue.holder import describe
+from qsession.sqlite.queue.write_queue import WriteQueue
+from qsession.sqlite.transaction import sending
+from qsession.sqlite.transaction.conflict import as_stale_data, conflict
+from qsession.sqlite.transaction.decide import (
+    Action,
+    Begin,
+    Instead,
+    Situation,
+    State,
+    Want,
+    decide,
+)
+from qsession.sqlite.transaction.digest import StreamDigest, error_seen
+from qsession.sqlite.transaction.kept import Kept
+from qsession.sqlite.transaction.log import Log
+from qsession.sqlite.transaction.plan import Plan, plan_of
+from qsession.sqlite.transaction.prediction import Guess, call_site
+from qsession.sqlite.transaction.runner import FEW, READY, Runner
+from qsession.sqlite.transaction.sending import Outcome, Report, Stage
+from qsession.sqlite.transaction.statement import (
+    SAVEPOINTS,
+    Kind,
+    Statement,
+    changes_rows,
+    defines,
+    savepoints_after,
+)
+from qsession.sqlite.transaction.work import NOTHING_READ, Work
+from qsession.waiting.one_at_a_time import OneAtATime
+from qsession.waiting.ticket import Ticket
+
+BUSY_RETRY = 0.005
+"""Seconds between two looks at a lock that a program without qsession holds."""
+
+_SUSPECT = frozenset(
+    (errors.SQLITE_IOERR, errors.SQLITE_CORRUPT, errors.SQLITE_CANTOPEN, errors.SQLITE_NOTADB)
+)
+"""After these a connection is not used again."""
+_READS = (Kind.READ, Kind.UNKNOWN)
+_SETTINGS = (Kind.SET, Kind.SET_IN_FILE)
+_PIN = Statement("(the driver's connection)", kind=Kind.WRITE)
+
+
+class Connections(Protocol):
+    """What a transaction needs of its pool."""
+
+    write_queue: WriteQueue
+    admission: Admission
+    pace: Pace
+    checkpointer: Checkpointer
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def database(self) -> str: ...
+
+    def lease(self, holder: bool) -> Lease: ...
+
+    def idle_lease(self) -> Lease | None: ...
+
+    def rest(self, transaction: Transaction, lease: Lease) -> None: ...
+
+    def wake(self, transaction: Transaction) -> Lease | None: ...
+
+    def syncer(self, driver: DriverConnection) -> Syncer: ...
+
+    def check_file(self, driver: DriverConnection, again: bool = False) -> None: ...
+
+    def explain(self, error: Exception) -> Exception: ...
+
+
+class Transaction:
+    """The transactions of one :class:`qsession.sqlite.connection.RoutedConnection`."""
+
+    def __init__(self, pool: Connections, connection: Callable[[], Any]) -> None:
+        self._pool = pool
+        self._queue = pool.write_queue
+        self._settings = pool.settings
+        self.runner = Runner(pool.pace, pool.write_queue.counters)
+        self._strict = self._settings.durability == "strict"
+        self._kept: Kept | None = None
+        self._last: Lease | None = None
+        """Where streams of an earlier transaction may still be open."""
+        self.connection = connection
+        """The connection it belongs to; a weak reference, so that one forgotten can be noticed."""
+        self.statements = OneAtATime()
+        self.work = Work()
+        self.autocommit = False
+        self.last_statement = ""
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.work!r}>"
+
+    # What the queue sees of it.
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that used it last."""
+        return self.runner.task
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that used it last."""
+        return self.runner.loop
+
+    @property
+    def ticket(self) -> Ticket | None:
+        """The ticket that it has, or had before it was taken away."""
+        return self.work.ticket
+
+    @property
+    def wrote(self) -> bool:
+        """Whether it has written."""
+        return self.work.wrote
+
+    @property
+    def promised(self) -> bool:
+        """Whether what it reads may not change before it writes, unless it idles."""
+        return self.work.access == "write"
+
+    @property
+    def running(self) -> bool:
+        """Whether a statement of it runs, or waits."""
+        return self.statements.running > 0
+
+    @property
+    def activity(self) -> int:
+        """Changes whenever it has done something."""
+        return self.statements.activity
+
+    def reads_for(self) -> tuple[float, float]:
+        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+        return self.runner.reads_for()
+
+    @property
+    def snapshot_since(self) -> float | None:
+        """Since when it has had its snapshot, which keeps the WAL from being reused."""
+        return self.work.last_read if self.work.state is State.SNAPSHOT else None
+
+    # Statements.
+
+    def execute(self, statement: Statement, options: Any) -> Outcome:
+        """Run one statement where it belongs. In a greenlet.
+
+        Raises what SQLite raises, and the errors of :mod:`qsession.errors`. Cancelled: the
+        transaction is rolled back, in the background, and what it held is passed on.
+        """
+        if not in_greenlet():
+            await_only(READY)  # raises MissingGreenlet, as SQLAlchemy's own drivers do
+        statements = self.statements
+        statements.wait()
+        failure = self.work.failure
+        if failure is not None:
+            if statement.kind is Kind.ROLLBACK_TO:
+                return _nothing_sent()  # a session rolls back its savepoints one by one
+            raise failure
+        statements.begin()
+        self.last_statement = statement.sql
+        try:
+            self.runner.use_here()
+            return self._execute(statement, options)
+        except BaseException as error:
+            self._clean_up_after(error, statement)
+            raise
+        finally:
+            statements.end()
+
+    def _execute(self, statement: Statement, options: Any) -> Outcome:
+        if self.work.access is None:
+            self._take_options(options)
+        if self._kept is not None and self._kept.lost is not None:
+            raise errors.QSessionError(self._kept.lost)
+        if self._lent:
+            self._look_at_driver()
+        action = self._decide(statement)
+        if action.instead is not None:
+            return self._do_instead(action.instead, statement)
+        outcome = self._perform(action, statement)
+        if self.autocommit:
+            self._follow_savepoints(statement)
+        return outcome
+
+    def _take_options(self, options: Any) -> None:
+        work, settings = self.work, self._settings
+        access = options.get("qsession_access", settings.access)
+        work.access = check_access("qsession_access", access)
+        if "qsession_priority" in options:
+            priority = options["qsession_priority"]
+            work.priority = check_priority("qsession_priority", priority)
+        reads = options.get("qsession_reads", settings.reads)
+        if check_reads("qsession_reads", reads) == "snapshot":
+            work.snapshot = True
+        if options.get("qsession_locks"):
+            work.locks = True
+
+    @property
+    def _alone(self) -> bool:
+        """Whether a statement is its own transaction."""
+        work = self.work
+        return self.autocommit and not (work.by_hand or work.savepoints or self._lent)
+
+    @property
+    def _lent(self) -> bool:
+        """Whether the application has the driver's connection."""
+        return self._kept is not None and self._kept.lent
+
+    def _decide(self, statement: Statement) -> Action:
+        work, kind = self.work, statement.kind
+        access, alone = work.access, self._alone
+        assert access is not None
+        writes_mostly = False
+        if work.state is State.IDLE and access == "auto" and kind in _READS and not alone:
+            if work.site is None:
+                work.site = call_site()
+                work.guess = self._queue.prediction.guess(work.site)
+            writes_mostly = work.guess is Guess.TICKET_FIRST
+        now = Situation(
+            work.state,
+            access,
+            work.snapshot,
+            work.by_hand,
+            alone,
+            writes_mostly,
+            work.locks,
+            work.savepoints,
+        )
+        return decide(now, kind, statement.words, statement.nowait)
+
+    def _do_instead(self, instead: Instead, statement: Statement) -> Outcome:
+        work = self.work
+        if instead is Instead.COMMIT:
+            self.commit()
+        elif instead is Instead.ROLLBACK:
+            self.rollback()
+        elif instead is Instead.BEGIN:
+            work.by_hand = work.snapshot = True
+        elif instead is Instead.REMEMBER:
+            self._remember(statement)
+            if self.autocommit:
+                self._follow_savepoints(statement)
+        elif instead is Instead.REFUSE_WRITE:
+            raise errors.ReadOnlyError(
+                f"A transaction with access='read' cannot write: {statement.sql!r}. Use qsession() "
+                "or access='auto' for a transaction that writes."
+            )
+        elif instead is Instead.REFUSE_SNAPSHOT:
+            raise errors.QSessionError(
+                f"{statement.sql!r} works only outside of a transaction, and this one, with "
+                "access='read', has begun to read from its snapshot. Send it first."
+            )
+        else:
+            raise errors.QSessionError(
+                f"{statement.sql!r} was not run: SQLite ignores it inside of a transaction, and "
+                "this one has written. Commit before it, or send it first."
+            )
+        return _nothing_sent()
+
+    def _remember(self, statement: Statement) -> None:
+        """Keep what is sent behind BEGIN IMMEDIATE only: before it nothing can be undone."""
+        work, words = self.work, statement.words
+        assert words is not None
+        if words.kind is Kind.DEFER:
+            work.remembered = (*work.remembered, statement.sql)
+            return
+        work.savepoints = savepoints_after(work.savepoints, words)
+        others = [sql for sql in work.remembered if not sql.startswith("SAVEPOINT ")]
+        quoted = ['"' + name.replace('"', '""') + '"' for name in work.savepoints]
+        work.remembered = (*others, *(f"SAVEPOINT {name}" for name in quoted))
+
+    def _follow_savepoints(self, statement: Statement) -> None:
+        """Under AUTOCOMMIT the outermost savepoint is BEGIN, and its RELEASE is COMMIT."""
+        work, words = self.work, statement.words
+        if work.by_hand or words is None or words.kind not in SAVEPOINTS:
+            return
+        if work.state is State.LOCKED:
+            work.savepoints = savepoints_after(work.savepoints, words)
+        if not work.savepoints:
+            try:
+                self.commit()
+            except BaseException:
+                self.rollback()  # the savepoint is gone: there is nothing to go back to
+                raise
+
+    def _perform(self, action: Action, statement: Statement) -> Outcome:
+        self._pool.admission.enter(self)
+        while True:
+            if action.want is not Want.NO:
+                self._come_by_ticket(action, statement)
+            lease = self._come_by_connection()
+            report = self._run(action, statement, lease)
+            if report.refused and statement.kind is Kind.UNKNOWN:
+                statement.kind = Kind.WRITE  # the database said so
+                action = self._decide(statement)
+                if action.instead is not None:
+                    return self._do_instead(action.instead, statement)
+                continue
+            return self._settle(action, statement, lease, report)
+
+    # The ticket and the connection.
+
+    def _come_by_ticket(self, action: Action, statement: Statement) -> None:
+        """Hold the ticket and the turn on the file; or neither, where a SELECT goes without."""
+        work, settings = self.work, self._settings
+        read = work.last_read
+        if read is not None and time.monotonic() - read >= settings.stall_after:
+            work.idled = True
+        while True:
+            ticket = work.ticket
+            if ticket is not None:
+                if ticket.claim() if action.claims else ticket.held:
+                    return
+                work.ticket, work.idled = None, True  # it was taken away
+            reads = statement.kind in _READS
+            found = self._queue.acquire(
+                self, settings, action.want, reads, work.priority, self._give_back
+            )
+            if self.work is not work and found is not None:
+                self._queue.release(found)
+            self._check(work)
+            if found is None:
+                return
+            work.ticket = found
+            self._limit_hold()
+            if not action.claims:
+                self._queue.watch.start()
+                return
+
+    @property
+    def site(self) -> int | None:
+        """Its call site, if that is of interest."""
+        return self.work.site
+
+    def stalled(self) -> None:
+        """Its ticket was taken away: those who wait with a SELECT of the same call site go without.
+
+        They would only stall as well, one after the other.
+        """
+        self.work.stalled = True
+        site, queue = self.work.site, self._queue
+        if site is not None and queue.prediction.note_stall(site):
+            queue.queue.dismiss(lambda ticket: bool(ticket.owner.site == site))
+
+    def _give_back(self) -> None:
+        """Give the connection back, its snapshot with it: what was read is validated later."""
+        work = self.work
+        lease = work.lease or self._pool.wake(self)
+        if lease is None:
+            return
+        self._read_streams(lease)
+        if work.state is State.SNAPSHOT:
+            lease.tidy(sending.finish_reading)
+            work.state = State.READING
+        if self._kept is None and self.work is work:
+            work.lease, work.version = None, None
+            lease.end()
+
+    def _read_streams(self, lease: Lease) -> None:
+        """Fetch the rest of open streams: what came later would be older than what follows."""
+        if self.work.state is not State.LOCKED:
+            for stream in list(lease.streams):
+                stream.read_to_end()
+
+    def _check(self, work: Work) -> None:
+        """Raise if a transaction that waited has been ended meanwhile."""
+        if self.work is not work:
+            raise self._ended_elsewhere()
+
+    def _ended_elsewhere(self) -> Exception:
+        """What is raised for a statement that waited while its transaction was ended."""
+        return self.work.failure or errors.QSessionError(
+            f"The transaction was ended elsewhere before {self.last_statement!r} could run."
+        )
+
+    def _come_by_connection(self) -> Lease:
+        """Its connection: the one it has, or had before it rested, or one of the pool."""
+        work = self.work
+        lease = work.lease
+        if lease is None and self._kept is not None:
+            lease = self._kept.lease
+        if lease is None:
+            lease = self._pool.wake(self)
+        if lease is None and self._last is not None:
+            lease = self._last.take_up()
+        if lease is None:
+            work.version = None
+            lease = self._pool.lease(work.holds)
+            if self.work is not work:
+                lease.end()
+            self._check(work)
+        work.lease = lease
+        return lease
+
+    def _rest(self, lease: Lease) -> None:
+        """Lend the connection to others while nothing is asked of it."""
+        work = self.work
+        if not (lease.streams or lease.reserved or self._kept or lease.driver.suspect):
+            work.lease = None
+            self._pool.rest(self, lease)
+
+    # Running.
+
+    def _run(self, action: Action, statement: Statement, lease: Lease) -> Report:
+        """Run a statement behind what the action says; a long executemany in slices."""
+        work = self.work
+        if not work.in_transaction:
+            self._pool.check_file(lease.driver)
+        in_one = action.begin is not Begin.NOTHING or work.state is State.LOCKED
+        if not (statement.many and in_one and len(statement.parameters) > FEW):
+            return self._run_one(action, statement, lease)
+        whole, done, total = Outcome(rowcount=0), 0, len(statement.parameters)
+        while True:
+            number = self.runner.rows_at_once(statement.sql, first=not done)
+            rows = statement.parameters[done : None if number is None else done + number]
+            report = self._run_one(action, replace(statement, parameters=rows), lease)
+            if report.outcome is None:
+                report.changed = report.changed or whole.changed
+                return report
+            whole.add(report.outcome)
+            done += len(rows)
+            if done >= total:
+                report.outcome = whole
+                return report
+            if action.begin is Begin.WRITE:
+                self._lock()
+                action = Action()
+
+    def _run_one(self, action: Action, statement: Statement, lease: Lease) -> Report:
+        """Run a statement; a lock that another program holds is waited for."""
+        work, driver = self.work, lease.driver
+        upgrades = (
+            action.begin is Begin.WRITE
+            and work.state is State.SNAPSHOT
+            and changes_rows(statement)
+            and not work.log.failed
+        )
+        plan = plan_of(work, action, statement, upgrades, self._alone)
+        self._toggle(plan, action, driver)
+        check = partial(self._check, work)
+        deadline: float | None = None
+        while True:
+            report = self.runner.run(driver, plan, work.holds, check)
+            check()
+            self._queue.counters.validations += report.validated
+            if plan.query_only is not None and report.stage is not Stage.BEGIN:
+                driver.query_only = plan.query_only
+            if driver.frozen:
+                self._pool.check_file(driver, again=True)
+            if not report.busy or work.state is State.LOCKED:
+                return report
+            if upgrades or lease.streams:  # what it reads from is no longer the latest: validate
+                upgrades = False
+                self._read_streams(lease)  # each has its snapshot until it has ended
+                plan = plan_of(work, action, statement, upgrades, self._alone)
+                self._toggle(plan, action, driver)
+                continue
+            if driver.in_its_own_way:
+                report.error = _in_its_own_way(report.error)
+                return report
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + self._settings.queue_timeout
+            elif now >= deadline:
+                raise self._lock_timeout(statement.sql)
+            await_only(asyncio.sleep(BUSY_RETRY))
+            check()
+
+    def _toggle(self, plan: Plan, action: Action, driver: DriverConnection) -> None:
+        """Set ``PRAGMA query_only`` with the plan, where it is not as the action wants it."""
+        wanted, words = action.query_only, plan.statement.words
+        if words is not None and words.name == "query_only":
+            wanted = False  # the application sets it, or asks for it
+        elif self._kept is not None and self._kept.sets("query_only"):
+            wanted = None  # what the application has set stays
+        if wanted is not None and wanted is not driver.query_only:
+            plan.query_only = wanted
+            driver.query_only = None  # until it is known to have been set
+
+    # What came of it.
+
+    def _settle(
+        self, action: Action, statement: Statement, lease: Lease, report: Report
+    ) -> Outcome:
+        """Take note of what happened; return the outcome or raise the error."""
+        work = self.work
+        if report.conflict is not None:
+            raise self._conflict(report.conflict, statement)
+        if report.version is not None and work.log.is_empty:
+            work.version = report.version
+        was_open, alone = work.in_transaction, self._alone
+        self._move_on(action, statement, report)
+        if report.error is not None:
+            self._failed(action, statement, lease, report, was_open)
+        outcome = report.outcome
+        assert outcome is not None
+        self._note_result(action, statement, lease, outcome)
+        if action.keeps:
+            self._keep(lease, statement, report)
+        elif statement.kind is Kind.OUTSIDE and not alone:
+            self._give_up_ticket()
+        if alone and work.state is not State.LOCKED:
+            self._end_alone(statement, lease, outcome)
+        elif was_open and not report.in_transaction and action.begin is not Begin.END:
+            self._finish(lease, work.wrote)  # it was a COMMIT, or a ROLLBACK, of the application's
+        elif not work.in_transaction:
+            self._rest(lease)
+        if self._strict and statement.kind in _READS:
+            self._wait_for_what_was_read(lease.driver)
+        return outcome
+
+    def _move_on(self, action: Action, statement: Statement, report: Report) -> None:
+        """The state that a statement has led to."""
+        work = self.work
+        if action.begin is Begin.WRITE:
+            # After an error, an upgrade may or may not have come to the lock.
+            certain = report.error is None or work.state is not State.SNAPSHOT or report.changed
+            code = 0 if certain or report.error is None else errors.sqlite_code(report.error)
+            if report.in_transaction and (certain or code == errors.SQLITE_CONSTRAINT):
+                self._lock()
+                if statement.kind is Kind.BEGIN_WRITE:
+                    work.by_hand = True
+        elif action.begin is Begin.SNAPSHOT:
+            if report.in_transaction:
+                work.state, work.last_read = State.SNAPSHOT, time.monotonic()
+        elif action.begin is Begin.END:
+            if not report.in_transaction:
+                work.state = State.READING
+        elif action.logs and work.state is State.IDLE:
+            work.state = State.READING
+
+    def _lock(self) -> None:
+        """It has SQLite's write lock from here on: what it has read cannot change any more."""
+        work = self.work
+        assert work.ticket is not None
+        assert work.ticket.claimed
+        work.state, work.log, work.version = State.LOCKED, NOTHING_READ, None
+        work.remembered = ()
+
+    def _failed(
+        self, action: Action, statement: Statement, lease: Lease, report: Report, was_open: bool
+    ) -> None:
+        """Raise the error of a statement, with what became of the transaction taken note of."""
+        work, error = self.work, report.error
+        assert error is not None
+        if errors.sqlite_code(error) in _SUSPECT:
+            lease.driver.suspect = True
+            if self._kept is not None:
+                self._lose_kept(error)
+        if was_open and not report.in_transaction:
+            self._dropped(error)
+        elif work.state is State.LOCKED:
+            work.wrote = work.wrote or report.changed  # OR FAIL keeps what came before
+        elif self._alone:
+            self._finish(lease, report.changed)
+        else:
+            if action.logs and report.stage is Stage.STATEMENT:
+                self._log(statement, error_seen(error))
+                work.log.failed = True
+            if action.claims:
+                if work.state is State.SNAPSHOT:  # it may have come to the lock: begin anew
+                    lease.tidy(sending.finish_reading)
+                    work.state = State.READING
+                self._give_up_ticket()
+            if not work.in_transaction:
+                self._rest(lease)
+        raise self._pool.explain(error)
+
+    def _note_result(
+        self, action: Action, statement: Statement, lease: Lease, outcome: Outcome
+    ) -> None:
+        work = self.work
+        seen: StreamDigest | None = None
+        if outcome.cursor is not None and statement.stream is not None:
+            seen = StreamDigest(outcome.description)
+            statement.stream.open(lease, outcome.cursor, seen)
+        if work.state is State.LOCKED:
+            if statement.kind not in SAVEPOINTS and not action.only_begins:
+                work.wrote = work.wrote or statement.kind is Kind.WRITE or outcome.changed
+            if work.defined is None and defines(statement.words):
+                work.defined = statement.sql
+        elif action.logs:
+            self._log(statement, sending.digest(outcome) if seen is None else seen)
+
+    def _log(self, statement: Statement, seen: Any) -> None:
+        work = self.work
+        if work.log is NOTHING_READ:
+            work.log = Log()
+        work.log.append(statement, seen)
+        work.last_read = time.monotonic()
+
+    def _conflict(self, reason: str, statement: Statement) -> Exception:
+        """End in a conflict; the error to raise."""
+        self._queue.counters.conflicts += 1
+        if self.work.site is not None:
+            self._queue.prediction.note_conflict(self.work.site)
+        error = conflict(reason)
+        self.abandon(error)
+        return as_stale_data(error, statement.context)
+
+    def _dropped(self, error: Exception) -> None:
+        """SQLite has rolled the whole transaction back by itself (disk full, RAISE(ROLLBACK))."""
+        self.abandon(
+            errors.QSessionError(
+                f"SQLite rolled the transaction back after {self.last_statement!r} failed "
+                f"({error}); nothing of it was written. Roll back and begin again."
+            )
+        )
+
+    def _lock_timeout(self, sql: str) -> errors.QueueTimeout:
+        self._queue.counters.timeouts += 1
+        lease = self.work.lease
+        path = lease.driver.path if lease is not None else self._pool.database
+        return errors.QueueTimeout(
+            f"Another program held a lock on {self._pool.database!r} for longer than "
+            f"queue_timeout={self._settings.queue_timeout:g} s; {sql!r} was not run. "
+            f"The lock is held by {lock_owner(path)}."
+        )
+
+    def _clean_up_after(self, error: BaseException, statement: Statement) -> None:
+        """Keep no ticket for what was not begun, and nothing of what was cancelled."""
+        work = self.work
+        if not isinstance(error, Exception):
+            if statement.kind in _SETTINGS and work.lease is not None:
+                work.lease.driver.suspect = True  # it may have been set, and nobody took note
+            self.abandon(errors.QSessionError("The transaction was rolled back: it was cancelled."))
+        elif work.state is State.IDLE and not (self._lent or work.remembered or work.by_hand):
+            self._end()
+        elif work.state is not State.LOCKED and work.ticket is not None and work.ticket.claimed:
+            self._give_up_ticket()
+
+    # What the application sets on the connection.
+
+    def _keep(self, lease: Lease, statement: Statement, report: Report) -> None:
+        """Keep the connection, if a statement has left something on it."""
+        words, driver, before = statement.words, lease.driver, report.was
+        assert words is not None
+        if statement.kind is Kind.SET and words.value is not None and before is None:
+            if words.name != "synchronous":
+                return  # it was so before
+            before = words.value
+        kept = self._kept = self._kept or Kept(lease)
+        kept.add(statement.kind, words, before)
+        if statement.kind is Kind.SET:
+            driver.sync = driver.run(sync_after_setting, driver.sync, words.name)
+            if words.name in ("attach", "detach"):
+                driver.in_its_own_way = driver.run(attached_to_itself)
+                driver.run(self._pool.checkpointer.share)
+
+    def _lose_kept(self, error: Exception) -> None:
+        """The connection cannot be used again, and with it goes what was set on it."""
+        kept = self._kept
+        assert kept is not None
+        if kept.is_changed:
+            kept.lost = (
+                f"The connection had to be closed after {self.last_statement!r} failed ({error}). "
+                "What was set on it is gone: a PRAGMA, a temporary table, or an attached database. "
+                "Close this connection or session, and set it again on a new one."
+            )
+
+    def let_go(self) -> None:
+        """Give back the connection that was kept: nobody will use it here any more."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.let_go()
+
+    def pin(self) -> DriverConnection:
+        """The driver's connection, in the hands of the application from here on.
+
+        It stays with this connection until that is closed, and is then not used by others. In a
+        greenlet the ticket is taken with it, as what is done there may write. A statement of the
+        application's meets SQLite's own lock, and waits for it inside of SQLite.
+        """
+        if self.work.failure is not None:
+            raise self.work.failure
+        lease = self._wait_for_driver() if in_greenlet() else self._find_driver()
+        kept = self._kept = self._kept or Kept(lease)
+        kept.lend(self._settings.queue_timeout, writes=self.work.access != "read")
+        return lease.driver
+
+    def _wait_for_driver(self) -> Lease:
+        if self.work.access is None:
+            self._take_options({})
+        self.last_statement = _PIN.sql
+        self.statements.begin()
+        try:
+            self.runner.use_here()
+            self._pool.admission.enter(self)
+            if self.work.access != "read":
+                self._come_by_ticket(Action(Want.WAIT), _PIN)
+            work = self.work
+            lease = self._come_by_connection()
+            lease.driver.run(_nothing)  # wait for what its thread still has to do
+            self._check(work)
+        except BaseException as error:
+            self._clean_up_after(error, _PIN)
+            raise
+        finally:
+            self.statements.end()
+        return lease
+
+    def _find_driver(self) -> Lease:
+        """The connection that it has; where nothing can be waited for, no other can be had."""
+        lease = self.work.lease or (None if self._kept is None else self._kept.lease)
+        lease = lease or self._pool.wake(self) or self._pool.idle_lease()
+        if lease is None:
+            raise errors.QSessionError(
+                "This connection has no physical one yet, and it cannot be waited for here. Send a "
+                "statement first; or use 'await connection.run_sync(lambda c: c.connection."
+                "driver_connection)', or get_raw_connection() of what 'engine.connect()' of "
+                "qsession.create_async_engine() or 'qsession().connection()' has returned."
+            )
+        self.work.lease = lease
+        return lease
+
+    def _look_at_driver(self) -> None:
+        """Take note of a transaction that the application has begun on the driver's connection."""
+        work, kept = self.work, self._kept
+        lease = work.lease or (None if kept is None else kept.lease)
+        if lease is None or not lease.driver.quiet or work.in_transaction:
+            return
+        if lease.driver.raw.in_transaction:
+            work.lease = lease
+            self._come_by_ticket(Action(Want.WAIT, claims=True), _PIN)
+            self._lock()
+            work.wrote = True
+
+    # The end.
+
+    def commit(self) -> None:
+        """Make it durable. A COMMIT that has started runs to its end; a cancellation follows.
+
+        Cancelled while it waits for the disk, the commit has happened. Raises
+        :class:`DurabilityError` if the disk does not confirm it.
+        """
+        work = self.work
+        if work.failure is not None:
+            raise work.failure
+        if self._lent and in_greenlet():
+            self.runner.use_here()
+            self._look_at_driver()
+        if work.state is not State.LOCKED:
+            self._end_reading()
+            return
+        lease = work.lease
+        assert lease is not None
+        self.runner.use_here()
+        self.statements.begin()
+        try:
+            self._send_commit(lease)
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self.abandon()
+            raise
+        finally:
+            self.statements.end()
+        self._finish(lease, work.wrote or self._lent)
+
+    def _send_commit(self, lease: Lease) -> None:
+        work, driver = self.work, lease.driver
+        deadline: float | None = None
+        streams = list(lease.streams)
+        cursors = lease.forget_streams()
+        while True:
+            ended = self.runner.commit(driver, cursors)
+            for stream, rows in zip(streams, ended.rest, strict=False):
+                stream.keep(rows)
+            streams, cursors, error = [], [], ended.error
+            if error is None:
+                return
+            if errors.sqlite_code(error) != errors.SQLITE_BUSY:
+                driver.suspect |= errors.sqlite_code(error) in _SUSPECT
+                if not ended.in_transaction:
+                    self._dropped(error)
+                raise self._pool.explain(error)
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + self._settings.queue_timeout
+            elif now >= deadline:
+                raise self._lock_timeout("COMMIT")
+            await_only(asyncio.sleep(BUSY_RETRY))
+            self._check(work)
+
+    def _finish(self, lease: Lease, wrote: bool) -> None:
+        """SQLite has committed: pass everything on, then wait for the disk.
+
+        The commit is counted before the ticket passes on, so that the numbers are in the order of
+        the commits. A cancellation is raised after a checkpoint that needs the ticket.
+        """
+        if not wrote:
+            self._end()
+            return
+        driver = lease.driver
+        self._queue.counters.commits += 1
+        syncer = self._pool.syncer(driver) if driver.sync is Sync.SHARED else None
+        number = 0 if syncer is None else syncer.committed()
+        when = self._pool.checkpointer.due()
+        try:
+            if when is When.HOLDING and in_greenlet():
+                with suppress(Exception):  # a later commit tries again
+                    driver.run_to_end(self._pool.checkpointer.run)
+            if syncer is not None and syncer.failed and in_greenlet():
+                driver.run_to_end(recover, syncer)
+        finally:
+            self._end(checkpoints=when is When.AFTER)
+        if syncer is not None:
+            quiet = self._queue.is_idle and not self.runner.crowded
+            try:
+                await_only(syncer.wait(number, now=quiet))
+            except errors.DurabilityError:
+                with suppress(Exception):  # if the file is gone, the next one opens it anew
+                    self._pool.check_file(driver, again=True)
+                raise
+            self.runner.pace(holder=True)  # one fsync may have answered many
+
+    def _wait_for_what_was_read(self, driver: DriverConnection) -> None:
+        """With durability="strict": nothing is returned that a power cut could take back."""
+        if driver.sync is Sync.SHARED and self.work.state is not State.LOCKED:
+            syncer = self._pool.syncer(driver)
+            await_only(syncer.wait(syncer.committed(), now=True))
+
+    def _end_reading(self) -> None:
+        """Nothing was written: nothing has to reach the disk."""
+        work = self.work
+        lease = work.lease
+        if lease is not None and work.state is State.SNAPSHOT:
+            lease.tidy(sending.finish_reading)
+        elif self._lent and in_greenlet():
+            assert self._kept is not None
+            self._kept.lease.driver.run_to_end(sending.commit)
+        self._end()
+
+    def _end_alone(self, statement: Statement, lease: Lease, outcome: Outcome) -> None:
+        """A statement under AUTOCOMMIT has been committed by itself."""
+        could = statement.kind in (Kind.UNKNOWN, Kind.OUTSIDE)
+        self._finish(lease, statement.kind is Kind.WRITE or (could and outcome.changed))
+
+    def rollback(self) -> None:
+        """Undo it. Runs to its end through a cancellation."""
+        work = self.work
+        state, lent = work.state, self._lent
+        lease = self._kept.lease if self._kept is not None else work.lease
+        if state is State.IDLE and work.access is None and not (work.by_hand or lent):
+            return  # a session that is closed rolls back twice
+        if lease is not None and (state is State.LOCKED or lent):
+            if not in_greenlet():
+                self.abandon()
+            else:
+                self._undo(lease, hurry=lent)
+        else:
+            if lease is not None and state is State.SNAPSHOT:
+                lease.tidy(sending.finish_reading)
+            self._end()
+        if work.defined is not None:
+            _tell_of_lost_changes(work.defined)
+
+    def _undo(self, lease: Lease, hurry: bool) -> None:
+        self.statements.begin()
+        try:
+            lease.driver.run_to_end(sending.clean_up, lease.forget_streams(), hurry=hurry)
+        except Exception:
+            lease.driver.suspect = True
+        finally:
+            self.statements.end()
+            self._end()
+
+    def _end(self, checkpoints: bool = False) -> None:
+        """Give everything back. SQLite's transaction has ended by now."""
+        work, self.work = self.work, Work()
+        if work.limit is not None:
+            work.limit.cancel()
+        ticket = work.ticket
+        if work.site is not None and work.failure is None:
+            idled = work.idled or (ticket is not None and not ticket.held)
+            idled = idled and not work.stalled  # that has been noted
+            self._queue.prediction.note(work.site, work.state is State.LOCKED, idled)
+        lease = work.lease or self._pool.wake(self)
+        self._last = lease if lease is not None and lease.streams else None
+        try:
+            if lease is not None and checkpoints and not lease.streams:
+                done = lease.end if self._kept is None else None
+                lease.driver.post(self._pool.checkpointer.run, done=done)
+            elif lease is not None and self._kept is None:
+                lease.end()
+        finally:  # even if it cannot be given back, or the wait for that is cancelled
+            if ticket is not None:
+                self._queue.release(ticket)
+            self._pool.admission.leave(self)
+
+    def _give_up_ticket(self) -> None:
+        ticket, self.work.ticket = self.work.ticket, None
+        if ticket is not None:
+            self._queue.release(ticket)
+
+    def abandon(self, failure: Exception | None = None) -> None:
+        """Undo it without waiting, from anywhere; with ``failure``, every statement repeats it."""
+        work, self.work = self.work, Work()
+        if failure is not None:
+            self.work.failure, self.work.state = failure, State.FAILED
+        if work.limit is not None:
+            work.limit.cancel()
+        lease = work.lease or self._pool.wake(self)
+        done = partial(_passed_on, self._queue, work.ticket, lease if self._kept is None else None)
+        if lease is None:
+            done()
+        else:
+            lease.abandon(self.running, sending.clean_up, done)
+        self._pool.admission.leave(self)
+
+    def _limit_hold(self) -> None:
+        if self._settings.max_hold is not None and self.work.limit is None:
+            loop = asyncio.get_running_loop()
+            self.work.limit = loop.call_later(self._settings.max_hold, self._expire_hold)
+
+    def _expire_hold(self) -> None:
+        """Roll back a transaction that held the ticket for too long, once it is idle."""
+        work = self.work
+        if self.running:
+            work.limit = asyncio.get_running_loop().call_later(BUSY_RETRY, self._expire_hold)
+            return
+        ticket: Ticket | None = work.ticket
+        if ticket is None or not ticket.held:
+            return
+        holder = describe(ticket)
+        self.abandon(
+            errors.HoldTimeout(
+                f"The transaction held the write ticket longer than max_hold="
+                f"{self._settings.max_hold:g} s and was rolled back; its last statement was "
+                f"{self.last_statement!r}. Nothing of it was written. When its time was over, "
+                f"{holder.task} stood at {holder.where}.{holder.traceback}"
+            )
+        )
+
+
+def _passed_on(queue: WriteQueue, ticket: Ticket | None, lease: Lease | None) -> None:
+    """What an abandoned transaction had is free: SQLite has rolled it back."""
+    try:
+        if lease is not None:
+            lease.give_back()
+    finally:
+        if ticket is not None:
+            queue.release(ticket)
+
+
+def _nothing(raw: Any) -> None:
+    """What one runs in the thread to wait for what was given to it before."""
+
+
+def _nothing_sent() -> Outcome:
+    """What comes back for a statement that is not sent.
+
+    SQLAlchemy refuses an execution that never awaits anything (https://sqlalche.me/e/20/xd1r).
+    """
+    await_only(READY)
+    return Outcome()
+
+
+def _in_its_own_way(error: Any) -> Exception:
+    """What SQLite says of a lock that only the connection itself can hold, with what to do."""
+    told: Any = type(error)(
+        f"{error}: this connection has attached its own file, and its two names are in one "
+        "another's way. DETACH it, and use one name."
+    )
+    told.sqlite_errorcode = errors.SQLITE_BUSY
+    return told  # type: ignore[no-any-return]
+
+
+def _tell_of_lost_changes(sql: str) -> None:
+    """Warn of DDL that ends because its connection is closed, and not by a rollback on purpose.
+
+    SQLAlchemy calls the same hook for both; the difference is which of its functions has asked.
+    """
+    frame: Any = sys._getframe(2)
+    for _ in range(12):
+        if frame is None:
+            return
+        if frame.f_code.co_name in ("_do_close", "_close_special", "_finalize_fairy"):
+            warnings.warn(
+                f"A connection was closed without commit; lost: {sql!r}. sqlite3 by itself commits "
+                "such a statement at once, qsession as any other: commit before the end, or use "
+                "engine.begin(); or roll back on purpose",
+                errors.UncommittedChangesWarning,
+                stacklevel=3,
+            )
+            return
+        frame = frame.f_back

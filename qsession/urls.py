@@ -1,0 +1,41 @@
+"""How the URL of a database may be spelt, for every way in."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from sqlalchemy import URL, make_url
+
+_POSTGRESQL = ("postgresql+asyncpg", "postgresql+psycopg")
+_DRIVERS = {
+    "sqlite": ("sqlite+qsession",),
+    "sqlite+aiosqlite": ("sqlite+qsession",),
+    "postgres": _POSTGRESQL,
+    "postgresql": _POSTGRESQL,
+    "mysql": ("mysql+asyncmy", "mysql+aiomysql"),
+    "mariadb": ("mariadb+asyncmy", "mariadb+aiomysql"),
+}
+"""The asyncio drivers of a URL that names none, as hosts of databases give them out."""
+
+
+def with_driver(given: str | URL) -> URL:
+    """A URL with the driver that is used for it; one that names another driver keeps that.
+
+    The first of the drivers that is installed is taken; if none is, the error that follows names
+    the first. Raises :class:`sqlalchemy.exc.ArgumentError`, or ``ValueError`` for a port that is no
+    number.
+    """
+    url = make_url(given)
+    drivers = _DRIVERS.get(url.drivername)
+    if drivers is not None:
+        installed = (each for each in drivers if len(drivers) == 1 or find_spec(_module(each)))
+        url = url.set(drivername=next(installed, drivers[0]))
+    if url.drivername == "postgresql+asyncpg" and "sslmode" in url.query:
+        # what libpq calls sslmode, asyncpg calls ssl; the values are the same
+        ssl = url.query["sslmode"]
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": ssl})
+    return url
+
+
+def _module(drivername: str) -> str:
+    return drivername.rpartition("+")[2]

@@ -1,0 +1,90 @@
+"""The Python code in README.md and docs/ runs as it is printed."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]  # this file is run as a program as well
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+ON_SERVERS = {"move-to-postgresql.md"}
+"""Pages that need one; their own tests run them."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """The Python blocks of a page, each with the number of the line it begins on."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, each.start()) + 2, each[1]) for each in BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=str(page.relative_to(ROOT)))
+        for page in PAGES
+        if blocks(page) and page.name not in ON_SERVERS
+    ],
+)
+def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
+    """The blocks of one page, in their order, in one fresh interpreter and an empty folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "QSESSION_URL"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", __file__, str(page)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_first_program_can_be_run_twice(tmp_path: Path) -> None:
+    """Whoever tries it out runs it again; it prints the same."""
+    _, program = blocks(ROOT / "README.md")[0]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.stdout, done.stderr) == ("100\n", "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each relative link of a page names a file that exists."""
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def run_blocks(page: Path) -> None:
+    """Run a page's blocks in one namespace. They may await at the top level."""
+    loop = asyncio.new_event_loop()
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for line, block in blocks(page):
+        source = "\n" * (line - 1) + block  # so that a traceback names the line of the page
+        code = compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        if code.co_flags & inspect.CO_COROUTINE:
+            loop.run_until_complete(eval(code, namespace))
+        else:
+            exec(code, namespace)
+    loop.close()
+
+
+if __name__ == "__main__":
+    run_blocks(Path(sys.argv[1]))

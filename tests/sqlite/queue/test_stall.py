@@ -1,0 +1,225 @@
+"""When the ticket of a holder is taken away, and what is said of one that has written and idles."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from cancelling import COUNT_ENDLESSLY, PATIENCE, Bench, assert_free, eventually, rows
+from sqlalchemy import text
+
+from qsession import HoldTimeout
+from qsession.sqlite.queue.stall import LONG_READ, Look, Verdict, judge
+
+RAISE = text("UPDATE items SET value = value + 1")
+SUM = text("SELECT sum(value) FROM items")
+NEVER = 3600.0
+
+STALL, WARN = 1.0, 10.0
+LOOKS: list[tuple[str, Look, Verdict]] = [
+    ("a holder that has just come is left alone", Look(), Verdict.WAIT),
+    ("one that idles for less than stall_after, too", Look(idles_for=0.9), Verdict.WAIT),
+    ("one that idles for longer loses the ticket", Look(idles_for=1.0), Verdict.TAKE),
+    ("one whose statement runs does not idle", Look(running=True, idles_for=9), Verdict.WAIT),
+    (
+        "one whose SELECT computes for long loses it",
+        Look(running=True, reads_for=(LONG_READ, LONG_READ)),
+        Verdict.TAKE,
+    ),
+    (
+        "one whose SELECT waits for a busy machine does not",
+        Look(running=True, reads_for=(0.0, 0.9)),
+        Verdict.WAIT,
+    ),
+    (
+        "for as long as stall_after",
+        Look(running=True, reads_for=(0.0, 1.0)),
+        Verdict.TAKE,
+    ),
+    (
+        "in access write a SELECT may compute",
+        Look(running=True, reads_for=(0.9, 0.9), promised=True),
+        Verdict.WAIT,
+    ),
+    (
+        "for as long as stall_after, too",
+        Look(running=True, reads_for=(1.0, 1.0), promised=True),
+        Verdict.TAKE,
+    ),
+    ("one that reads page by page keeps it for a while", Look(holds_for=0.9), Verdict.WAIT),
+    ("and loses it, though it never idles for long", Look(holds_for=1.0), Verdict.TAKE),
+    ("in access write it may read for as long", Look(holds_for=9, promised=True), Verdict.WAIT),
+    ("one whose loop stands still loses it", Look(stands_for=1.0), Verdict.TAKE),
+    ("also while a statement runs", Look(running=True, stands_for=1.0), Verdict.TAKE),
+    ("a loop that was asked to turn has time for it", Look(stands_for=0.9), Verdict.WAIT),
+    ("one whose loop is closed loses it at once", Look(closed=True), Verdict.TAKE),
+    (
+        "one that has written keeps it, however long it idles",
+        Look(claimed=True, idles_for=9.9, holds_for=99),
+        Verdict.WAIT,
+    ),
+    (
+        "one that has written and idles is told of after warn_after",
+        Look(claimed=True, idles_for=10.0),
+        Verdict.WARN,
+    ),
+    (
+        "so is one whose loop stands still",
+        Look(claimed=True, stands_for=10.0),
+        Verdict.WARN,
+    ),
+    (
+        "one that writes for long is not told of",
+        Look(claimed=True, running=True, idles_for=99, stands_for=99),
+        Verdict.WAIT,
+    ),
+    (
+        "one that has written, and whose loop is closed, is rolled back",
+        Look(claimed=True, closed=True),
+        Verdict.ABANDON,
+    ),
+    (
+        "also in the middle of a statement, which nobody waits for",
+        Look(claimed=True, running=True, closed=True),
+        Verdict.ABANDON,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("look", "verdict"), [pytest.param(*row, id=sentence) for sentence, *row in LOOKS]
+)
+def test_what_is_done_about_a_holder(look: Look, verdict: Verdict) -> None:
+    """While others wait for it."""
+    assert judge(look, STALL, WARN) is verdict
+
+
+async def outer(bench, gate):
+    """A task that waits for something else in the middle of a transaction."""
+    async with bench.engine.begin() as connection:
+        await connection.execute(RAISE)
+        await inner(gate)
+        return await connection.scalar(SUM)
+
+
+async def inner(gate):
+    await gate.wait()
+
+
+async def test_warning_shows_where_the_holder_stands(tmp_path, caplog):
+    """Once for a holder that has written: its task, its statement, and the calls to its line."""
+    bench = await Bench.ready(tmp_path / "app.db", warn_after=0.001, stall_after=0.001)
+    gate = asyncio.Event()
+    with caplog.at_level(logging.WARNING, "qsession"):
+        holder = asyncio.create_task(outer(bench, gate), name="payments")
+        await eventually(lambda: bench.engine.stats().holder)
+        waiter = asyncio.create_task(outer(bench, gate))
+        await eventually(lambda: caplog.records)
+        (watch,) = bench.engine.pool.write_queue.watch._watches.values()
+        seen = watch._idle_ticks
+        await eventually(lambda: watch._idle_ticks > seen + 3)
+        gate.set()
+        assert await asyncio.wait_for(asyncio.gather(holder, waiter), PATIENCE) == [5, 10]
+    (message,) = [each.getMessage() for each in caplog.records]
+    first, *stack = message.splitlines()
+    assert "1 writers wait" in first
+    assert "task 'payments'" in first
+    assert RAISE.text in first
+    assert [each.rpartition(" in ")[2] for each in stack] == ["outer", "inner"]
+    assert all(f"{__file__}:" in each for each in stack)
+    assert stack[-1].strip() in first
+    await bench.engine.dispose()
+    assert_free(bench.path)
+
+
+async def test_a_reader_that_never_idles_for_long_is_in_nobodys_way(tmp_path):
+    """An export that reads page after page: a writer gets the ticket before the export is over."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.05)
+    async with bench.engine.connect() as export:
+        await export.scalar(SUM)
+        gate = asyncio.Event()
+        gate.set()
+        writer = asyncio.create_task(outer(bench, gate))
+        while not writer.done():
+            await export.scalar(SUM)
+        assert await writer == 5
+        assert bench.engine.stats().taken_away == 1
+    await bench.engine.dispose()
+    assert_free(bench.path)
+
+
+async def test_hold_timeout_shows_where_the_holder_stood(tmp_path):
+    """The error tells its own task where it had been when its time was over."""
+    bench = await Bench.ready(tmp_path / "app.db", max_hold=0.001)
+    gate = asyncio.Event()
+    before = bench.engine.stats().acquired
+    holder = asyncio.create_task(outer(bench, gate), name="payments")
+    await eventually(lambda: bench.engine.stats().acquired > before)  # it may be over by now
+    await eventually(lambda: not bench.engine.stats().holder)
+    gate.set()
+    with pytest.raises(HoldTimeout) as error:
+        await asyncio.wait_for(holder, PATIENCE)
+    said, *stack = str(error.value.orig or error.value).splitlines()
+    assert "task 'payments' stood at" in said
+    assert [each.strip().rpartition(" in ")[2] for each in stack[:2]] == ["outer", "inner"]
+    await bench.check()
+    await bench.engine.dispose()
+    assert_free(bench.path)
+
+
+@pytest.mark.parametrize("access", ["auto", "write"])
+async def test_an_idle_reader_gives_way(tmp_path, access):
+    """It has only read, and waits for something else; it goes on as if nothing had happened."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.01)
+    engine = bench.engine.execution_options(qsession_access=access)
+    async with engine.connect() as connection:
+        assert await connection.scalar(SUM) == 0
+        assert bench.engine.stats().holder is not None
+        gate = asyncio.Event()
+        gate.set()
+        assert await asyncio.create_task(outer(bench, gate)) == 5
+        assert bench.engine.stats().taken_away == 1
+        assert await connection.scalar(SUM) == (0 if access == "write" else 5)
+    await bench.check()
+    await bench.engine.dispose()
+
+
+@pytest.mark.parametrize(("access", "stall_after"), [("auto", NEVER), ("write", 0.05)])
+async def test_a_long_select_gives_way(tmp_path, access, stall_after):
+    """A report that runs for minutes delays nobody: the writer does not wait for its end."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=stall_after)
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(qsession_access=access)
+        report = asyncio.create_task(connection.execute(COUNT_ENDLESSLY))
+        await eventually(lambda: bench.engine.stats().holder is not None)
+        gate = asyncio.Event()
+        gate.set()
+        assert await asyncio.wait_for(asyncio.create_task(outer(bench, gate)), PATIENCE) == 5
+        assert not report.done()
+        assert bench.engine.stats().taken_away == 1
+        report.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await report
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_one_that_has_written_keeps_it(tmp_path):
+    """However long it idles: the others wait until it ends."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.001)
+    gate, go = asyncio.Event(), asyncio.Event()
+    holder = asyncio.create_task(outer(bench, gate))
+    await eventually(lambda: bench.engine.stats().holder is not None)
+    go.set()
+    waiter = asyncio.create_task(outer(bench, go))
+    await eventually(lambda: bench.engine.stats().waiting == 1)
+    (watch,) = bench.engine.pool.write_queue.watch._watches.values()
+    await eventually(lambda: watch._idle_ticks > 5)
+    assert not waiter.done()
+    gate.set()
+    assert await asyncio.wait_for(asyncio.gather(holder, waiter), PATIENCE) == [5, 10]
+    assert bench.engine.stats().taken_away == 0
+    assert rows(bench.path, "SELECT DISTINCT value FROM items") == [(2,)]
+    await bench.check()
+    await bench.engine.dispose()
