@@ -1,7 +1,8 @@
 """How long does one who writes alone wait for the disk, and how many fsyncs is that?
 
 The same inserts with and without waiting for the disk; the difference, to an fsync of the same
-file system in the same minute, is what durability costs. The processor's part falls out.
+file system, is what durability costs. The processor's part falls out. Inserts and fsyncs of a file
+beside it take turns, as a disk is now fast and now slow.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from qsession import create_async_engine as queued_engine
 from qsession import stats
 
 from .disks import DISKS, build, change_to, rows_of_child, setup_of_child
-from .machine import fsync_ms
+from .machine import fsync_probe
 from .measure import settled
 from .peers.peer import Peer, TaskPeer, ThreadPeer, prepare
 from .peers.sqlalchemy_async import OursOrm, StockOrm
@@ -92,53 +94,70 @@ def main(text: str) -> None:
         for disk in disks:
             change_to(disk)
             for peer, pair in PAIRS.items():
-                fsync = fsync_ms(setup.directory) / 1000
                 for kind, waits in zip(pair, WAITS, strict=True):
-                    found = _run(kind, setup)
                     row = {"round": number, "disk": disk, "peer": peer, "waits": waits}
-                    print(json.dumps({**row, "fsync": fsync, **found}), flush=True)
+                    print(json.dumps({**row, **_run(kind, setup)}), flush=True)
 
 
 def _run(kind: type[Peer], setup: Setup) -> Row:
     file = setup.directory / "lone.db"
     prepare(file, wal=kind.wal)
     peer = kind(file)
-    inserts = setup.scaled(INSERTS)
-    if isinstance(peer, TaskPeer):
-        return asyncio.run(_in_task(peer, inserts))
-    assert isinstance(peer, ThreadPeer)
-    peer.start()
-    for i in range(WARM):
-        peer.insert(i)
-    taken = []
-    with settled():
-        for i in range(inserts):
-            began = time.perf_counter()
-            peer.insert(i)
-            taken.append(time.perf_counter() - began)
-    peer.stop()
-    return _summary(taken, None)
+    times = _Times()
+    with fsync_probe(setup.directory) as probe:
+        if isinstance(peer, TaskPeer):
+            syncs = asyncio.run(_in_task(peer, setup.scaled(INSERTS), times, probe))
+        else:
+            assert isinstance(peer, ThreadPeer)
+            syncs = None
+            _in_thread(peer, setup.scaled(INSERTS), times, probe)
+    return {
+        "p50": quantile(times.inserts, 0.5),
+        "p99": quantile(times.inserts, 0.99),
+        "fsync": quantile(times.fsyncs, 0.5),
+        "syncs": syncs,
+    }
 
 
-async def _in_task(peer: TaskPeer, inserts: int) -> Row:
+@dataclass
+class _Times:
+    """Seconds of each."""
+
+    inserts: list[float] = field(default_factory=list)
+    fsyncs: list[float] = field(default_factory=list)
+
+
+async def _in_task(
+    peer: TaskPeer, inserts: int, times: _Times, probe: Callable[[], float]
+) -> float | None:
+    """How many fsyncs there were for a commit, if the engine tells."""
     await peer.start()
     for i in range(WARM):
         await peer.insert(i)
-    ours = isinstance(peer, OursOrm)
-    before = stats(peer.engine).syncs if isinstance(peer, OursOrm) else 0
-    taken = []
+    engine = peer.engine if isinstance(peer, OursOrm) else None
+    before = 0 if engine is None else stats(engine).syncs
     with settled():
         for i in range(inserts):
             began = time.perf_counter()
             await peer.insert(i)
-            taken.append(time.perf_counter() - began)
-    syncs = stats(peer.engine).syncs - before if isinstance(peer, OursOrm) else 0
+            times.inserts.append(time.perf_counter() - began)
+            times.fsyncs.append(probe())
+    syncs = None if engine is None else (stats(engine).syncs - before) / inserts
     await peer.stop()
-    return _summary(taken, syncs / inserts if ours else None)
+    return syncs
 
 
-def _summary(taken: list[float], syncs: float | None) -> Row:
-    return {"p50": quantile(taken, 0.5), "p99": quantile(taken, 0.99), "syncs": syncs}
+def _in_thread(peer: ThreadPeer, inserts: int, times: _Times, probe: Callable[[], float]) -> None:
+    peer.start()
+    for i in range(WARM):
+        peer.insert(i)
+    with settled():
+        for i in range(inserts):
+            began = time.perf_counter()
+            peer.insert(i)
+            times.inserts.append(time.perf_counter() - began)
+            times.fsyncs.append(probe())
+    peer.stop()
 
 
 def _fsyncs(full: list[Row], none: list[Row]) -> float:

@@ -7,6 +7,8 @@ import platform
 import sqlite3
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,20 +37,28 @@ def describe(directory: Path) -> dict[str, str]:
 
 def fsync_ms(directory: Path, times: int = 50) -> float:
     """The median time in milliseconds of writing 4 KiB and waiting for the disk to have it."""
+    with fsync_probe(directory) as probe:
+        return statistics.median(probe() for _ in range(times)) * 1000
+
+
+@contextmanager
+def fsync_probe(directory: Path) -> Iterator[Callable[[], float]]:
+    """Each call writes 4 KiB and says how many seconds the disk took to have them."""
     file = directory / "fsync.probe"
     handle = os.open(file, os.O_CREAT | os.O_WRONLY)
     sync = getattr(os, "fdatasync", os.fsync)
-    taken = []
+
+    def probe() -> float:
+        os.write(handle, b"x" * 4096)
+        began = time.perf_counter()
+        sync(handle)
+        return time.perf_counter() - began
+
     try:
-        for _ in range(times):
-            os.write(handle, b"x" * 4096)
-            began = time.perf_counter()
-            sync(handle)
-            taken.append(time.perf_counter() - began)
+        yield probe
     finally:
         os.close(handle)
         file.unlink()
-    return statistics.median(taken) * 1000
 
 
 def _processor() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import comparisons
-from .summary import Goal, Report
+from .summary import Report
 
 TOP = Path(__file__).parent.parent
 PAGE = TOP / "docs" / "performance.md"
@@ -31,7 +31,7 @@ def write(page: Path = PAGE, results: Path = RESULTS) -> None:
         if (results / f"{name}.json").exists()
     }
     reports = {name: comparisons.load(name).report(each["rows"]) for name, each in saved.items()}
-    texts = {name: _tables(report) for name, report in reports.items()}
+    texts = {name: _tables(report, saved[name]) for name, report in reports.items()}
     if saved:
         texts["goals"] = _goals(reports)
         texts["machine"] = _machine(list(saved.values()))
@@ -43,25 +43,32 @@ def write(page: Path = PAGE, results: Path = RESULTS) -> None:
     page.write_text(MARKED.sub(renew, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def _tables(report: Report) -> str:
-    return "\n\n".join(f"**{table.title}**\n\n{table.markdown()}" for table in report.tables)
+def _tables(report: Report, saved: dict[str, Any]) -> str:
+    tables = (f"**{table.title}**\n\n{table.markdown()}" for table in report.tables)
+    return "\n\n".join([_run(saved), *tables])
+
+
+def _run(saved: dict[str, Any]) -> str:
+    """Which run the figures are of: each comparison may have been measured on another day."""
+    machine, sizes = saved["machine"], saved["setup"]
+    return (
+        f"Run of {machine['date']}, rounds: {sizes['rounds']}. {machine['disk']}; "
+        f"{machine['load']}."
+    )
 
 
 def _goals(reports: dict[str, Report]) -> str:
+    """Those that are not reached; the tables show the others."""
     goals = [goal for report in reports.values() for goal in report.goals]
-    reached = sum(goal.reached for goal in goals)
-    lines = [f"{reached} of {len(goals)} are reached.", "", "| Goal | Wanted | Measured | |"]
-    lines += ["|---|---:|---:|---|", *map(_goal, goals)]
+    missed = [goal for goal in goals if not goal.reached]
+    lines = [f"{len(goals) - len(missed)} of {len(goals)} are reached. These are not:", ""]
+    lines += ["| Goal | Wanted | Measured |", "|---|---:|---:|"]
+    lines += [f"| {goal.what} | {goal.wanted} | {goal.measured} |" for goal in missed]
     return "\n".join(lines)
 
 
-def _goal(goal: Goal) -> str:
-    result = "reached" if goal.reached else "**not reached**"
-    return f"| {goal.what} | {goal.wanted} | {goal.measured} | {result} |"
-
-
 def _machine(saved: list[dict[str, Any]]) -> str:
-    """The machine of the first file of results; the others come from the same run."""
+    """The machine of the first file of results. The tables say when each was measured."""
     described: dict[str, str] = saved[0]["machine"]
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in described.items())])
 

@@ -51,6 +51,8 @@ def main(text: str) -> None:
 def report(rows: list[Row]) -> Report:
     slow = select(rows, disk=SLOW)
     out = summarise(slow, GOALS)
+    for goal in out.goals:
+        goal.what = f"{SLOW}: {goal.what}"
     works = unique(row["work"] for row in rows)
     table = Table(f"Throughput with fsync {DELAY_MS:g} ms slower, to this disk", ["", *works])
     for peer in unique(row["peer"] for row in select(rows, disk=HERE)):

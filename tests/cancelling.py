@@ -16,7 +16,7 @@ from sqlalchemy import insert, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from qsession import create_async_engine
-from qsession.sqlite.transaction.prediction import Guess
+from qsession.sqlite.queue.prediction import Guess
 
 PATIENCE = 20.0
 """Seconds after which something that should have ended is taken for stuck."""

@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
-from benchmarks import comparisons, report, throughput
+from benchmarks import comparisons, fairness, lone_writer, report, throughput
+from benchmarks.disks import HERE
 from benchmarks.measure import run
 from benchmarks.peers.all import OURS, installed
 from benchmarks.peers.drivers import Sqlite3
 from benchmarks.peers.peer import WORKS, Peer, Work
+from benchmarks.peers.sqlalchemy_async import OursOrm
 from benchmarks.processes import jain
 from benchmarks.setup import Setup
 from benchmarks.summary import Report, at_least, at_most, quantile, ratio
@@ -150,7 +152,8 @@ def test_fairness() -> None:
 def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:
     """Only what stands between the markers changes, and only where there are results."""
     rows = list(throughput.rounds(small, OURS[:1], {"get": 10}, seconds=1))
-    saved = {"machine": {"disk": "a disk"}, "rows": rows}
+    machine = {"date": "2026-11-30", "disk": "a disk", "load": "0.1 processes wanted to run"}
+    saved = {"machine": machine, "setup": {"rounds": 1}, "rows": rows}
     (tmp_path / "throughput.json").write_text(json.dumps(saved))
     page = tmp_path / "page.md"
     page.write_text(
@@ -161,6 +164,7 @@ def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("before\n<!-- figures: throughput -->\n")
     assert "| qsession() |" in text
+    assert "Run of 2026-11-30, rounds: 1. a disk; 0.1 processes wanted to run." in text
     assert "old" not in text
     assert "between\n<!-- figures: scaling -->\nkept\n<!-- end -->" in text
 
@@ -179,3 +183,29 @@ def test_command_names_what_there_is(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["bench", "speed", "--directory", str(tmp_path)])
     assert done.exit_code == 2
     assert "throughput" in done.output
+
+
+def test_shares() -> None:
+    """Of the task that got least and of the one that got most, to the mean; p99 to p50."""
+    row = {"counts": [5, 10, 15], "p50": 0.002, "p99": 0.006}
+    assert (fairness.slowest(row), fairness.busiest(row)) == (0.5, 1.5)
+    assert fairness.latency(row) == pytest.approx(3)
+    nothing = {"counts": [0, 0], "p50": 0.0, "p99": 0.0}
+    assert (fairness.slowest(nothing), fairness.busiest(nothing), fairness.latency(nothing)) == (
+        0,
+        0,
+        0,
+    )
+
+
+def test_the_wait_for_the_disk_is_counted_in_fsyncs() -> None:
+    """Without what the processor needs: 5 ms, of which 1 ms remains without the disk."""
+
+    def row(waits: str, p50: float) -> dict[str, Any]:
+        figures = {"p50": p50, "p99": p50, "fsync": 0.002, "syncs": 1.0}
+        return {"round": 1, "disk": HERE, "peer": OursOrm.name, "waits": waits, **figures}
+
+    result = lone_writer.report([row(lone_writer.FULL, 0.005), row(lone_writer.NONE, 0.001)])
+    whole(result)
+    (goal,) = result.goals
+    assert (goal.measured, goal.reached) == ("2.00 x", False)

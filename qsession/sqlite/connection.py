@@ -8,47 +8,26 @@ from __future__ import annotations
 
 import sqlite3
 import weakref
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 from sqlalchemy import util
-from sqlalchemy.pool.base import ConnectionPoolEntry, PoolProxiedConnection
+from sqlalchemy.pool.base import PoolProxiedConnection, _ConnectionRecord
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from qsession.sqlite.cursor import RoutedCursor, StreamCursor
 from qsession.sqlite.transaction.decide import State
-from qsession.sqlite.transaction.transaction import Transaction
-
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    from qsession.sqlite.queue.admission import Admission
-    from qsession.sqlite.transaction.transaction import Connections
-
-    class Home(Connections, Protocol):
-        """What a connection needs of its pool."""
-
-        isolation_level: str | None
-        admission: Admission
-
-        @property
-        def record_info(self) -> dict[Any, Any]: ...
-
-        def reset(self, connection: RoutedConnection) -> None: ...
+from qsession.sqlite.transaction.transaction import Connections, Transaction
 
 
-class _Entry(ConnectionPoolEntry):
-    """The pool entry that SQLAlchemy expects behind a proxied connection."""
+class Home(Connections, Protocol):
+    """What a connection needs of its pool."""
 
-    __slots__ = ("finalize_callback", "info", "record_info", "starttime")
+    isolation_level: str | None
+    record_info: dict[Any, Any]
 
-    def __init__(self, info: dict[Any, Any]) -> None:
-        self.finalize_callback: deque[Callable[[Any], None]] = deque()
-        self.info: dict[Any, Any] = info
-        self.record_info: dict[Any, Any] = {}
-        self.starttime = 0.0
+    def reset(self, connection: RoutedConnection) -> None: ...
 
 
 class RoutedConnection(PoolProxiedConnection):
@@ -65,17 +44,18 @@ class RoutedConnection(PoolProxiedConnection):
         self._pool = pool
         self.transaction = Transaction(pool, weakref.ref(self))
         self.streams: set[StreamCursor] | None = None
-        self._record: _Entry | None = None
+        self._record: _ConnectionRecord | None = None
         self._isolation_level: str | None = None
         if pool.isolation_level is not None:
             self.isolation_level = pool.isolation_level
 
     @property
-    def _connection_record(self) -> _Entry:
+    def _connection_record(self) -> _ConnectionRecord:
+        """The entry of a pool that SQLAlchemy expects behind a connection. It holds none."""
         if self._record is None:
             lease = self.transaction.work.lease
-            found = self._pool.record_info if lease is None else lease.record.info
-            self._record = _Entry(dict(found))
+            self._record = _ConnectionRecord(cast("Any", self._pool), connect=False)
+            self._record.info.update(self._pool.record_info if lease is None else lease.record.info)
         return self._record
 
     @property
@@ -96,7 +76,7 @@ class RoutedConnection(PoolProxiedConnection):
         return self._connection_record.info
 
     @property
-    def record_info(self) -> dict[Any, Any]:
+    def record_info(self) -> dict[Any, Any] | None:
         return self._connection_record.record_info
 
     @property
@@ -167,23 +147,20 @@ class RoutedConnection(PoolProxiedConnection):
                 self._pool.reset(self)
         finally:
             self._open = False
-            for stream in list(self.streams or ()):
-                stream.close()
+            self._close_streams()
             try:
                 if self.transaction.work.state is not State.IDLE:
                     self.transaction.rollback()
+                while self._record is not None and self._record.finalize_callback:
+                    self._record.finalize_callback.pop()(self)
             finally:
-                self._finalize()
+                self.transaction.let_go()
 
     _checkin = _close_special
 
-    def _finalize(self) -> None:
-        entry = self._record
-        try:
-            while entry is not None and entry.finalize_callback:
-                entry.finalize_callback.pop()(self)
-        finally:
-            self.transaction.let_go()
+    def _close_streams(self) -> None:
+        for stream in list(self.streams or ()):
+            stream.close()
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
         """Give up the transaction without waiting; the physical connection with it, if asked for
@@ -198,8 +175,7 @@ class RoutedConnection(PoolProxiedConnection):
         self._leave()
 
     def _leave(self) -> None:
-        for stream in list(self.streams or ()):
-            stream.close()
+        self._close_streams()
         self.transaction.abandon()
         self.transaction.let_go()
 

@@ -6,7 +6,6 @@ import sqlite3
 import weakref
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, Protocol
 
 from sqlalchemy import util
@@ -16,8 +15,6 @@ from qsession.sqlite.transaction.digest import StreamDigest
 from qsession.sqlite.transaction.sending import Outcome, fetch
 from qsession.sqlite.transaction.statement import Statement, kind_of
 from qsession.sqlite.transaction.transaction import Transaction
-
-_NO_ROWS: Iterator[Any] = iter(())
 
 
 class Connected(Protocol):
@@ -40,7 +37,7 @@ class RoutedCursor:
 
     def __init__(self, connection: Connected) -> None:
         self._connection = connection
-        self._rows: Iterator[Any] = _NO_ROWS
+        self._rows: deque[Any] = deque()
 
     def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
         self.run(operation, parameters)
@@ -52,6 +49,7 @@ class RoutedCursor:
 
     def run(self, sql: str, parameters: Any, context: Any = None, many: bool = False) -> None:
         """Send one statement; ``context`` is what SQLAlchemy knows of it."""
+        self._rows.clear()
         kind, nowait, words = kind_of(context, sql)
         options = util.EMPTY_DICT if context is None else context.execution_options
         if many and not isinstance(parameters, list):
@@ -62,25 +60,37 @@ class RoutedCursor:
         self._take(self._connection.transaction.execute(statement, options))
 
     def _take(self, outcome: Outcome) -> None:
-        self._rows = iter(outcome.rows)
+        self._rows.extend(outcome.rows)
         self.description = outcome.description
         self.rowcount = outcome.rowcount
         self.lastrowid = outcome.lastrowid
 
+    def _fetch(self, size: int | None) -> None:
+        """Fetch more rows, all of them for None; there are none."""
+
     def fetchone(self) -> Any:
-        return next(self._rows, None)
+        if not self._rows:
+            self._fetch(1)
+        return self._rows.popleft() if self._rows else None
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
-        return list(islice(self._rows, size or self.arraysize))
+        wanted, rows = size or self.arraysize, self._rows
+        if len(rows) < wanted:
+            self._fetch(wanted - len(rows))
+        return [rows.popleft() for _ in range(min(wanted, len(rows)))]
 
     def fetchall(self) -> list[Any]:
-        return list(self._rows)
+        self._fetch(None)
+        rows = list(self._rows)
+        self._rows.clear()
+        return rows
 
     def __iter__(self) -> Iterator[Any]:
-        return self._rows
+        while (row := self.fetchone()) is not None:
+            yield row
 
     def close(self) -> None:
-        self._rows = _NO_ROWS
+        self._rows.clear()
 
     async def _async_soft_close(self) -> None:
         return
@@ -103,7 +113,6 @@ class StreamCursor(RoutedCursor):
     def __init__(self, connection: Connected) -> None:
         super().__init__(connection)
         self.stream = self
-        self._fetched: deque[Any] = deque()
         if connection.streams is None:
             connection.streams = set()
         self._siblings = connection.streams
@@ -111,10 +120,6 @@ class StreamCursor(RoutedCursor):
         self._cursor: sqlite3.Cursor | None = None
         self._seen = StreamDigest()
         self._cut_off = False
-
-    def _take(self, outcome: Outcome) -> None:
-        super()._take(outcome)
-        self._fetched.extend(outcome.rows)  # of a statement that was not streamed after all
 
     def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: StreamDigest) -> None:
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
@@ -131,31 +136,8 @@ class StreamCursor(RoutedCursor):
                 "The rest of this stream was lost when its transaction was rolled back."
             )
         if self._cursor is not None and self._lease is not None:
-            self._fetched.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
+            self._rows.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
             self._connection.transaction.statements.activity += 1
-
-    def fetchone(self) -> Any:
-        if not self._fetched:
-            self._fetch(1)
-        return self._fetched.popleft() if self._fetched else None
-
-    def fetchmany(self, size: int | None = None) -> list[Any]:
-        wanted = size or self.arraysize
-        if len(self._fetched) < wanted:
-            self._fetch(wanted - len(self._fetched))
-        return self._take_rows(wanted)
-
-    def fetchall(self) -> list[Any]:
-        self._fetch(None)
-        return self._take_rows(len(self._fetched))
-
-    def _take_rows(self, most: int) -> list[Any]:
-        rows = self._fetched
-        return [rows.popleft() for _ in range(min(most, len(rows)))]
-
-    def __iter__(self) -> Iterator[Any]:
-        while (row := self.fetchone()) is not None:
-            yield row
 
     def read_to_end(self) -> None:
         """Fetch the rest at once, so that it needs no connection any more. In a greenlet."""
@@ -165,7 +147,7 @@ class StreamCursor(RoutedCursor):
 
     def keep(self, rows: list[Any]) -> None:
         """The rest of the rows, fetched when the transaction was committed."""
-        self._fetched.extend(rows)
+        self._rows.extend(rows)
         self._cut_off = False
 
     def forget(self) -> sqlite3.Cursor | None:
@@ -176,7 +158,7 @@ class StreamCursor(RoutedCursor):
         return cursor
 
     def close(self) -> None:
-        self._fetched.clear()
+        super().close()
         self._let_go()
 
     def _let_go(self) -> None:

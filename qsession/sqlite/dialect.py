@@ -31,6 +31,7 @@ from qsession.waiting.handoff import to_end
 
 RETRY = 0.005
 """Seconds between two tries to switch a file to WAL mode that another program uses."""
+_EXCLUSIVE = "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener would do that: take it out."
 
 
 class DriverModule(AsyncAdapt_aiosqlite_dbapi):
@@ -56,15 +57,13 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
         """A connection that ``creator=`` has made. Raises :class:`ArgumentError` for another."""
         if isinstance(connection, DriverConnection):
             return connection
-        opened = getattr(connection, "_connection", connection)  # of SQLAlchemy's adapter
-        if not isinstance(opened, aiosqlite.Connection):
-            opened = connection
-        if not isinstance(opened, aiosqlite.Connection):
-            raise ArgumentError(
-                f"creator= has returned {connection!r}; it has to be an aiosqlite connection. Use "
-                "async_creator= with a coroutine function that opens one"
-            )
-        return self._opened(opened)
+        for each in (connection, getattr(connection, "_connection", None)):  # of an adapter
+            if isinstance(each, aiosqlite.Connection):
+                return self._opened(each)
+        raise ArgumentError(
+            f"creator= has returned {connection!r}; it has to be an aiosqlite connection. Use "
+            "async_creator= with a coroutine function that opens one"
+        )
 
     def _opened(self, connection: Any) -> DriverConnection:
         """What the application has opened by itself."""
@@ -194,26 +193,27 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         def connected(dbapi_connection: Any) -> None:
             before(dbapi_connection)
             try:
-                switch_to_wal(dbapi_connection)
+                self._switch_to_wal(dbapi_connection)
             except sqlite3.Error as error:
                 raise explain(error, self.database) from error
 
-        def switch_to_wal(dbapi_connection: Any) -> None:
-            synchronous = NORMAL if self.settings.durability == "normal" else FULL
-            if self._memory is not None:
-                synchronous = OFF
-            deadline = time.monotonic() + self.settings.queue_timeout
-            while not dbapi_connection.run(prepare, synchronous):
-                if time.monotonic() >= deadline:
-                    owner = lock_owner(path_of(self.database))
-                    raise QueueTimeout(
-                        f"{self.database!r} could not be switched to WAL mode: another connection "
-                        f"held a lock on it for longer than {self.settings.queue_timeout:g} s. "
-                        f"The lock is held by {owner}.{_advice(owner)}"
-                    )
-                await_only(asyncio.sleep(RETRY))
-
         return connected
+
+    def _switch_to_wal(self, driver: DriverConnection) -> None:
+        synchronous = NORMAL if self.settings.durability == "normal" else FULL
+        if self._memory is not None:
+            synchronous = OFF
+        deadline = time.monotonic() + self.settings.queue_timeout
+        while not driver.run(prepare, synchronous):
+            if time.monotonic() >= deadline:
+                owner = lock_owner(path_of(self.database))
+                advice = f" {_EXCLUSIVE}" if "this process" in owner else ""
+                raise QueueTimeout(
+                    f"{self.database!r} could not be switched to WAL mode: another connection "
+                    f"held a lock on it for longer than {self.settings.queue_timeout:g} s. "
+                    f"The lock is held by {owner}.{advice}"
+                )
+            await_only(asyncio.sleep(RETRY))
 
     @property
     def shares_syncs(self) -> bool:
@@ -239,6 +239,9 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
     def do_terminate(self, dbapi_connection: Any) -> None:
         """Close without waiting, so that no second cancellation can come in between."""
         dbapi_connection.terminate()
+
+    # Before the first connection of an engine is one of ours, SQLAlchemy looks at the database
+    # through the driver's, whose cursors are its own.
 
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         if isinstance(cursor, RoutedCursor):
@@ -300,10 +303,3 @@ def _adapted(module: Any) -> DriverModule:
             "async_creator= with a coroutine function that opens a connection of it"
         )
     return DriverModule(inner, getattr(module, "sqlite", sqlite3))
-
-
-def _advice(owner: str) -> str:
-    """What to do about a lock that a connection of this process keeps."""
-    if "this process" not in owner:
-        return ""
-    return " PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener would do that: take it out."

@@ -6,8 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-import weakref
-from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -44,7 +43,7 @@ from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 LOOK_AGAIN = 0.01
 """Seconds between two looks whether the file is still there."""
 KEEP_IDLE = 30.0
-"""Seconds for which connections beyond ``pool_size`` are kept while nobody uses them."""
+"""Seconds after which a connection beyond ``pool_size`` that nobody uses may be closed."""
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):
@@ -68,34 +67,35 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._invoke_creator = lambda record: self._dialect.dbapi.adopt(create(record))
         self._keeps_idle = keeps_idle
         """False stands for NullPool: a connection is closed with its transaction."""
-        self._use_queue()
-        self.write_queue = WriteQueue(self.settings, self.database)
+        self._replaced = False
         self.pace = Pace(self.settings.inline)
-        self.checkpointer = Checkpointer(self._warn_of_wal)
-        self.checkpointer.wal_warn = self.settings.wal_warn
-        self.admission = Admission()
         self.isolation_level: str | None = self._dialect._on_connect_isolation_level
         """What ``create_async_engine(isolation_level=...)`` asked for."""
         self.record_info: dict[Any, Any] = {}
         """What "connect" listeners have noted of the connection that was opened last."""
-        self._syncer: Syncer | None = None
         self._looked: tuple[float, object] = (0.0, None)
         """When the file was last looked at, and what was found."""
-        self._initialized = False
-        self._initializing = TicketQueue()
-        self._replaced = False
-        self._warned = False
+        self._asking = threading.local()
+        self._begin()
         fork.pools.add(self)
 
-    def _use_queue(self) -> None:
+    def _begin(self) -> None:
+        """What a new pool begins with, and that of a forked child again."""
         self._pool.limit = 0
         self._pool.use_lifo = True  # the one used last has the warmest cache; others may be closed
-        self._reserved: deque[Any] = deque()
-        self._reserved_made = threading.Lock()
+        self._reserved = ConnectionQueue()
+        self._reserved.put(self._create_connection(reserved=True))
         self._resting: dict[Transaction, Lease] = {}
         self._leases: set[Lease] = set()
-        self._asking = threading.local()
-        self._trims = False
+        """What is in use. Unless it is referred to, the garbage collector could close a connection
+        of somebody who is forgotten before it finds that out.
+        """
+        self._initialized = False
+        self._initializing = TicketQueue()
+        self._syncer: Syncer | None = None
+        self.admission = Admission()
+        self.checkpointer = Checkpointer(self._warn_of_wal, self.settings.wal_warn)
+        self.write_queue = WriteQueue(self.settings, self.database)
 
     @property
     def settings(self) -> Settings:
@@ -152,50 +152,42 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def lease(self, holder: bool) -> Lease:
         """A connection; waits for one for ``pool_timeout`` seconds. In a greenlet.
 
-        ``holder``: for the holder of the ticket, who has one in reserve.
+        ``holder``: for the holder of the ticket, who has one in reserve. Where somebody listens,
+        SQLAlchemy's own checkout is used.
         """
         dispatch = self.dispatch
         self._asking.holder = holder
         if self._pre_ping or self.echo or dispatch.checkout or dispatch.checkin or dispatch.reset:
-            return self._observed_lease()
-        record: Any = self._do_get()
+            proxied: Any = super().connect()
+            record, fail = proxied._connection_record, proxied.invalidate
+            give_back: Callable[[Lease], None] = partial(self._end_observed, proxied)
+        else:
+            record, give_back = self._do_get(), self._checkin
+            fail = partial(record._checkin_failed, _fairy_was_created=False)
         try:
             self._make_ready(record.get_connection(), record)
         except BaseException as error:
-            record._checkin_failed(error, _fairy_was_created=False)
+            fail(error)
             raise
-        return self._leased(Lease(record, self._checkin))
+        return self._leased(record, give_back)
 
     def idle_lease(self) -> Lease | None:
         """An idle connection, where nothing can be waited for; None if there is none."""
         record = self._pool.pick(lambda each: each.dbapi_connection is not None)
         if record is None or record.dbapi_connection.suspect:
             return None
-        return self._leased(Lease(record, self._checkin))
+        return self._leased(record, self._checkin)
 
-    def _leased(self, lease: Lease) -> Lease:
-        """Refer to what is in use, or the garbage collector could close a connection of somebody
-        who is forgotten before it finds that out.
-        """
+    def _leased(self, record: Any, give_back: Callable[[Lease], None]) -> Lease:
+        lease = Lease(record, give_back)
         self._leases.add(lease)
         return lease
 
     def _checkin(self, lease: Lease) -> None:
         self._leases.discard(lease)
-        record = lease.record
-        if record.dbapi_connection is not None and record.dbapi_connection.suspect:
-            record.invalidate()
-        self._do_return_conn(record)
-
-    def _observed_lease(self) -> Lease:
-        """The same by SQLAlchemy's own checkout, for those who listen to it."""
-        proxied: Any = super().connect()
-        try:
-            self._make_ready(proxied.dbapi_connection, proxied._connection_record)
-        except BaseException as error:
-            proxied.invalidate(error)
-            raise
-        return self._leased(Lease(proxied._connection_record, partial(self._end_observed, proxied)))
+        if lease.driver.suspect:
+            lease.record.invalidate()
+        self._do_return_conn(lease.record)
 
     def _end_observed(self, proxied: Any, lease: Lease) -> None:
         self._leases.discard(lease)
@@ -208,28 +200,31 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self.logger.exception("A listener of the pool failed, and its connection is closed")
             lease.record.invalidate()
 
-    def _create_connection(self) -> ConnectionPoolEntry:
+    def _create_connection(self, reserved: bool = False) -> ConnectionPoolEntry:
         """A place in the pool; its connection is opened by the checkout.
 
         If that fails or is cancelled, the place goes to the next who waits.
         """
         record: Any = _ConnectionRecord(self, connect=False)
-        record.home, record.reserved, record.idle_since = self._pool, False, 0.0
+        record.home, record.reserved, record.idle_since = self._pool, reserved, 0.0
         return cast("ConnectionPoolEntry", record)
 
     def _do_get(self) -> Any:
-        """A record: one in reserve, an idle one, a new one, a resting one, or one that is waited
-        for, in this order.
+        """A record: the one in reserve, an idle one, a new one, a resting one, or one that is
+        waited for, in this order.
         """
         holder, self._asking.holder = getattr(self._asking, "holder", False), False
-        record = (holder and self._from_reserve()) or self._pool.take()
+        record = (holder and self._reserved.take()) or self._pool.take()
         if record:
             return record
         if self._inc_overflow():
             return self._create_connection()
         self._wake_any()
+        queue, joined = self._pool, self._wake_any
+        if holder:  # before all others: they may wait for it
+            queue, joined = self._reserved, self._make_room
         try:
-            return self._pool.get(timeout=self._timeout, joined=self._wake_any)
+            return self._pool.take() or queue.get(timeout=self._timeout, joined=joined)
         except Empty:
             raise PoolTimeout(
                 f"QueuePool limit of size {self.size()} overflow {self._max_overflow} reached, "
@@ -238,33 +233,63 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
                 "snapshot, or has written, keeps its connection to its end",
                 code="3o7r",
             ) from None
+        finally:
+            if holder and not queue.waiting:
+                self._put_back_regular()
 
-    def _from_reserve(self) -> Any:
-        with suppress(IndexError):
-            return self._reserved.pop()
-        if not self._reserved_made.acquire(blocking=False):
-            return None
-        record: Any = self._create_connection()
-        record.reserved = True
-        return record
+    def _put_back_regular(self) -> None:
+        """Nobody waits for the reserved one any more: the others that came there are for all."""
+        while (record := self._reserved.pick(lambda each: not each.reserved)) is not None:
+            self._pool.put(record)
+
+    @property
+    def wants_room(self) -> bool:
+        """Whether a holder of the ticket waits for a connection."""
+        return self._reserved.waiting > 0
+
+    def _make_room(self) -> None:
+        """The holder of the ticket gets the connection of a transaction that rests, or idles."""
+        self._wake_any()
+        loop = running_loop()
+        for transaction in self.admission:
+            if not self._reserved.waiting:
+                return
+            if transaction.loop is loop:
+                transaction.give_up_snapshot()
 
     def _do_return_conn(self, record: Any) -> None:
         if record.home is not self._pool:
             return  # the parent's, in a forked child
         if self._replaced or not self._keeps_idle:  # nobody will dispose of this pool again
             record.close()
-        if record.reserved:
-            self._reserved.append(record)
+        if record.reserved or self._reserved.waiting:
+            self._reserved.put(record)
             return
         record.idle_since = time.monotonic()
         self._pool.put(record)
-        if self._pool.qsize() > self.size() and not self._trims:
-            self._trim_later()
+        if self._pool.qsize() > self.size():
+            self._trim(record.idle_since - KEEP_IDLE)
+
+    def _trim(self, past: float) -> None:
+        """Close a connection beyond ``pool_size`` that nobody has used for long."""
+        record = self._pool.pick(lambda each: each.idle_since <= past)
+        if record is not None:
+            self._close(record)
+
+    def _close(self, record: Any) -> None:
+        """Close an idle connection that was taken out; its place is free for a new one."""
+        try:
+            record.close()
+        finally:
+            if record.reserved:
+                self._reserved.put(record)
+            else:
+                self._dec_overflow()
 
     def rest(self, transaction: Transaction, lease: Lease) -> None:
         """Lend a connection to others until its transaction asks for it again."""
         self._resting[transaction] = lease
-        if self._pool.waiting:
+        if self._pool.waiting or self._reserved.waiting:
             self._wake_any()
 
     def wake(self, transaction: Transaction) -> Lease | None:
@@ -278,33 +303,15 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             if lease is not None:
                 lease.end()
 
-    def _trim_later(self) -> None:
-        """Close what is beyond ``pool_size`` once it has been idle for long."""
-        with suppress(RuntimeError):  # no running loop: the next one that comes back looks again
-            asyncio.get_running_loop().call_later(KEEP_IDLE, _trim, weakref.ref(self))
-            self._trims = True
-
-    def trim(self) -> None:
-        """Close connections beyond ``pool_size`` that nobody has used for long."""
-        self._trims = False
-        past = time.monotonic() - KEEP_IDLE
-        while self._pool.qsize() > self.size():
-            record = self._pool.pick(lambda each: each.idle_since <= past)
-            if record is None:
-                self._trim_later()
-                return
-            record.close()
-            self._dec_overflow()
-
     def _make_ready(self, driver: DriverConnection, record: Any) -> None:
         """After "connect" listeners: what a connection needs, and what it is open on."""
         if driver.is_ready:
             return
         try:
-            opened = driver.run(make_ready, self._dialect.shares_syncs)
+            found = driver.run(make_ready, self._dialect.shares_syncs)
         except sqlite3.Error as error:
             raise self.explain(error) from error
-        driver.path, driver.sync = opened.path, opened.sync
+        driver.path, driver.sync, driver.has_attached = found
         if driver.path:
             driver.run(self.checkpointer.set_up, driver.path)
         driver.identity = _identity(driver) if driver.path else None
@@ -366,11 +373,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def _warn_of_wal(self, size: int) -> None:
         """Tell which transaction keeps the WAL from being reused, once until it is reused."""
         reading = [(since, each) for each in self.admission if (since := each.snapshot_since)]
-        if not size or self._warned or not reading:
-            self._warned = self._warned and bool(size)
+        if not reading:
             return
         since, oldest = min(reading, key=lambda each: each[0])
-        self._warned = True
         task = oldest.task
         self.logger.warning(
             "The WAL of %r has grown to %d MiB: it cannot be reused while a transaction reads from "
@@ -384,15 +389,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         )
 
     def stats(self) -> Stats:
-        size = (
-            self.checkedout()
-            + self._pool.open
-            + sum(1 for each in self._reserved if each.dbapi_connection is not None)
-        )
-        in_use = self.checkedout() - len(self._resting)
-        if self._reserved_made.locked():
-            lent = 1 - len(self._reserved)
-            size, in_use = size + lent, in_use + lent
+        used = len(self._leases)
+        size, in_use = used + self._pool.open + self._reserved.open, used - len(self._resting)
         syncs = 0 if self._syncer is None else self._syncer.syncs
         return self.write_queue.stats(size, in_use, syncs)
 
@@ -417,38 +415,32 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         pool.pace = self.pace
         pool._keeps_idle = self._keeps_idle
         self._replaced = True
-        while (record := self._idle()) is not None:  # begun here while the others were closed
+        for record in self._take_idle():  # begun here while the others were closed
             record.invalidate()
+            self._put_back(record)
         return pool
 
-    def _idle(self) -> Any:
-        """Take an idle connection out; None if there is none."""
-        record = self._pool.take()
-        if record is None:
-            with suppress(IndexError):
-                return self._reserved.pop()
-        return record
+    def _take_idle(self) -> list[Any]:
+        """Take out what nobody uses."""
+        while self._resting:
+            self._wake_any()
+        return [*iter(self._pool.take, None), *iter(self._reserved.take, None)]
+
+    def _put_back(self, record: Any) -> None:
+        (self._reserved if record.reserved else self._pool).put(record)
 
     def close_idle(self) -> None:
         """Close what nobody uses, in this thread: the process is about to fork."""
-        while self._resting:
-            self._wake_any()
-        for record in list(iter(self._idle, None)):
+        for record in self._take_idle():
             fork.close(record)
-            (self._reserved.append if record.reserved else self._pool.put)(record)
+            self._put_back(record)
 
     def begin_anew(self) -> None:
         """In a forked child: everything that was is the parent's, and no thread of it is here."""
         self._pool = self._queue_class(self._pool.maxsize, self._pool.use_lifo)
         self._overflow = -self.size()
         self._overflow_lock = threading.Lock()
-        self._use_queue()
-        self._initialized, self._initializing = False, TicketQueue()
-        self.admission = Admission()
-        self.checkpointer = Checkpointer(self._warn_of_wal)
-        self.checkpointer.wal_warn = self.settings.wal_warn
-        self.write_queue = WriteQueue(self.settings, self.database)
-        self._syncer = None
+        self._begin()
 
     def dispose(self) -> None:
         """Close what is not in use, to the end; a cancellation is raised afterwards.
@@ -461,15 +453,14 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._dispose()
 
     def close(self) -> None:
-        """Close what is not in use."""
+        """Close what is not in use. Those in use still count, unlike in QueuePool.dispose()."""
         while self._resting:
             self._wake_any()
-        while (record := self._idle()) is not None:
-            record.close()
-            if record.reserved:
-                self._reserved_made.release()
-            else:
-                self._dec_overflow()  # those in use still count, unlike in QueuePool.dispose()
+        while record := self._pool.take():
+            self._close(record)
+        for _ in range(self._reserved.qsize()):
+            if record := self._reserved.take():
+                self._close(record)
 
     def _dispose(self) -> None:
         self.close()
@@ -483,12 +474,6 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         queue = self.write_queue.queue
         held = "held" if queue.holder is not None else "free"
         return f"{super().status()} Write ticket: {held} Writers waiting: {queue.waiting}"
-
-
-def _trim(found: Any) -> None:
-    pool = found()
-    if pool is not None:
-        pool.trim()
 
 
 def _identity(driver: DriverConnection) -> tuple[int, ...] | None:

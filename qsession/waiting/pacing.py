@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections import deque
 from time import perf_counter as clock
+from time import thread_time
 
 from qsession.waiting import shutdown
 
@@ -49,6 +50,8 @@ class LoopTurn:
         self._share = 0.0
         self._cost = 0.0  # seconds that one has taken lately; 0: not known
         self._scheduled = False
+        self._asked_in: object | None = None
+        self._processor_time = 0.0
         self._holders: deque[asyncio.Future[None]] = deque()
         self._line: deque[asyncio.Future[None]] = deque()
 
@@ -75,6 +78,12 @@ class LoopTurn:
         future = self.loop.create_future()
         (self._holders if holder else self._line).append(future)
         return future
+
+    def processor_time(self) -> float:
+        """Of this thread when the first statement of the turn asked for it."""
+        if self._asked_in is not self.mark:
+            self._asked_in, self._processor_time = self.mark, thread_time()
+        return self._processor_time
 
     @property
     def waiting(self) -> int:

@@ -162,6 +162,10 @@ class TicketQueue:
         """Give up a place in the queue; one that was just handed the ticket passes it on."""
         self._serve(self._leave, ticket)
 
+    def if_free(self, function: Callable[[], None]) -> None:
+        """Call a function if nobody holds the ticket; nobody gets it meanwhile. Must not wait."""
+        self._serve(self._if_free, function)
+
     def waiters(self) -> Iterator[Ticket]:
         """Those who wait now, in order within each priority."""
         for level in list(self._levels.values()):
@@ -234,6 +238,10 @@ class TicketQueue:
             self._drop(ticket, TicketState.LEFT)
         elif ticket.state is TicketState.HELD and ticket.claim():  # cancelled at the hand-off
             self._release(ticket)
+
+    def _if_free(self, function: Callable[[], None]) -> None:
+        if self.holder is None:
+            function()
 
     def _expire(self, ticket: Ticket) -> None:
         if ticket.state is TicketState.WAITING:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import random
-import resource
 import sqlite3
 import tempfile
 import warnings
@@ -25,7 +24,7 @@ from sqlalchemy import event
 
 from qsession import UncommittedChangesWarning, create_async_engine
 from qsession.sqlite.durability.syncer import Syncer
-from qsession.sqlite.transaction.prediction import Guess
+from qsession.sqlite.queue.prediction import Guess
 
 GUESSES = {
     "ticket": Guess.TICKET_FIRST,
@@ -86,6 +85,8 @@ def faulty_writes(sim: Simulation, stage: Stage, path: Path) -> Iterator[None]:
     if stage.fault != "write":
         yield
         return
+    import resource  # not there on Windows
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def toggle(limited: bool) -> None:
@@ -140,11 +141,16 @@ def play(stage: Stage, cast: list[list[Play]], seed: int) -> dict[str, Any]:
 
 
 def check_durable(recorder: Recorder, disk: Disk, journal: list[tuple[int, str]]) -> None:
-    """Nobody was told that a commit has happened before an fsync that began behind it."""
+    """Nobody was told that a commit has happened before an fsync that began behind it.
+
+    On a connection that is lent, SQLite syncs at each COMMIT, which is not seen here.
+    """
     position = {name: number for number, name in journal}
     for each in recorder.records:
         number = position.get(each.name)
-        if number is not None and each.outcome == "committed" and disk.safe(each.ended) < number:
+        if number is None or each.outcome != "committed" or each.lent:
+            continue
+        if disk.safe(each.ended) < number:
             raise Wrong(f"acknowledged before it was on the disk: {each}\n{disk.synced}")
 
 
@@ -153,7 +159,7 @@ async def _play(
 ) -> dict[str, Any]:
     engines: list[Any] = []
     for _ in range(stage.engines):
-        engine = create_async_engine(
+        engine: Any = create_async_engine(
             f"sqlite+aiosqlite:///{path}",
             connect_args={"factory": SteppingConnection},
             **stage.options,
@@ -167,7 +173,12 @@ async def _play(
         elif stage.guesses in GUESSES:
             prediction.guess = lambda site: GUESSES[stage.guesses]
         engines.append(engine)
-    sim.on_step = lambda: [invariants.check(engine) for engine in engines]
+
+    def check_all() -> None:
+        for engine in engines:
+            invariants.check(engine)
+
+    sim.on_step = check_all
     actors = [
         Actor(sim, recorder, engines[number % len(engines)], f"A{number}")
         for number in range(len(cast))

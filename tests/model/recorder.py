@@ -45,6 +45,8 @@ class Seen:
     """Whether all its rows were fetched."""
     frozen: bool = False
     """Whether rows that are fetched from here on may be any, since its transaction has written."""
+    by_driver: bool = False
+    """Whether it was sent on the driver's connection."""
     tag: str | None = None
     """What it puts into the journal by itself."""
 
@@ -103,6 +105,8 @@ class Record:
     """Of its COMMIT."""
     dead: BaseException | None = None
     """Why it was ended before its end."""
+    lent: bool = False
+    """Whether the application had the driver's connection by then: SQLite syncs its commits."""
 
     @property
     def writes(self) -> bool:
@@ -133,11 +137,22 @@ class Recorder:
         self._current: weakref.WeakKeyDictionary[RoutedConnection, Record] = (
             weakref.WeakKeyDictionary()
         )
+        self._lent: weakref.WeakSet[RoutedConnection] = weakref.WeakSet()
         self.prefix = ""
 
     def of(self, connection: Any) -> Record | None:
         """The transaction of a connection."""
         return self._current.get(connection)
+
+    def by_driver(self, connection: Any, sql: str, parameters: Any, options: Any) -> Seen:
+        """A statement that is about to be sent on the driver's connection, past all cursors."""
+        record = self._current.get(connection) or self._begin(connection, options)
+        self._lent.add(connection)
+        record.lent = True
+        seen = Seen(sql, parameters, False, self.tick(), by_driver=True)
+        if record.dead is None:
+            record.statements.append(seen)
+        return seen
 
     def _begin(self, connection: Any, options: Any) -> Record:
         access = options.get("qsession_access", "auto")
@@ -145,6 +160,7 @@ class Recorder:
         autocommit = connection.transaction.autocommit
         name = options.get("model_tag") or f"{self.prefix}{next(self._names)}"
         record = Record(name, access, reads == "snapshot" or access != "auto", autocommit)
+        record.lent = connection in self._lent
         self.records.append(record)
         if not autocommit:
             self._current[connection] = record
@@ -215,7 +231,6 @@ class Recorder:
                 cursor.model_seen = seen
             elif cursor.description is not None:
                 seen.rows = list(cursor._rows)
-                cursor._rows = iter(list(seen.rows))
             if alone:
                 record.outcome, record.ended = "committed", seen.ended
                 self._note(record)

@@ -83,15 +83,7 @@ class Row(Base):
     tag: Mapped[str | None]
 
 
-class Versioned(Base):
-    """The same as one that knows its version."""
-
-    __tablename__ = "totals"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    changes: Mapped[int]
-
-
-rows = Row.__table__
+rows: Any = Row.__table__
 
 
 @dataclass(frozen=True)
@@ -126,7 +118,17 @@ WRITES = (
 FAILS = ("too much", "duplicate", "or fail", "aborts", "rolls back", "or rollback", "no table")
 ORM = ("orm get", "orm set", "orm add", "orm delete", "orm query", "orm refresh")
 OTHERS = ("savepoint", "release", "rollback to", "pause")
-RARE = ("create", "drop", "alter", "orphan", "create temp", "pragma", "begin", "begin immediate")
+RARE = (
+    "create",
+    "drop",
+    "alter",
+    "orphan",
+    "create temp",
+    "pragma",
+    "begin",
+    "begin immediate",
+    "driver",
+)
 
 steps = st.builds(
     Step,
@@ -186,7 +188,6 @@ class Actor:
         self._connection: AsyncConnection | None = None
         self._session: AsyncSession | None = None
         self._nested: list[Any] = []
-        self.unexpected: list[BaseException] = []
 
     async def play(self, all_of_them: list[Play]) -> None:
         for each in all_of_them:
@@ -209,7 +210,7 @@ class Actor:
         if play.kind == "orm":
             self._session = AsyncSession(engine)
         elif play.kind == "qsession":
-            access = "write" if play.mode in ("auto", "snapshot") else play.mode
+            access: Any = "write" if play.mode in ("auto", "snapshot") else play.mode
             self._session = QSession(self._engine, access=access)
         try:
             if self._session is None:
@@ -244,7 +245,6 @@ class Actor:
 
     async def _attempt(self, step: Step, play: Play) -> bool:
         """Whether the transaction can go on."""
-        self.now = play, step
         try:
             await self._perform(step, play)
         except QSessionError:
@@ -302,16 +302,16 @@ class Actor:
         if step.what == "pause" or step.value % 3 == 0:
             await self._sim.gate()
         if play.kind == "autocommit":
-            await self._perform_alone(step)
+            await self._perform_alone(step, play)
         elif step.what.startswith("orm"):
             if self._session is not None:
                 await self._orm(step, self._session)
         elif step.what in OTHERS:
             await self._savepoint(step)
         else:
-            await self._statement(step)
+            await self._statement(step, play)
 
-    async def _perform_alone(self, step: Step) -> None:
+    async def _perform_alone(self, step: Step, play: Play) -> None:
         """Statements that can be told in the journal by the tag they leave.
 
         An executemany is none: under AUTOCOMMIT each of its rows is committed by itself.
@@ -320,7 +320,7 @@ class Actor:
         told: dict[str, Any] = {"model_tag": tag}
         what = step.what
         if what.startswith("read") or what == "stream":
-            await self._statement(step)
+            await self._statement(step, play)
         elif what in ("insert", "aborts", "too much", "rolls back", "returning"):
             value = {"aborts": 66, "too much": 100, "rolls back": 68}.get(what, step.value)
             sql = "INSERT INTO rows (value, tag) VALUES (:value, :tag)"
@@ -368,7 +368,7 @@ class Actor:
             elif step.what == "orm refresh":
                 await session.refresh(found)
 
-    async def _statement(self, step: Step) -> None:
+    async def _statement(self, step: Step, play: Play) -> None:
         id_, value = step.id, step.value
         statement: Any = _SIMPLE.get(step.what)
         if statement is not None:
@@ -407,10 +407,43 @@ class Actor:
         elif step.what in ("pragma", "create temp"):
             sql = _SETTINGS[(id_ + value) % len(_SETTINGS)]
             await self._execute("CREATE TEMP TABLE IF NOT EXISTS scratch (x)" if id_ == 1 else sql)
+        elif step.what == "driver":
+            # What was read before is not compared with anything; and it goes by the engine's mode.
+            if await self._record() is None and play.mode == "auto":
+                await self._drive(step)
         elif step.what in ("begin", "begin immediate"):
             record = await self._record()
             if record is None and self._connection is not None:
                 await self._connection.exec_driver_sql(step.what.upper())
+
+    async def _drive(self, step: Step) -> None:
+        """Write, and read, on the ``aiosqlite.Connection`` itself."""
+        connection = await self._here()
+        assert connection.sync_connection is not None
+        found = await connection.get_raw_connection()
+        driver: Any = found.driver_connection
+        options = connection.sync_connection.get_execution_options()
+        for sql, parameters in (
+            ("UPDATE rows SET value = (value + ?) % 90 WHERE id = ?", (step.value, step.id)),
+            ("SELECT id, value FROM rows ORDER BY id", ()),
+        ):
+            seen = self._recorder.by_driver(
+                connection.sync_connection.connection, sql, parameters, options
+            )
+            try:
+                cursor = await driver.execute(sql, parameters)
+                if cursor.description is not None:
+                    seen.rows = await cursor.fetchall()
+                    seen.columns = tuple(each[0] for each in cursor.description)
+                seen.rowcount = cursor.rowcount
+                await cursor.close()
+            except BaseException as error:
+                seen.error = error
+                raise
+            finally:
+                seen.ended = self._recorder.tick()
+            if step.value > 5:
+                await self._sim.gate()
 
 
 def _sql(template: str) -> Callable[[int, int], Any]:

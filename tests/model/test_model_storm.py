@@ -57,7 +57,7 @@ def wait_for(worker: subprocess.Popen[str]) -> None:
 
 
 def read_log(log: Path) -> list[Record]:
-    """The transactions of a process, as told last; what it was about to write when killed is cut."""
+    """The transactions of a process, as told last; what it was writing when killed is left out."""
     data, found, at = log.read_bytes() if log.exists() else b"", {}, 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 8], "little")
@@ -85,7 +85,7 @@ def judge(path: Path, logs: list[Path]) -> tuple[int, int]:
             one.check(final)
     except Wrong as wrong:
         history = "\n".join(map(repr, sorted(records, key=lambda each: each.ended)))
-        Path("/tmp/model-storm.txt").write_text(f"{wrong}\n\n{history}\n{journal}")
+        path.with_suffix(".history").write_text(f"{wrong}\n\n{history}\n{journal}")
         raise
     return len(records), len(journal)
 

@@ -17,7 +17,7 @@ from script import Play, Stage, casts, stages
 
 SECONDS = float(os.environ.get("MODEL_SECONDS", "0"))
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
-EXAMPLES = 200
+EXAMPLES = 300
 
 
 @settings(

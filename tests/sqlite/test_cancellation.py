@@ -295,3 +295,33 @@ async def plain_session_after(bench: Bench) -> None:
         session.add(Item())
         await session.commit()
         await plain_session(bench)
+
+
+async def test_a_reader_gets_what_a_cancelled_holder_leaves(tmp_path):
+    """A connection that was handed to the holder of the ticket is for readers again."""
+    bench = await Bench.ready(tmp_path / "small.db", pool_timeout=5, stall_after=0.01)
+    pool, reading = bench.engine.pool, bench.engine.execution_options(qsession_access="read")
+    writing = bench.engine.execution_options(qsession_access="write")
+
+    async def work(engine, statement):
+        async with engine.connect() as connection:
+            return (await connection.execute(statement)).all()
+
+    async with writing.connect() as keeper, reading.connect() as first:
+        stream = await keeper.stream(READ)  # its ticket is taken away, and the reserved one is not
+        await first.execute(READ)
+        holder = asyncio.create_task(work(bench.engine, select(Item).with_for_update()))
+        await eventually(lambda: pool._reserved.waiting)
+        reader = asyncio.create_task(work(reading, READ))
+        await eventually(lambda: pool._pool.waiting)
+        closing = asyncio.create_task(first.close())
+        while pool._reserved.waiting:
+            await asyncio.sleep(0)
+        holder.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await holder
+        await closing
+        assert len(await reader) == 5
+        await stream.close()
+    await bench.check()
+    await bench.engine.dispose()

@@ -20,7 +20,7 @@ from cancelling import (
     rows,
     settled,
 )
-from sqlalchemy import event, insert, text, update
+from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.session.maker import QSession
@@ -204,7 +204,8 @@ async def test_cancelled_statement_that_has_not_begun_never_runs(bench):
     """What waits behind something else in the connection's thread is taken back."""
     async with bench.engine.begin() as connection:
         await connection.execute(update(Item).values(value=1))
-    driver = bench.engine.pool._reserved[0].dbapi_connection
+    (record,) = bench.engine.pool._reserved
+    driver = record.dbapi_connection
     opened = threading.Event()
     driver.post(lambda raw: opened.wait(20))
 
@@ -296,3 +297,38 @@ async def test_listener_cut_short_is_heard_again(bench):
     assert len(heard) == 1
     await bench.engine.dispose()
     await eventually(lambda: connection_threads() <= before)  # one still has to tell this loop
+
+
+@in_threads
+@pytest.mark.parametrize("end", ["rollback", "close"])
+async def test_ended_by_another_task_beside_a_statement(bench, end):
+    """The statement is broken off, and its connection given back without a transaction."""
+    reached, opened = threading.Event(), threading.Event()
+
+    def hold():
+        reached.set()
+        assert opened.wait(20)
+        return 1
+
+    @event.listens_for(bench.engine.sync_engine, "connect")
+    def connect(connection, _):
+        connection.create_function("hold", 0, hold)
+
+    await bench.engine.dispose()
+    connection = await bench.engine.connect()
+    slow = text("INSERT INTO marks (run) SELECT hold()")
+    writing = asyncio.create_task(connection.execute(slow))
+    await eventually(reached.is_set)
+    ending = asyncio.create_task(getattr(connection, end)())
+    for _ in range(50):
+        await asyncio.sleep(0)
+    opened.set()
+    await ending
+    (error,) = await asyncio.gather(writing, return_exceptions=True)
+    assert isinstance(error, Exception)
+    await connection.close()
+    await settled(bench.engine)
+    assert_free(bench.path)
+    for access in ("read", "write"):
+        async with QSession(bench.engine, access=access) as session:
+            assert (await session.scalars(select(Mark.run))).all() == []

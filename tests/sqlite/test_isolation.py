@@ -21,7 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import ConflictError, create_async_engine
-from qsession.sqlite.transaction.prediction import Guess
+from qsession.sqlite.queue.prediction import Guess
 
 SCHEMA = """
     CREATE TABLE test (id INTEGER PRIMARY KEY, value INTEGER NOT NULL);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import weakref
 
 import pytest
 from cancelling import (
@@ -283,3 +284,19 @@ async def storm_reads(bench):
             await session.execute(READ)
 
     await asyncio.gather(*(read() for _ in range(TASKS)))
+
+
+def test_no_loop_is_kept_alive(bench):
+    """Each asyncio.run() has its own, and an engine is used in many."""
+    loops = []
+
+    async def use():
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with bench.engine.begin() as connection:
+            await connection.execute(text("SELECT * FROM items"))
+            await connection.execute(text("UPDATE items SET value = value + 1"))
+
+    for _ in range(5):
+        asyncio.run(use())
+    gc.collect()
+    assert sum(loop() is not None for loop in loops) <= 1

@@ -19,7 +19,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, delete, insert, select,
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import ConflictError, QueuedAsyncEngine, create_async_engine
-from qsession.sqlite.transaction.prediction import Guess
+from qsession.sqlite.queue.prediction import Guess
 
 SCHEMA = """
     CREATE TABLE rows (id INTEGER PRIMARY KEY, value INTEGER NOT NULL);

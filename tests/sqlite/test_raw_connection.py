@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import Make, metadata, notes
-from sqlalchemy import event, insert, text
+from sqlalchemy import event, func, insert, select, text
 
-from qsession import QSession, QueuedAsyncEngine
+from qsession import QSession, QueuedAsyncEngine, ReadOnlyError
 
 
 @pytest.fixture
@@ -69,3 +72,66 @@ async def test_a_statement_has_one_result(engine: QueuedAsyncEngine) -> None:
 
     async with engine.connect() as connection:
         assert await connection.run_sync(work) == [[(1,)], None]
+
+
+async def test_autocommit_holds_with_the_drivers_connection(engine: QueuedAsyncEngine) -> None:
+    """Each statement is committed, SQLAlchemy's and the driver's, and nothing is held."""
+    async with engine.connect() as connection, engine.connect() as other:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        count = select(func.count()).select_from(notes)
+        for number, add in enumerate(
+            (
+                lambda: connection.execute(insert(notes), {"id": 1}),
+                lambda: driver.execute("INSERT INTO notes (id) VALUES (2)"),
+                lambda: connection.execute(insert(notes), [{"id": 3}, {"id": 4}]),
+            )
+        ):
+            await add()
+            assert await other.scalar(count) == (1, 2, 4)[number]
+            await other.rollback()
+        assert engine.stats().holder is None
+
+
+async def test_the_driver_writes_behind_any_text(engine: QueuedAsyncEngine) -> None:
+    """Text of which only SQLite knows whether it writes leaves the connection as it was."""
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await connection.execute(text("WITH x AS (SELECT 1) SELECT * FROM x"))
+        await driver.execute("INSERT INTO notes (id) VALUES (1)")
+        await connection.commit()
+        assert await connection.scalar(select(func.count()).select_from(notes)) == 1
+
+
+async def test_the_driver_of_a_reading_engine_does_not_write(make: Make) -> None:
+    """access="read" holds for the driver's connection, too."""
+    async with make().begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    async with make(access="read").connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            await driver.execute("INSERT INTO notes (id) VALUES (1)")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"qsession_reads": "snapshot"}, {"qsession_access": "read"}],
+    ids=["reads", "access"],
+)
+async def test_options_hold_behind_the_driver_s_connection(
+    engine: QueuedAsyncEngine, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Taken as the first thing of a transaction, it changes nothing of how the rest reads."""
+    count = text("SELECT count(*) FROM notes")
+    async with engine.execution_options(**options).connect() as connection:
+        assert (await connection.get_raw_connection()).driver_connection is not None
+        assert await connection.scalar(count) == 0
+        with closing(sqlite3.connect(tmp_path / "a.db", timeout=0)) as other, other:
+            other.execute("INSERT INTO notes (id) VALUES (1)")
+        assert await connection.scalar(count) == 0
+        if "qsession_access" in options:
+            with pytest.raises(ReadOnlyError):
+                await connection.execute(insert(notes), {"id": 2})

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.storm
 @pytest.mark.parametrize("thinking", [None, 0.01], ids=["at once", "after thinking"])
 async def test_read_modify_write(storm: Callable[..., Storm], thinking: float | None) -> None:
     """64 tasks add 1 to one row, 10 times each: no error, no retry, and the sum is exact."""
-    on = storm()
+    on = storm(stall_after=STUCK)  # nobody is taken for idle, however slow the machine is
 
     async def adds() -> None:
         for _ in range(10):

@@ -6,11 +6,14 @@ or by the garbage collector.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from qsession.sqlite.driver.physical import DriverConnection
+
+logger = logging.getLogger("qsession")
 
 
 class Stream(Protocol):
@@ -18,19 +21,15 @@ class Stream(Protocol):
 
     def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: Any) -> None:
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
-        ...
 
     def read_to_end(self) -> None:
         """Fetch the rest at once."""
-        ...
 
     def keep(self, rows: list[Any]) -> None:
         """Take the rest, which was fetched elsewhere."""
-        ...
 
     def forget(self) -> sqlite3.Cursor | None:
         """Let go of SQLite's cursor; whoever asks closes it."""
-        ...
 
 
 _NO_STREAMS: frozenset[Any] = frozenset()
@@ -74,6 +73,9 @@ class Lease:
         """Let the next one have the connection. It must be clean by then."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
+            if self.driver.is_left_open():
+                logger.error("A connection was given back inside of a transaction; it is closed")
+                self.driver.suspect = True
             give_back(self)
 
     def tidy(self, function: Callable[..., Any], *args: Any) -> None:

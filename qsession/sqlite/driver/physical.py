@@ -22,9 +22,9 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from qsession.sqlite.driver.job import Job, run_once
-from qsession.sqlite.driver.pace import STEPS, Budget
-from qsession.sqlite.driver.setup import Sync
+from qsession.sqlite.driver.job import Job
+from qsession.sqlite.driver.pace import STEPS
+from qsession.sqlite.driver.setup import FULL, Sync
 from qsession.sqlite.processes import fork
 from qsession.waiting.handoff import running_loop, to_end
 
@@ -57,6 +57,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """What makes them durable, where the fsync is shared."""
     query_only: bool | None = False
     """What ``PRAGMA query_only`` is set to by us; None where that is not known."""
+    has_attached = False
+    """Whether the application, or a listener, has attached other files."""
     in_its_own_way = False
     """Whether the application has attached the file to itself."""
     inherited = False
@@ -71,7 +73,6 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._jobs: deque[None] = deque()  # one for each function that the thread has not done
         self._job: Job | None = None
         self._switching = threading.Lock()
-        self._budget = Budget()
         fork.connections.add(self)
 
     def open(self) -> None:
@@ -108,6 +109,13 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         """Whether the thread has nothing to do, so that a statement may run on the loop."""
         return not (self._jobs or self.thread_only)
 
+    def is_left_open(self) -> bool:
+        """Whether SQLite has a transaction, and nothing that would end it is under way."""
+        try:
+            return self.quiet and not self.suspect and bool(self.raw.in_transaction)
+        except sqlite3.ProgrammingError:  # it is closed
+            return False
+
     def run_here(self, function: Callable[..., T], *args: Any, budget: float | None = None) -> T:
         """Run ``function(raw, *args)`` on the loop, with the thread quiet.
 
@@ -118,27 +126,36 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         raw = self.raw
         if budget is None:
             return function(raw, *args)
-        self._budget.deadline = time.perf_counter() + budget
-        raw.set_progress_handler(self._budget.check, STEPS)
+        deadline = time.perf_counter() + budget
+        # True interrupts: https://sqlite.org/c3ref/progress_handler.html
+        raw.set_progress_handler(lambda: time.perf_counter() > deadline, STEPS)
         try:
             return function(raw, *args)
         finally:
             raw.set_progress_handler(None, 0)
 
-    def lend(self, patience: float, writes: bool) -> None:
+    def lend(self, patience: float, autocommit: bool, writes: bool) -> None:
         """Let the application use it by itself, as any connection of ``sqlite3``.
 
-        It begins transactions by itself, with IMMEDIATE, so that it never has to ask for the lock
-        in the middle (https://docs.python.org/3/library/sqlite3.html, "Transaction control"), and
-        waits for locks inside of SQLite, ``patience`` seconds at the most.
+        Unless in ``autocommit`` it begins transactions by itself, with IMMEDIATE, so that it never
+        has to ask for the lock in the middle (https://docs.python.org/3/library/sqlite3.html,
+        "Transaction control"). It waits for locks inside of SQLite, ``patience`` seconds at the
+        most.
         """
-        if not self.raw.in_transaction:
+        if not (autocommit or self.raw.in_transaction):
             self.raw.isolation_level = "IMMEDIATE"
         milliseconds = int(min(patience, 1_000_000.0) * 1000)
         self.post(lambda raw: raw.execute(f"PRAGMA busy_timeout={milliseconds}"))
-        if writes:
-            self.post(lambda raw: raw.execute("PRAGMA query_only=OFF"))
-            self.query_only = False
+        if self.sync is Sync.SHARED and not self.raw.in_transaction:
+            self.post(lambda raw: raw.execute(f"PRAGMA main.synchronous={FULL}"))
+            self.sync = Sync.SQLITE  # what is committed there, nobody hears of
+        self.let_write(writes)
+
+    def let_write(self, writes: bool) -> None:
+        """Set ``PRAGMA query_only`` for the application, without waiting."""
+        value = "OFF" if writes else "ON"
+        self.post(lambda raw: raw.execute(f"PRAGMA query_only={value}"))
+        self.query_only = not writes
 
     def run_to_end(self, function: Callable[..., T], *args: Any, hurry: bool = False) -> T:
         """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it.
@@ -157,14 +174,11 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
         Safe from any thread, without a loop, and from the garbage collector.
         """
-        connection = self._connection
-        if not connection._running:
+        if not self._connection._running:
             if done is not None:
                 done()
             return
-        self._jobs.append(None)
-        posted = partial(self._run_posted, function, args, done)
-        connection._tx.put_nowait((None, partial(run_once, [posted])))
+        self._put(partial(self._run_posted, function, args, done))
 
     def thread_time(self) -> float:
         """Seconds of processor time that the thread has used; 0 where the system does not tell.
@@ -179,29 +193,13 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         except OSError:  # it has ended
             return 0.0
 
-    def job_begins(self, job: Job) -> bool:
-        """Whether the thread is to run a function; from now on it can be interrupted."""
-        with self._switching:
-            job.begun = True
-            if not job.taken_back:
-                self._job = job
-            return not job.taken_back
-
-    def job_ended(self, job: Job) -> None:
-        """The thread is done with a function: it must not be interrupted any more."""
-        with self._switching:
-            self._job = None
-        self._jobs.pop()
-
     def interrupt(self) -> None:
         """Break off what the thread runs for a task that waits for it, and nothing that is posted.
 
         https://sqlite.org/c3ref/interrupt.html: a write that is broken off inside a transaction
         rolls the whole transaction back.
         """
-        with self._switching:
-            if self._job is not None:
-                self.raw.interrupt()
+        self._interrupt_until(lambda: self._job is None, None)
 
     def _take_back(self, job: Job) -> None:
         """Never begin a function, or interrupt it until it has ended.
@@ -231,7 +229,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self.closing = True
         try:
             if in_greenlet():
-                self.run_to_end(sqlite3.Connection.close)
+                self.run_to_end(lambda raw: raw.close())  # of whatever SQLite library
         finally:
             # stop() makes a future of the running loop, which may be closed before it is resolved;
             # in the connection's own thread there is no loop, and so no future to lose.
@@ -284,11 +282,41 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         return self._send(partial(function, self.raw, *args))
 
     def _send(self, function: Callable[[], Any]) -> Job:
-        job = Job(function, self)
-        self._jobs.append(None)
-        self._connection._tx.put_nowait((None, partial(run_once, [job])))
+        job = Job(function)
+        self._put(partial(self._run_job, job))
         return job
+
+    def _put(self, function: Done) -> None:
+        self._jobs.append(None)
+        self._connection._tx.put_nowait((None, partial(_run_once, [function])))
+
+    def _run_job(self, job: Job) -> None:
+        """In the thread. The loop may be closed by then; there is nobody left to tell."""
+        result, error = None, None
+        try:
+            with self._switching:  # from now on it can be interrupted
+                job.begun = True
+                if not job.taken_back:
+                    self._job = job
+            if self._job is job:
+                result = job.function()
+        except BaseException as raised:
+            error = raised
+        with self._switching:
+            self._job = None
+        self._jobs.pop()
+        with suppress(RuntimeError):
+            job.loop.call_soon_threadsafe(job.settle, result, error)
 
 
 def _open(connection: Any) -> None:
     connection._connection = connection._connector()
+
+
+def _run_once(box: list[Done]) -> None:
+    """Run what is in the box, in the thread, which refers to its last function until the next.
+
+    Nothing may be left in there: rows, or this connection, which would never be closed if nobody
+    disposes of the engine.
+    """
+    box.pop()()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 NOTABLE = 0.0001
 """Seconds: nobody asks what a shorter wait was for."""
@@ -36,24 +36,15 @@ else:
         return 0
 
 
-class Spent(NamedTuple):
-    """Seconds that something took."""
-
-    own: float
-    """By itself."""
-    wall: float
-    """By the clock."""
-
-
 def mark() -> Mark:
     """Now, for :func:`spent` in the same thread."""
     return time.thread_time(), _blocks(), time.perf_counter()
 
 
-def spent(since: Mark) -> Spent:
-    """How long what has run in this thread since then took.
+def spent(since: Mark) -> float:
+    """Seconds that what has run in this thread since then took by itself.
 
-    Its own is its processor time. A wait is its own as well if it was for the disk (known on
+    That is its processor time. A wait is its own as well if it was for the disk (known on
     Linux), or if it is longer than twice the time after which another thread gives the interpreter
     lock back: then it waits for something else, such as a function of the application. Windows
     counts processor time in steps of 15.6 ms, so there all is its own.
@@ -62,7 +53,6 @@ def spent(since: Mark) -> Spent:
     processor = time.thread_time() - since[0]
     wait = wall - processor
     if sys.platform == "win32" or wait < 0:
-        return Spent(wall, wall)
-    if wait > NOTABLE and (wait > 2 * sys.getswitchinterval() or _blocks() != since[1]):
-        return Spent(wall, wall)
-    return Spent(processor, wall)
+        return wall
+    own = wait > NOTABLE and (wait > 2 * sys.getswitchinterval() or _blocks() != since[1])
+    return wall if own else processor

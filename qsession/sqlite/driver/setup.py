@@ -8,7 +8,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -33,14 +32,6 @@ class Sync(Enum):
     NOBODY = "nobody: a listener, the application or durability='normal' says so"
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a connection is open on, and how."""
-
-    path: str
-    sync: Sync
-
-
 def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
     """WAL mode and durability, before listeners; False if another process is in the way.
 
@@ -54,6 +45,11 @@ def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
         (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
         if mode not in ("wal", "memory"):
             raw.execute("PRAGMA journal_mode=WAL").fetchone()
+        # The first read opens the WAL, and holds a shared lock from then on. Without it another
+        # connection that is closed takes itself for the last one and locks the file
+        # (https://sqlite.org/wal.html, 8); and to a statement that meets this lock while it is
+        # compiled, SQLite says "no such table" instead of "database is locked".
+        raw.execute("PRAGMA schema_version").fetchone()
     except Exception as error:
         code = sqlite_code(error)
         if code == SQLITE_BUSY:
@@ -63,8 +59,10 @@ def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
     return True
 
 
-def make_ready(raw: sqlite3.Connection, shares: bool) -> Opened:
-    """After listeners: how it waits, and who syncs. ``shares``: this engine shares its fsyncs.
+def make_ready(raw: sqlite3.Connection, shares: bool) -> tuple[str, Sync, bool]:
+    """After listeners: its file, who syncs, and whether other files are attached.
+
+    ``shares``: this engine shares its fsyncs.
 
     `prepare` has set synchronous=FULL. A listener that has set NORMAL or OFF wants no waiting.
     """
@@ -77,13 +75,14 @@ def make_ready(raw: sqlite3.Connection, shares: bool) -> Opened:
             "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener keeps the file to one "
             "connection, and an engine uses several: take it out"
         )
-    level = pragma(raw, "synchronous")
+    level, others = pragma(raw, "synchronous"), bool(attached(raw))
     if level in (OFF, NORMAL):
-        return Opened(path, Sync.NOBODY)
-    if level == FULL and shares and path and pragma(raw, "journal_mode") == "wal":
+        return path, Sync.NOBODY, others
+    shares = shares and level == FULL and bool(path) and not others
+    if shares and pragma(raw, "journal_mode") == "wal":
         raw.execute(f"PRAGMA synchronous={NORMAL}")
-        return Opened(path, Sync.SHARED)
-    return Opened(path, Sync.SQLITE)
+        return path, Sync.SHARED, others
+    return path, Sync.SQLITE, others
 
 
 def sync_after_setting(raw: sqlite3.Connection, sync: Sync, name: str) -> Sync:

@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable
 from enum import Enum
 
-from qsession.sqlite.driver.setup import attached, plain_cursor, pragma
+from qsession.sqlite.driver.setup import NORMAL, OFF, attached, plain_cursor, pragma
 from qsession.sqlite.processes.checkpoint_lock import Mark, mark_of, right_to_checkpoint
 
 DEFAULT_PAGES = 1_000
@@ -46,11 +46,12 @@ class When(Enum):
 class Checkpointer:
     """Looks at the WAL of one file after commits, from any thread."""
 
-    wal_warn: int | None = None
-    """Bytes past which it is told that readers keep the WAL from being reused."""
-
-    def __init__(self, warn: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, warn: Callable[[int], None] | None = None, wal_warn: int | None = None
+    ) -> None:
         self._warn = warn
+        self.wal_warn = wal_warn
+        """Bytes past which it is told that readers keep the WAL from being reused."""
         self._path = ""
         self._automatic = DEFAULT_PAGES
         self._limit = 0
@@ -114,8 +115,15 @@ class Checkpointer:
         The numbers are of what was in the WAL when it began. So they differ where a reader is in
         the way, and not where a writer went on meanwhile.
         """
-        with plain_cursor(raw) as cursor:
-            busy, frames, done = cursor.execute(PASSIVE).fetchone()
+        level = pragma(raw, "main.synchronous")
+        if level == OFF:  # what others have committed has to reach the disk
+            pragma(raw, f"main.synchronous={NORMAL}")
+        try:
+            with plain_cursor(raw) as cursor:
+                busy, frames, done = cursor.execute(PASSIVE).fetchone()
+        finally:
+            if level == OFF:
+                pragma(raw, f"main.synchronous={OFF}")
         size = _size(f"{self._path}-wal")
         pinned = not busy and frames != done
         if not pinned or self.wal_warn is None or size <= self.wal_warn:

@@ -26,7 +26,7 @@ from qsession.errors import DurabilityError
 from qsession.sqlite.durability.wal_file import DatabaseGone, WalFile
 from qsession.sqlite.processes import fork
 
-GATHER = 0.005
+GATHER = 0.010
 """Seconds from the beginning of one sync to that of the next, while others go on committing."""
 
 TRUNCATE = "PRAGMA main.wal_checkpoint(TRUNCATE)"
@@ -210,6 +210,8 @@ class Syncer:
                     return pause
 
     def _sync(self) -> None:
+        if self._error is not None:
+            return  # a second fsync succeeds where the first has failed, and has written nothing
         begun, self._began = next(self._numbers), time.monotonic()
         try:
             found = self._wal.sync()

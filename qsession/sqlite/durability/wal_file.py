@@ -17,7 +17,11 @@ def fsync(file: int) -> None:
         # The fsync of macOS leaves data in the cache of the disk.
         fcntl.fcntl(file, getattr(fcntl, "F_FULLFSYNC"))  # noqa: B009  # unknown to mypy on Linux
         return
-    os.fsync(file)
+    _sync_data(file)
+
+
+_sync_data = getattr(os, "fdatasync", os.fsync)
+"""As SQLite does where there is one: the size counts, the time of the last change does not."""
 
 
 class DatabaseGone(Exception):

@@ -6,9 +6,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from qsession.sqlite.queue.holder import shorten
-
 _LOCKS = Path("/proc/locks")
+
+
+def shorten(sql: str, limit: int = 200) -> str:
+    """A statement on one line, cut to ``limit`` characters."""
+    text = " ".join(sql.split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def describe_process(pid: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qsession.errors import EngineDraining
-from qsession.sqlite.queue.holder import shorten
+from qsession.sqlite.processes.owners import shorten
 from qsession.waiting.handoff import Serial, Waiter
 
 
@@ -19,7 +19,8 @@ class Admission:
 
     def __init__(self) -> None:
         self._inside: dict[Any, None] = {}
-        self._shut = False
+        self.is_shut = False
+        """Whether new ones are refused."""
         self._drains: list[Waiter] = []
         self._serial = Serial()
 
@@ -28,7 +29,7 @@ class Admission:
         if transaction in self._inside:
             return
         self._inside[transaction] = None
-        if self._shut:
+        if self.is_shut:
             self.leave(transaction)
             raise EngineDraining(
                 f"The engine is being drained and takes no new transactions; "
@@ -38,7 +39,7 @@ class Admission:
     def leave(self, transaction: Any) -> None:
         """End; no effect on one that is not inside."""
         self._inside.pop(transaction, None)
-        if self._shut and not self._inside:
+        if self.is_shut and not self._inside:
             self._serial.serve(self._wake, None)
 
     def __iter__(self) -> Iterator[Any]:
@@ -49,33 +50,24 @@ class Admission:
         """How many are at work."""
         return len(self._inside)
 
-    @property
-    def is_shut(self) -> bool:
-        """Whether new ones are refused."""
-        return self._shut
-
     async def drain(self, timeout: float | None) -> bool:
         """Shut the door and wait until all have left: False after ``timeout`` seconds.
 
         Cancelled, or out of time: the door stays shut.
         """
-        self._shut = True
+        self.is_shut = True
         waiter = Waiter()
         future = waiter.prepare()
         self._serial.serve(self._drains.append, waiter)
         if not self._inside:
             self._serial.serve(self._wake, None)
-        await waiter.wait(future, timeout, self._serial, self._expire, self._remove)
+        await waiter.wait(future, timeout, self._serial, self._give_up, self._give_up)
         return not self._inside
 
     def _wake(self, _: None) -> None:
         while self._drains:
             self._drains.pop().wake()
 
-    def _expire(self, waiter: Waiter) -> None:
-        self._remove(waiter)
+    def _give_up(self, waiter: Waiter) -> None:
+        """Out of time, or cancelled: it may stay on the list, for the door stays shut."""
         waiter.wake()
-
-    def _remove(self, waiter: Waiter) -> None:
-        if waiter in self._drains:
-            self._drains.remove(waiter)

@@ -7,16 +7,15 @@ import os
 import time
 from collections.abc import Iterator
 from types import CodeType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiosqlite
 import sqlalchemy
 
+from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.owner import Owner
 from qsession.stats import Holder
-
-if TYPE_CHECKING:
-    from qsession.waiting.ticket import Ticket
+from qsession.waiting.ticket import Ticket
 
 _MACHINERY = tuple(
     os.path.dirname(file or "?") + os.sep
@@ -43,12 +42,6 @@ def describe(ticket: Ticket) -> Holder:
         where=stack[-1] if stack else _no_place(task),
         stack=stack,
     )
-
-
-def shorten(sql: str, limit: int = 200) -> str:
-    """A statement on one line, cut to ``limit`` characters."""
-    text = " ".join(sql.split())
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def _stack(task: asyncio.Task[Any] | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from qsession.errors import NestedWriteError
-from qsession.sqlite.queue.holder import shorten
+from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.owner import Owner
 from qsession.waiting.ticket import Ticket, TicketQueue
 
@@ -44,7 +44,9 @@ def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bo
         return True
     outer_queue, holder = found
     outer: Owner = holder.owner
-    if outer is transaction or outer.running or outer_queue.take_away(holder):
+    if outer is transaction or outer.running:
+        return True
+    if not outer.locked_by_driver and outer_queue.take_away(holder):
         return True
     if outer.ticket is not holder:
         return True  # it was given up: the ticket passes on when SQLite has rolled it back

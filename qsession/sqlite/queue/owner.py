@@ -16,51 +16,44 @@ class Owner(Protocol):
     @property
     def task(self) -> asyncio.Task[Any] | None:
         """The task that used it last."""
-        ...
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that used it last."""
-        ...
 
     @property
     def ticket(self) -> Ticket | None:
         """The ticket that its present work has."""
-        ...
 
     @property
-    def wrote(self) -> bool:
-        """Whether it has written."""
+    def wrote(self) -> bool: ...
+
+    @property
+    def locked_by_driver(self) -> bool:
+        """Whether the application has SQLite's lock, by the driver's connection."""
         ...
 
     @property
     def running(self) -> bool:
         """Whether a statement of it runs, or waits."""
-        ...
 
     @property
     def promised(self) -> bool:
         """Whether what it reads may not change before it writes: access ``write``."""
-        ...
-
-    def reads_for(self) -> tuple[float, float]:
-        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
-        ...
 
     @property
     def activity(self) -> int:
         """Changes whenever it has done something."""
-        ...
 
     @property
     def site(self) -> int | None:
         """Its call site, if that is of interest."""
-        ...
+
+    def reads_for(self) -> tuple[float, float]:
+        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
 
     def stalled(self) -> None:
         """Take note that its ticket was taken away."""
-        ...
 
     def abandon(self, failure: Exception | None = None) -> None:
         """Roll it back without waiting, from any thread."""
-        ...

@@ -90,7 +90,6 @@ class Wanted(Protocol):
 
     def wanted(self) -> bool:
         """Whether another process waits for it."""
-        ...
 
 
 class StallWatch:
@@ -113,7 +112,7 @@ class StallWatch:
                 self._queue, self._turn, self._settings, weakref.ref(loop)
             )
         watch.start()
-        if waits:
+        if waits and watch.knows(self._queue.holder):
             watch.judge()
 
 
@@ -133,19 +132,25 @@ class _LoopWatch:
         self._loop = loop
         self._interval = max(min(TICK, settings.stall_after / PER_STALL), 0.001)
         self._ticks = False
-        self._seen: tuple[Ticket, int] | None = None
-        self._idle_ticks = 0
-        self._holder: Ticket | None = None
-        self._holds_ticks = 0
+        self._last: weakref.ref[Ticket] | None = None
+        """The holder that it looked at last. It keeps nobody alive."""
+        self._held_ticks = 0
         """How often it was seen in a row, at work or not."""
+        self._activity = 0
+        """Of the holder; what follows is counted anew when it changes."""
+        self._idle_ticks = 0
         self._asked_at: float | None = None
         """Since when the holder's loop has been asked to turn."""
         self._warned = False
 
+    @property
+    def _holder(self) -> Ticket | None:
+        return None if self._last is None else self._last()
+
     def start(self) -> None:
         if not self._ticks:
             self._ticks = True
-            self._look_anew()
+            self._notice()
             self._tick_later()
 
     def _tick_later(self) -> None:
@@ -154,68 +159,74 @@ class _LoopWatch:
         if loop is not None:
             loop.call_later(self._interval, _tick, weakref.ref(self))
 
+    def knows(self, holder: Ticket | None) -> bool:
+        """Whether it has looked at a holder before, so that it can judge it at once."""
+        return holder is not None and holder is self._holder
+
     def tick(self) -> None:
         """Look at the holder, and again later while there is one."""
-        self._ticks = False
-        if self._queue.holder is None and not self._queue.waiting:
-            self._seen = None  # it keeps nobody alive
+        self._ticks = self._queue.holder is not None or self._queue.waiting > 0
+        if not self._ticks:
+            self._last = None
             return
-        self._ticks = True
         self._tick_later()
+        self._held_ticks += 1
+        if not self._notice():
+            self._count_idling()
+        self.judge()
+
+    def _notice(self) -> bool:
+        """Whether the holder is another one, or has done something, since it was looked at last."""
         holder = self._queue.holder
-        if holder is self._holder:
-            self._holds_ticks += 1
-            self._dismiss()
-        else:
-            self._holder, self._holds_ticks = holder, 0
-        if holder is None or self._seen != (holder, holder.owner.activity):
-            self._look_anew()
-            self.judge()
+        activity = 0 if holder is None else holder.owner.activity
+        if holder is self._holder and activity == self._activity:
+            return False
+        if holder is not self._holder:
+            self._held_ticks = 0
+        self._last = None if holder is None else weakref.ref(holder)
+        self._activity = activity
+        self._idle_ticks, self._asked_at, self._warned = 0, None, False
+        return True
+
+    def _count_idling(self) -> None:
+        if self._holder is None:
             return
-        home = holder.owner.loop
+        home = self._holder.owner.loop
         if home is None or home is self._loop():
-            self._idle_ticks += not holder.owner.running
+            self._turned()
         elif self._asked_at is None:
             self._asked_at = time.monotonic()
             with suppress(RuntimeError):  # it is closed
                 home.call_soon_threadsafe(self._turned)
-        self.judge()
-
-    def _dismiss(self) -> None:
-        """A SELECT waits for the ticket for as long as the queue moves, and no longer."""
-        holder = self._holder
-        long = self._holds_ticks * self._interval >= self._settings.stall_after
-        if long and holder is not None and holder is self._queue.holder and holder.claimed:
-            self._queue.dismiss()
 
     def _turned(self) -> None:
-        """In the holder's loop: it turns."""
-        self._asked_at = None
-        seen = self._seen
-        if seen is not None and not seen[0].owner.running:
-            self._idle_ticks += 1
-
-    def _look_anew(self) -> None:
-        holder = self._queue.holder
-        self._seen = None if holder is None else (holder, holder.owner.activity)
-        self._idle_ticks, self._asked_at, self._warned = 0, None, False
+        """The holder's loop turns. In that loop."""
+        holder, self._asked_at = self._holder, None
+        self._idle_ticks += holder is not None and not holder.owner.running
 
     def judge(self) -> None:
         """Do something about the holder if others wait for it."""
-        self._dismiss()
-        holder = self._queue.holder
-        if holder is None or self._seen != (holder, holder.owner.activity):
+        self._notice()
+        holder, settings = self._holder, self._settings
+        if holder is None:
             return
         owner: Owner = holder.owner
         look = self._look(holder, owner)
-        verdict = judge(look, self._settings.stall_after, self._settings.warn_after)
+        if look.claimed and look.holds_for >= settings.stall_after:
+            self._queue.dismiss()  # a SELECT waits for as long as the queue moves, and no longer
+        verdict = judge(look, settings.stall_after, settings.warn_after)
         if verdict is Verdict.WAIT or not (self._queue.waiting or self._turn.wanted()):
             return
         if verdict is Verdict.TAKE:
             if self._queue.take_away(holder):
                 owner.stalled()
         elif verdict is Verdict.ABANDON:
-            self._abandon(owner)
+            owner.abandon(
+                QSessionError(
+                    "The transaction held the write ticket while others waited, and its event loop "
+                    "was closed. It was rolled back; nothing of it was written."
+                )
+            )
         elif not self._warned:
             self._warned = True
             described = describe(holder)
@@ -228,24 +239,16 @@ class _LoopWatch:
             )
 
     def _look(self, holder: Ticket, owner: Owner) -> Look:
-        now = time.monotonic()
+        asked_at = self._asked_at
         return Look(
-            claimed=holder.claimed,
+            claimed=holder.claimed or owner.locked_by_driver,
             running=owner.running,
             reads_for=owner.reads_for(),
             promised=owner.promised,
-            holds_for=self._holds_ticks * self._interval if holder is self._holder else 0.0,
+            holds_for=self._held_ticks * self._interval,
             idles_for=self._idle_ticks * self._interval,
-            stands_for=0.0 if self._asked_at is None else now - self._asked_at,
+            stands_for=0.0 if asked_at is None else time.monotonic() - asked_at,
             closed=owner.loop is not None and owner.loop.is_closed(),
-        )
-
-    def _abandon(self, owner: Owner) -> None:
-        owner.abandon(
-            QSessionError(
-                "The transaction held the write ticket while others waited, and its event loop was "
-                "closed. It was rolled back; nothing of it was written."
-            )
         )
 
 

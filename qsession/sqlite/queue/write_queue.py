@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy.util import await_only
 
 from qsession.config import Settings
 from qsession.errors import QueueFull, QueueTimeout
-from qsession.sqlite.processes.owners import describe_process
+from qsession.sqlite.processes.owners import describe_process, shorten
 from qsession.sqlite.processes.turn import FileTurn
-from qsession.sqlite.queue.holder import describe, shorten
+from qsession.sqlite.queue.holder import describe
 from qsession.sqlite.queue.nesting import Held, held_here, settle
 from qsession.sqlite.queue.owner import Owner
+from qsession.sqlite.queue.prediction import Prediction
 from qsession.sqlite.queue.stall import StallWatch
-from qsession.sqlite.transaction.decide import Want
-from qsession.sqlite.transaction.prediction import Prediction
+from qsession.sqlite.queue.want import Want
 from qsession.stats import Counters, Holder, Stats
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
@@ -72,75 +73,58 @@ class WriteQueue:
         if not settle(self.queue, self.identity, transaction, reads):
             return None
         ticket = Ticket(transaction, priority, gives_up=want is Want.WHILE_IT_MOVES)
-        state = self.queue.take(ticket, settings.max_waiting)
-        if state is TicketState.REFUSED:
-            self._refused(ticket, settings)
-            return None
-        if state is not TicketState.HELD and want is Want.AT_ONCE:
-            self.queue.leave(ticket)
-            raise self._timeout(transaction, "at once (NOWAIT)")
+        waits = want is not Want.AT_ONCE
         try:
-            if state is not TicketState.HELD:
+            state = self.queue.take(ticket, settings.max_waiting)
+            if waits and state not in (TicketState.HELD, TicketState.REFUSED):
                 give_back()
-                if not self._wait(ticket, settings):
-                    return None
+                self.watch.start(waits=True)
+                state = await_only(self.queue.wait(ticket, settings.queue_timeout))
+            if state is not TicketState.HELD and state is not TicketState.TAKEN:
+                self._has_failed(ticket, settings, waits)
+                return None
             held_here.set(Held(ticket, self.queue, self.identity))
-            if not self.turn.take_now():
+            if ticket.held and not self.turn.take_now():
                 give_back()
-                if not self._wait_for_turn(ticket, settings, want):
+                if not (waits and self._wait_for_turn(ticket, settings)):
+                    self._has_failed(ticket, settings, waits)
                     self.release(ticket)
                     return None
         except BaseException:
             self.queue.leave(ticket)  # whether it waits, or has just been handed over
             raise
+        if not ticket.held:  # taken away meanwhile: the turn is for whoever has the ticket now
+            self.queue.if_free(partial(self.turn.release, False))
         return ticket
 
-    def _wait(self, ticket: Ticket, settings: Settings) -> bool:
-        self.watch.start(waits=True)
-        state = await_only(self.queue.wait(ticket, settings.queue_timeout))
-        if state is TicketState.HELD or state is TicketState.TAKEN:
-            return True
-        if state is TicketState.REFUSED:
-            self._refused(ticket, settings)
-        if ticket.gives_up:
-            return False
-        raise self._timeout(ticket.owner, f"within {settings.queue_timeout:g} s")
+    def _wait_for_turn(self, ticket: Ticket, settings: Settings) -> bool:
+        self.watch.start()
+        left = ticket.asked_at + settings.queue_timeout - time.monotonic()
+        return self.turn.take(max(left, 0.0), settings.stall_after)
 
-    def _refused(self, ticket: Ticket, settings: Settings) -> None:
+    def _has_failed(self, ticket: Ticket, settings: Settings, waited: bool) -> None:
+        """Ticket or turn did not come: raise, unless its statement goes on without."""
         if ticket.gives_up:
             return
         self.counters.timeouts += 1
-        raise QueueFull(
-            f"{self.queue.waiting} writers wait already (max_waiting={settings.max_waiting}); "
-            f"{shorten(ticket.owner.last_statement)!r} was not run. {self.holder_text()}"
-        )
-
-    def _wait_for_turn(self, ticket: Ticket, settings: Settings, want: Want) -> bool:
-        self.watch.start()
-        left = ticket.asked_at + settings.queue_timeout - time.monotonic()
-        at_once = want is Want.AT_ONCE
-        if not at_once and self.turn.take(max(left, 0.0), settings.stall_after):
-            return True
-        if ticket.gives_up:
-            return False
-        self.counters.timeouts += 1
-        waited = "at once (NOWAIT)" if at_once else f"within {settings.queue_timeout:g} s"
-        raise QueueTimeout(
-            f"The turn to write to {self.database!r} did not come {waited}; "
-            f"{shorten(ticket.owner.last_statement)!r} was not run. {self._other_process()}"
-        )
+        sql = f"{shorten(ticket.owner.last_statement)!r} was not run."
+        if ticket.state is TicketState.REFUSED:
+            raise QueueFull(
+                f"{self.queue.waiting} writers wait already (max_waiting={settings.max_waiting}); "
+                f"{sql} {self.holder_text()}"
+            )
+        when = f"within {settings.queue_timeout:g} s" if waited else "at once (NOWAIT)"
+        if ticket.state in (TicketState.HELD, TicketState.TAKEN):
+            raise QueueTimeout(
+                f"The turn to write to {self.database!r} did not come {when}; {sql} "
+                f"{self._other_process()}"
+            )
+        raise QueueTimeout(f"The write ticket was not free {when}; {sql} {self.holder_text()}")
 
     def release(self, ticket: Ticket) -> None:
         """Give the ticket back. No effect on one that was taken away."""
-        self.counters.holds.observe(time.monotonic() - ticket.granted_at)
         self.queue.release(ticket)
-
-    def _timeout(self, transaction: Owner, waited: str) -> QueueTimeout:
-        self.counters.timeouts += 1
-        return QueueTimeout(
-            f"The write ticket was not free {waited}; {shorten(transaction.last_statement)!r} was "
-            f"not run. {self.holder_text()}"
-        )
+        self.counters.holds.observe(time.monotonic() - ticket.granted_at)
 
     def holder(self) -> Holder | None:
         """The transaction that holds the ticket now."""

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from qsession.config import Access
+from qsession.sqlite.queue.want import Want
 from qsession.sqlite.transaction.statement import ONLY_OUTSIDE, Kind, Words
 
 
@@ -23,15 +24,6 @@ class State(Enum):
     FAILED = "gone: every statement repeats why, until it is rolled back"
 
     __hash__ = object.__hash__  # by identity; Enum's own is written in Python
-
-
-class Want(Enum):
-    """How a statement asks for the ticket."""
-
-    NO = "not at all"
-    WHILE_IT_MOVES = "waits; goes on without once the queue has not moved for stall_after"
-    WAIT = "waits for queue_timeout"
-    AT_ONCE = "takes it if it is free, or fails"
 
 
 class Begin(Enum):
@@ -107,34 +99,37 @@ def decide(now: Situation, kind: Kind, words: Words | None = None, nowait: bool 
     if kind is Kind.READ or kind is Kind.UNKNOWN:
         return _read(now, kind)
     if kind in _LOCKS:
-        want = Want.AT_ONCE if nowait else Want.WAIT
-        begins = kind is Kind.BEGIN_WRITE and now.by_hand
-        if begins:
-            return _SEND  # SQLite says what is wrong
+        by_hand = kind is Kind.BEGIN_WRITE
+        if by_hand and now.by_hand:
+            return _begin_again(now)
         return Action(
-            want,
-            Begin.NOTHING if now.alone and kind is not Kind.BEGIN_WRITE else Begin.WRITE,
+            Want.AT_ONCE if nowait else Want.WAIT,
+            Begin.NOTHING if now.alone and not by_hand else Begin.WRITE,
             claims=True,
             query_only=False,
             keeps=kind is Kind.SET_IN_FILE,
-            only_begins=kind is Kind.BEGIN_WRITE,
+            only_begins=by_hand,
         )
     if kind is Kind.OUTSIDE:
-        return Action(Want.WAIT, _out_of(now), claims=True, query_only=False)
+        begin = Begin.END if now.state is State.SNAPSHOT else Begin.NOTHING
+        return Action(Want.WAIT, begin, claims=True, query_only=False)
     if kind is Kind.SET:
         return _set(now, words)
     if kind is Kind.BEGIN:
-        return _SEND if now.by_hand else Action(instead=Instead.BEGIN)
+        return _begin_again(now) if now.by_hand else Action(instead=Instead.BEGIN)
     if kind is Kind.DEFER or kind is Kind.SAVEPOINT:
         return Action(instead=Instead.REMEMBER)
     if kind is Kind.RELEASE or kind is Kind.ROLLBACK_TO:
         known = words is not None and words.name in now.savepoints
         return Action(instead=Instead.REMEMBER) if known else _SEND
+    if kind is Kind.COPY:
+        ends = now.state is State.SNAPSHOT and now.access != "read"
+        return Action(begin=Begin.END if ends else Begin.NOTHING, query_only=False)
     return Action(keeps=kind is Kind.WATCH)  # TELL, WATCH
 
 
-_WRITES = frozenset((Kind.WRITE, Kind.LOCK, Kind.SET_IN_FILE, Kind.OUTSIDE, Kind.BEGIN_WRITE))
 _LOCKS = frozenset((Kind.WRITE, Kind.LOCK, Kind.SET_IN_FILE, Kind.BEGIN_WRITE))
+_WRITES = _LOCKS | {Kind.OUTSIDE}
 
 
 def _read(now: Situation, kind: Kind) -> Action:
@@ -143,18 +138,19 @@ def _read(now: Situation, kind: Kind) -> Action:
     query_only = True if kind is Kind.UNKNOWN or now.access == "read" else None
     if now.alone:
         return Action(query_only=query_only)
-    begins = now.state is State.IDLE
-    logs = now.access != "read"
-    if now.access == "auto" and not now.snapshot:
-        want = Want.WHILE_IT_MOVES if begins and now.writes_mostly else Want.NO
-        return Action(want, query_only=query_only, logs=logs)
-    begin = Begin.NOTHING if now.state is State.SNAPSHOT else Begin.SNAPSHOT
-    want = Want.NO
-    if begins and now.access == "write":
+    want, begin = Want.NO, Begin.NOTHING
+    if now.state is State.IDLE and now.access == "write":
         want = Want.WAIT
-    elif begins and now.access == "auto" and now.writes_mostly:
+    elif now.state is State.IDLE and now.access == "auto" and now.writes_mostly:
         want = Want.WHILE_IT_MOVES
-    return Action(want, begin, query_only=query_only, logs=logs)
+    if now.state is not State.SNAPSHOT and (now.access != "auto" or now.snapshot):
+        begin = Begin.SNAPSHOT
+    return Action(want, begin, query_only=query_only, logs=now.access != "read")
+
+
+def _begin_again(now: Situation) -> Action:
+    """SQLite says what is wrong, once it knows of the first BEGIN."""
+    return _SEND if now.state is State.SNAPSHOT else Action(begin=Begin.SNAPSHOT)
 
 
 def _behind_a_write(kind: Kind, words: Words | None) -> Action:
@@ -173,7 +169,3 @@ def _set(now: Situation, words: Words | None) -> Action:
             return Action(instead=Instead.REFUSE_SNAPSHOT)
         return Action(begin=Begin.END, keeps=True)
     return Action(keeps=True)
-
-
-def _out_of(now: Situation) -> Begin:
-    return Begin.END if now.state is State.SNAPSHOT else Begin.NOTHING

@@ -38,21 +38,29 @@ class Kept:
         """A statement has set something. ``before`` is what its PRAGMA said."""
         if kind is Kind.WATCH:
             return  # it only has to be the same connection
-        if words is not None and words.name in _CAN_BE_SET_BACK and before is not None:
+        if words is not None and words.name == "query_only" and self.sets("query_only"):
+            del self._settings["query_only"]  # it has changed back
+        elif words is not None and words.name in _CAN_BE_SET_BACK and before is not None:
             self._settings.setdefault(words.name, before)
         else:
             self._cannot_be_set_back = True
 
-    def lend(self, patience: float, writes: bool) -> None:
+    def lend(self, patience: float, autocommit: bool, writes: bool) -> None:
         """Let the application have the driver's connection: nobody knows what it leaves there."""
         self._cannot_be_set_back = True
         if not self.lent:
             self.lent = True
-            self.lease.driver.lend(patience, writes)
+            self.lease.driver.lend(patience, autocommit, writes)
 
     def sets(self, name: str) -> bool:
         """Whether the application has set a PRAGMA."""
         return name in self._settings
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a transaction was begun on the driver's connection. Any thread may ask."""
+        driver = self.lease.driver
+        return self.lent and not driver.thread_only and bool(driver.raw.in_transaction)
 
     @property
     def is_changed(self) -> bool:

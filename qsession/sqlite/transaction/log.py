@@ -49,10 +49,10 @@ class Log:
         """
         if not self.complete:
             return
-        entry = Entry(statement.sql, frozen(statement.parameters, False), seen)
+        entry = Entry(statement.sql, frozen(statement.parameters), seen)
         key = _key(entry)
         if self._entries.pop(key, None) is None:
-            self._bytes += len(entry.sql) + size_of(entry.parameters, False)
+            self._bytes += len(entry.sql) + size_of(entry.parameters)
         self._entries[key] = entry
         if len(self._entries) > MAX_STATEMENTS or self._bytes > MAX_BYTES:
             self.complete = False
@@ -67,10 +67,11 @@ class Log:
 def _key(entry: Entry) -> Any:
     """Equal for the same statement only: 1, 1.0 and True are equal, and SQLite tells them apart."""
     values = entry.parameters
+    types = tuple(map(type, values.values() if isinstance(values, dict) else values))
     if isinstance(values, dict):
         values = tuple(values.items())
     try:
         hash(values)
     except TypeError:
         return entry.sql, id(entry)
-    return entry.sql, values, tuple(map(type, values))
+    return entry.sql, values, types

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qsession.sqlite.driver.pace import BUDGET, LONG_WRITE
+from qsession.sqlite.queue.prediction import Guess
 from qsession.sqlite.transaction.decide import Action, Begin, State
 from qsession.sqlite.transaction.log import Entry
-from qsession.sqlite.transaction.prediction import Guess
 from qsession.sqlite.transaction.statement import Kind, Statement
 from qsession.sqlite.transaction.work import Work
 
@@ -30,6 +30,8 @@ class Plan:
     complete: bool = True
     remembered: Sequence[str] = ()
     """Savepoints and the like that were not sent before."""
+    commits: bool = False
+    """Whether a COMMIT follows, also behind an error: the rows before it stay."""
     only_begins: bool = False
     """Whether nothing more is sent."""
     reads: bool = False
@@ -51,10 +53,18 @@ class Plan:
         return self.validates and self.version is None
 
 
-def plan_of(work: Work, action: Action, statement: Statement, upgrades: bool, alone: bool) -> Plan:
+def plan_of(
+    work: Work,
+    action: Action,
+    statement: Statement,
+    upgrades: bool,
+    alone: bool,
+    lent: bool = False,
+) -> Plan:
     """What is sent for an action. ``upgrades``: SQLite is to upgrade the read transaction itself.
 
-    ``alone``: the statement is its own transaction.
+    ``alone``: the statement is its own transaction. ``lent``: the application has the driver's
+    connection.
     """
     plan, begin, log, words = Plan(statement), action.begin, work.log, statement.words
     if begin is Begin.WRITE:
@@ -74,6 +84,11 @@ def plan_of(work: Work, action: Action, statement: Statement, upgrades: bool, al
         plan.asks_version = work.guess is not Guess.READS
     if statement.kind is Kind.SET and words is not None and words.value is not None:
         plan.watches = words.name
+    if alone and (statement.many or lent) and statement.kind is Kind.WRITE:
+        # Each row of an executemany is a transaction of its own to the application. One lock for
+        # all of them: a row that met another program's could not be told from those before it.
+        # On a connection that is lent, the driver begins a transaction that nobody would commit.
+        plan.begin, plan.commits = "BEGIN IMMEDIATE", True
     plan.in_transaction = work.state is State.LOCKED
     plan.reads = statement.kind in (Kind.READ, Kind.UNKNOWN) and not plan.in_transaction
     if plan.reads:

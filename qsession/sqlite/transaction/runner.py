@@ -7,6 +7,7 @@ connection's thread.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import weakref
 from collections.abc import Callable, Generator
@@ -15,7 +16,7 @@ from typing import Any
 from sqlalchemy.util import await_only
 
 from qsession import errors
-from qsession.sqlite.driver.pace import Pace
+from qsession.sqlite.driver.pace import BUDGET, Pace
 from qsession.sqlite.driver.physical import DriverConnection
 from qsession.sqlite.transaction import sending
 from qsession.sqlite.transaction.plan import Plan
@@ -115,7 +116,7 @@ class Runner:
             self.reading = None
         report.unclaimed = None
         if report.spent is not None and not report.refused:
-            self._learn(plan.statement, report.spent.own, report.spent.wall, here=False)
+            self._learn(plan.statement, report.spent)
         self.pace(holder)
         return report
 
@@ -140,34 +141,37 @@ class Runner:
 
     def _run_here(self, driver: DriverConnection, plan: Plan) -> Report | None:
         """Run it on the loop; None if it was broken off there, and has to run in the thread."""
-        began = time.perf_counter()
+        assert self._turn is not None
+        began, own = time.perf_counter(), self._turn.processor_time()
         report = driver.run_here(sending.run, plan, Report(), False, budget=plan.budget)
         took = time.perf_counter() - began
-        counters, sql = self._counters, plan.statement.sql
+        if took > BUDGET:  # a short wait is the machine's; a long one is for something
+            busy = time.thread_time() - own
+            own = busy if took - busy <= 2 * sys.getswitchinterval() else took
+        else:
+            own = took
+        counters = self._counters
         counters.longest_inline = max(counters.longest_inline, took)
-        error = report.error
-        if error is not None and plan.budget and errors.sqlite_code(error) == _INTERRUPT:
-            self._pace.note_broken_off(sql)
-            return report if plan.in_transaction and not report.in_transaction else None
         if not report.refused:
-            self._learn(plan.statement, took, took, here=True)
-        return report
+            self._learn(plan.statement, own)
+        error = report.error
+        broken_off = error is not None and plan.budget and errors.sqlite_code(error) == _INTERRUPT
+        undone = plan.in_transaction and not report.in_transaction
+        return None if broken_off and not undone else report
 
-    def _learn(self, statement: Statement, own: float, wall: float, here: bool) -> None:
+    def _learn(self, statement: Statement, seconds: float) -> None:
         if statement.many and len(statement.parameters) > FEW:
-            part = FEW / len(statement.parameters)
-            own, wall = own * part, wall * part
-        self._pace.note(statement.sql, own, wall, here)
+            seconds *= FEW / len(statement.parameters)
+        self._pace.note(statement.sql, seconds)
 
     def commit(self, driver: DriverConnection, cursors: list[Any]) -> sending.Ended:
         """Send COMMIT: on the loop if COMMITs are short, else in the thread, to its end."""
         if not cursors and driver.quiet and self._pace.inline("COMMIT"):
             ended = sending.commit(driver.raw)
-            self._pace.note("COMMIT", ended.took, ended.took, here=True)
-            return ended
-        ended = driver.run_to_end(sending.commit, cursors)
+        else:
+            ended = driver.run_to_end(sending.commit, cursors)
         if not cursors:
-            self._pace.note("COMMIT", ended.took, ended.took)
+            self._pace.note("COMMIT", ended.took)
         return ended
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-from qsession.errors import SQLITE_BUSY, SQLITE_READONLY, sqlite_code
-from qsession.sqlite.driver.processor import Spent, mark, spent
-from qsession.sqlite.driver.setup import plain_cursor
+from qsession.errors import SQLITE_BUSY, SQLITE_INTERRUPT, SQLITE_READONLY, sqlite_code
+from qsession.sqlite.driver.processor import mark, spent
+from qsession.sqlite.driver.setup import plain_cursor, pragma
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen, rows_seen
 from qsession.sqlite.transaction.log import Entry
 from qsession.sqlite.transaction.plan import Plan
@@ -65,36 +65,40 @@ class Report:
     """Whether the log was read again."""
     changed: bool = False
     """Whether rows were changed before the error."""
-    spent: Spent | None = None
-    """How long the statement took; None if it was not reached."""
+    spent: float | None = None
+    """Seconds that the statement took by itself; None if it was not reached, or not measured."""
     was: Any = None
     """What the watched PRAGMA said before, if it says something else now."""
     unclaimed: Any = None
     """The cursor of a stream, until the task that asked for it has got it."""
 
     @property
+    def code(self) -> int:
+        """SQLite's code of the error; 0 if there is none."""
+        return 0 if self.error is None else sqlite_code(self.error)
+
+    @property
     def busy(self) -> bool:
         """Whether another connection holds a lock."""
-        return self.error is not None and sqlite_code(self.error) == SQLITE_BUSY
+        return self.code == SQLITE_BUSY
 
     @property
     def refused(self) -> bool:
         """Whether the database said that the statement writes."""
-        at_statement = self.stage is Stage.STATEMENT and self.error is not None
-        return at_statement and sqlite_code(self.error) == SQLITE_READONLY  # type: ignore[arg-type]
+        return self.stage is Stage.STATEMENT and self.code == SQLITE_READONLY
 
 
 def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = True) -> Report:
     """Do what a plan says. ``report`` is filled in, so that it can be looked at after a break.
 
-    ``measures``: how long the statement takes is measured, by itself and by the clock.
+    ``measures``: how long the statement takes by itself is measured.
     """
     began_before = raw.in_transaction
     changes = 0
-    started = None
     try:
-        if plan.begin is not None or plan.ends_reading:
-            began_before = _end_reading(raw, plan.ends_reading) and began_before
+        if began_before and (plan.begin is not None or plan.ends_reading):
+            raw.execute("COMMIT" if plan.ends_reading else "ROLLBACK")  # what a clean-up has left
+            began_before = False
         if plan.query_only is not None:
             raw.execute(f"PRAGMA query_only={'ON' if plan.query_only else 'OFF'}")
         if plan.asks_version:
@@ -109,33 +113,46 @@ def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = Tr
                     return report
         for sql in plan.remembered:
             raw.execute(sql)
-        before = None if plan.watches is None else _pragma(raw, plan.watches)
+        before = None if plan.watches is None else pragma(raw, plan.watches)
         changes = raw.total_changes
         report.stage = Stage.STATEMENT
         started = mark() if measures else None
-        report.outcome = Outcome() if plan.only_begins else execute(raw, plan.statement, report)
-        if started is not None:
-            report.spent = spent(started)
-        if plan.watches is not None and _pragma(raw, plan.watches) != before:
+        try:
+            report.outcome = Outcome() if plan.only_begins else execute(raw, plan.statement, report)
+        finally:
+            report.spent = None if started is None else spent(started)
+        if plan.watches is not None and pragma(raw, plan.watches) != before:
             report.was = before
     except Exception as error:
         report.error = error
-        if started is not None:
-            report.spent = spent(started)
         if report.stage is Stage.STATEMENT:
             report.changed = raw.total_changes != changes
         undo = report.stage is not Stage.STATEMENT or report.busy
         if undo and raw.in_transaction and not began_before:
             raw.execute("ROLLBACK")
+    if plan.commits and raw.in_transaction:
+        _commit_rows(raw, report)
     report.in_transaction = raw.in_transaction
     return report
 
 
-def _end_reading(raw: sqlite3.Connection, reads: bool) -> bool:
-    """End a transaction that has only read, or what a clean-up has left; false if it is over."""
-    if raw.in_transaction:
-        raw.execute("COMMIT" if reads else "ROLLBACK")
-    return False
+def _commit_rows(raw: sqlite3.Connection, report: Report) -> None:
+    """Commit an executemany; behind an error, the rows before it. One broken off is undone."""
+    try:
+        raw.execute("ROLLBACK" if report.code == SQLITE_INTERRUPT else "COMMIT")
+    except sqlite3.Error as error:
+        report.error, report.outcome, report.changed = error, None, False
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+
+
+def data_version(raw: sqlite3.Connection) -> int:
+    """``PRAGMA data_version``, whatever row factory is set: most transactions ask for it."""
+    cursor = raw.cursor()
+    cursor.row_factory = None
+    version: int = cursor.execute("PRAGMA data_version").fetchone()[0]
+    cursor.close()
+    return version
 
 
 def _find_conflict(raw: sqlite3.Connection, plan: Plan, report: Report) -> str | None:
@@ -154,22 +171,6 @@ def _find_conflict(raw: sqlite3.Connection, plan: Plan, report: Report) -> str |
         if not same_again(raw, entry):
             return f"{entry.sql!r} now returns something else"
     return None
-
-
-def data_version(raw: sqlite3.Connection) -> int:
-    """``PRAGMA data_version``, whatever row factory is set."""
-    version: int = _pragma(raw, "data_version")
-    return version
-
-
-def _pragma(raw: sqlite3.Connection, name: str) -> Any:
-    cursor = raw.cursor()
-    cursor.row_factory = None
-    try:
-        row = cursor.execute(f"PRAGMA {name}").fetchone()
-    finally:
-        cursor.close()
-    return None if row is None else row[0]
 
 
 def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None = None) -> Outcome:
@@ -245,10 +246,8 @@ def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
             rows = [] if cursor.description is None else cursor.fetchall()
             return bool((rows_seen(rows), cursor.description) == entry.seen)
         again = StreamDigest(cursor.description)
-        if entry.seen.ended:
-            fetch(raw, cursor, None, again)
-        elif entry.seen.count:
-            fetch(raw, cursor, entry.seen.count, again)
+        if entry.seen.ended or entry.seen.count:
+            fetch(raw, cursor, None if entry.seen.ended else entry.seen.count, again)
         return bool(again == entry.seen)
     except Exception as error:
         if sqlite_code(error) == SQLITE_BUSY:

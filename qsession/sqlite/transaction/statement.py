@@ -35,6 +35,7 @@ class Kind(Enum):
     SET = "a PRAGMA that sets something on the connection, and ATTACH and DETACH"
     SET_IN_FILE = "CREATE TEMP: writes what this connection alone sees"
     OUTSIDE = "works on the whole file, outside of a transaction: VACUUM, a checkpoint"
+    COPY = "VACUUM INTO: reads the file, outside of a transaction"
     DEFER = "PRAGMA defer_foreign_keys: holds until the next COMMIT"
     SAVEPOINT = "SAVEPOINT"
     RELEASE = "RELEASE"
@@ -236,7 +237,7 @@ def _words_of(sql: str) -> Words:
     if first == "rollback":
         return _rollback(lower)
     if first == "vacuum" and "into" in lower:
-        return Words(Kind.READ, first)
+        return Words(Kind.COPY, first)
     return Words(_BEGINS_WITH.get(first, Kind.UNKNOWN), first)
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from qsession import errors
-from qsession.config import Settings, check_access, check_priority, check_reads
+from qsession.config import Access, Settings, check_access, check_priority, check_reads
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import Pace
 from qsession.sqlite.driver.physical import DriverConnection
@@ -31,6 +31,8 @@ from qsession.sqlite.durability.syncer import Syncer, recover
 from qsession.sqlite.processes.owners import lock_owner
 from qsession.sqlite.queue.admission import Admission
 from qsession.sqlite.queue.holder import describe
+from qsession.sqlite.queue.prediction import Guess, call_site
+from qsession.sqlite.queue.want import Want
 from qsession.sqlite.queue.write_queue import WriteQueue
 from qsession.sqlite.transaction import sending
 from qsession.sqlite.transaction.conflict import as_stale_data, conflict
@@ -40,14 +42,12 @@ from qsession.sqlite.transaction.decide import (
     Instead,
     Situation,
     State,
-    Want,
     decide,
 )
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen
 from qsession.sqlite.transaction.kept import Kept
 from qsession.sqlite.transaction.log import Log
 from qsession.sqlite.transaction.plan import Plan, plan_of
-from qsession.sqlite.transaction.prediction import Guess, call_site
 from qsession.sqlite.transaction.runner import FEW, READY, Runner
 from qsession.sqlite.transaction.sending import Outcome, Report, Stage
 from qsession.sqlite.transaction.statement import (
@@ -87,6 +87,9 @@ class Connections(Protocol):
 
     @property
     def database(self) -> str: ...
+
+    @property
+    def wants_room(self) -> bool: ...
 
     def lease(self, holder: bool) -> Lease: ...
 
@@ -198,6 +201,8 @@ class Transaction:
             raise
         finally:
             statements.end()
+            if self.work.state is State.SNAPSHOT and self._pool.wants_room:
+                self.give_up_snapshot()
 
     def _execute(self, statement: Statement, options: Any) -> Outcome:
         if self.work.access is None:
@@ -231,7 +236,9 @@ class Transaction:
     def _alone(self) -> bool:
         """Whether a statement is its own transaction."""
         work = self.work
-        return self.autocommit and not (work.by_hand or work.savepoints or self._lent)
+        if not self.autocommit or work.by_hand or work.savepoints:
+            return False
+        return self._kept is None or not self._kept.is_locked
 
     @property
     def _lent(self) -> bool:
@@ -265,7 +272,7 @@ class Transaction:
         if instead is Instead.COMMIT:
             self.commit()
         elif instead is Instead.ROLLBACK:
-            self.rollback()
+            self.rollback(by_statement=True)
         elif instead is Instead.BEGIN:
             work.by_hand = work.snapshot = True
         elif instead is Instead.REMEMBER:
@@ -318,11 +325,15 @@ class Transaction:
     def _perform(self, action: Action, statement: Statement) -> Outcome:
         self._pool.admission.enter(self)
         while True:
+            if self._alone and statement.kind is Kind.WRITE:
+                statement.stream = None  # SQLite commits it when its rows have been read
             if action.want is not Want.NO:
                 self._come_by_ticket(action, statement)
             lease = self._come_by_connection()
             report = self._run(action, statement, lease)
             if report.refused and statement.kind is Kind.UNKNOWN:
+                if report.in_transaction and not self.work.in_transaction:
+                    lease.tidy(sending.finish_reading)  # it has begun for nothing
                 statement.kind = Kind.WRITE  # the database said so
                 action = self._decide(statement)
                 if action.instead is not None:
@@ -344,6 +355,7 @@ class Transaction:
                 if ticket.claim() if action.claims else ticket.held:
                     return
                 work.ticket, work.idled = None, True  # it was taken away
+                work.unlimit()
             reads = statement.kind in _READS
             found = self._queue.acquire(
                 self, settings, action.want, reads, work.priority, self._give_back
@@ -387,6 +399,18 @@ class Transaction:
         if self._kept is None and self.work is work:
             work.lease, work.version = None, None
             lease.end()
+
+    def give_up_snapshot(self) -> bool:
+        """Let the holder of the ticket have its connection, if it idles; what it has read is
+        validated when it reads again. False if it cannot. In its loop.
+        """
+        work, lease = self.work, self.work.lease
+        if work.state is not State.SNAPSHOT or work.access == "read" or lease is None:
+            return False
+        if self.running or work.holds or self._kept or lease.streams or not lease.driver.quiet:
+            return False
+        self._give_back()
+        return True
 
     def _read_streams(self, lease: Lease) -> None:
         """Fetch the rest of open streams: what came later would be older than what follows."""
@@ -465,10 +489,9 @@ class Transaction:
             action.begin is Begin.WRITE
             and work.state is State.SNAPSHOT
             and changes_rows(statement)
-            and not work.log.failed
+            and not (work.log.failed or driver.has_attached)
         )
-        plan = plan_of(work, action, statement, upgrades, self._alone)
-        self._toggle(plan, action, driver)
+        plan = self._plan(action, statement, driver, upgrades)
         check = partial(self._check, work)
         deadline: float | None = None
         while True:
@@ -477,6 +500,8 @@ class Transaction:
             self._queue.counters.validations += report.validated
             if plan.query_only is not None and report.stage is not Stage.BEGIN:
                 driver.query_only = plan.query_only
+            if self._lent and driver.query_only and self._access != "read":
+                driver.let_write(True)  # the application may
             if driver.frozen:
                 self._pool.check_file(driver, again=True)
             if not report.busy or work.state is State.LOCKED:
@@ -484,8 +509,7 @@ class Transaction:
             if upgrades or lease.streams:  # what it reads from is no longer the latest: validate
                 upgrades = False
                 self._read_streams(lease)  # each has its snapshot until it has ended
-                plan = plan_of(work, action, statement, upgrades, self._alone)
-                self._toggle(plan, action, driver)
+                plan = self._plan(action, statement, driver, upgrades)
                 continue
             if driver.in_its_own_way:
                 report.error = _in_its_own_way(report.error)
@@ -497,6 +521,15 @@ class Transaction:
                 raise self._lock_timeout(statement.sql)
             await_only(asyncio.sleep(BUSY_RETRY))
             check()
+
+    def _plan(
+        self, action: Action, statement: Statement, driver: DriverConnection, upgrades: bool
+    ) -> Plan:
+        plan = plan_of(self.work, action, statement, upgrades, self._alone, self._lent)
+        self._toggle(plan, action, driver)
+        if driver.has_attached:  # PRAGMA data_version tells of the main file only
+            plan.asks_version, plan.version = False, None
+        return plan
 
     def _toggle(self, plan: Plan, action: Action, driver: DriverConnection) -> None:
         """Set ``PRAGMA query_only`` with the plan, where it is not as the action wants it."""
@@ -522,6 +555,8 @@ class Transaction:
             work.version = report.version
         was_open, alone = work.in_transaction, self._alone
         self._move_on(action, statement, report)
+        if report.in_transaction and not (work.in_transaction or self._lent):
+            lease.tidy(sending.clean_up)  # nobody would end it
         if report.error is not None:
             self._failed(action, statement, lease, report, was_open)
         outcome = report.outcome
@@ -537,8 +572,8 @@ class Transaction:
             self._finish(lease, work.wrote)  # it was a COMMIT, or a ROLLBACK, of the application's
         elif not work.in_transaction:
             self._rest(lease)
-        if self._strict and statement.kind in _READS:
-            self._wait_for_what_was_read(lease.driver)
+        if self._strict and outcome.description is not None:
+            self._wait_for_what_was_read(lease.driver, action)
         return outcome
 
     def _move_on(self, action: Action, statement: Statement, report: Report) -> None:
@@ -676,6 +711,7 @@ class Transaction:
         if statement.kind is Kind.SET:
             driver.sync = driver.run(sync_after_setting, driver.sync, words.name)
             if words.name in ("attach", "detach"):
+                driver.has_attached, self.work.version = True, None
                 driver.in_its_own_way = driver.run(attached_to_itself)
                 driver.run(self._pool.checkpointer.share)
 
@@ -707,18 +743,21 @@ class Transaction:
             raise self.work.failure
         lease = self._wait_for_driver() if in_greenlet() else self._find_driver()
         kept = self._kept = self._kept or Kept(lease)
-        kept.lend(self._settings.queue_timeout, writes=self.work.access != "read")
+        kept.lend(self._settings.queue_timeout, self.autocommit, self._access != "read")
         return lease.driver
 
+    @property
+    def _access(self) -> Access:
+        """The access of this transaction; before its first statement, of the engine."""
+        return self.work.access or self._settings.access
+
     def _wait_for_driver(self) -> Lease:
-        if self.work.access is None:
-            self._take_options({})
         self.last_statement = _PIN.sql
         self.statements.begin()
         try:
             self.runner.use_here()
             self._pool.admission.enter(self)
-            if self.work.access != "read":
+            if self._access != "read":
                 self._come_by_ticket(Action(Want.WAIT), _PIN)
             work = self.work
             lease = self._come_by_connection()
@@ -746,16 +785,23 @@ class Transaction:
         return lease
 
     def _look_at_driver(self) -> None:
-        """Take note of a transaction that the application has begun on the driver's connection."""
+        """Take note of a transaction that the application has begun on the driver's connection.
+
+        It has SQLite's lock already. So it does not wait for the ticket: the holder of that may be
+        waiting for the lock.
+        """
         work, kept = self.work, self._kept
-        lease = work.lease or (None if kept is None else kept.lease)
-        if lease is None or not lease.driver.quiet or work.in_transaction:
+        if kept is None or not kept.is_locked or work.in_transaction:
             return
-        if lease.driver.raw.in_transaction:
-            work.lease = lease
-            self._come_by_ticket(Action(Want.WAIT, claims=True), _PIN)
-            self._lock()
-            work.wrote = True
+        work.lease = kept.lease
+        if work.ticket is None or not work.ticket.claim():
+            work.ticket = None
+        work.state, work.log, work.wrote = State.LOCKED, NOTHING_READ, True
+
+    @property
+    def locked_by_driver(self) -> bool:
+        """Whether the application has SQLite's lock, by the driver's connection."""
+        return self._kept is not None and self._kept.is_locked
 
     # The end.
 
@@ -776,7 +822,6 @@ class Transaction:
             return
         lease = work.lease
         assert lease is not None
-        self.runner.use_here()
         self.statements.begin()
         try:
             self._send_commit(lease)
@@ -845,21 +890,25 @@ class Transaction:
                 raise
             self.runner.pace(holder=True)  # one fsync may have answered many
 
-    def _wait_for_what_was_read(self, driver: DriverConnection) -> None:
-        """With durability="strict": nothing is returned that a power cut could take back."""
-        if driver.sync is Sync.SHARED and self.work.state is not State.LOCKED:
+    def _wait_for_what_was_read(self, driver: DriverConnection, action: Action) -> None:
+        """With durability="strict": nothing is returned that a power cut could take back.
+
+        Behind the statement that has taken the lock nobody else commits.
+        """
+        locked = self.work.state is State.LOCKED and action.begin is not Begin.WRITE
+        if driver.sync is Sync.SHARED and not locked:
             syncer = self._pool.syncer(driver)
             await_only(syncer.wait(syncer.committed(), now=True))
 
     def _end_reading(self) -> None:
         """Nothing was written: nothing has to reach the disk."""
-        work = self.work
-        lease = work.lease
-        if lease is not None and work.state is State.SNAPSHOT:
-            lease.tidy(sending.finish_reading)
-        elif self._lent and in_greenlet():
-            assert self._kept is not None
-            self._kept.lease.driver.run_to_end(sending.commit)
+        work, kept = self.work, self._kept
+        if kept is not None and kept.lent and in_greenlet():  # who knows what was written there
+            kept.lease.driver.run_to_end(sending.commit)
+            self._finish(kept.lease, wrote=True)
+            return
+        if work.lease is not None and work.state is State.SNAPSHOT:
+            work.lease.tidy(sending.finish_reading)
         self._end()
 
     def _end_alone(self, statement: Statement, lease: Lease, outcome: Outcome) -> None:
@@ -867,17 +916,23 @@ class Transaction:
         could = statement.kind in (Kind.UNKNOWN, Kind.OUTSIDE)
         self._finish(lease, statement.kind is Kind.WRITE or (could and outcome.changed))
 
-    def rollback(self) -> None:
-        """Undo it. Runs to its end through a cancellation."""
-        work = self.work
+    def rollback(self, by_statement: bool = False) -> None:
+        """Undo it. Runs to its end through a cancellation.
+
+        A statement of another task that runs is broken off. ``by_statement``: one of the
+        application's is itself the rollback.
+        """
+        work, others = self.work, self.statements.running > by_statement
         state, lent = work.state, self._lent
         lease = self._kept.lease if self._kept is not None else work.lease
-        if state is State.IDLE and work.access is None and not (work.by_hand or lent):
+        if state is State.IDLE and work.access is None and not (work.by_hand or lent or others):
             return  # a session that is closed rolls back twice
-        if lease is not None and (state is State.LOCKED or lent):
+        if lease is not None and (state is State.LOCKED or lent or others):
             if not in_greenlet():
                 self.abandon()
             else:
+                if others:
+                    lease.driver.interrupt()
                 self._undo(lease, hurry=lent)
         else:
             if lease is not None and state is State.SNAPSHOT:
@@ -899,28 +954,28 @@ class Transaction:
     def _end(self, checkpoints: bool = False) -> None:
         """Give everything back. SQLite's transaction has ended by now."""
         work, self.work = self.work, Work()
-        if work.limit is not None:
-            work.limit.cancel()
         ticket = work.ticket
-        if work.site is not None and work.failure is None:
-            idled = work.idled or (ticket is not None and not ticket.held)
-            idled = idled and not work.stalled  # that has been noted
-            self._queue.prediction.note(work.site, work.state is State.LOCKED, idled)
-        lease = work.lease or self._pool.wake(self)
-        self._last = lease if lease is not None and lease.streams else None
         try:
+            work.unlimit()
+            if work.site is not None and work.failure is None:
+                idled = work.idled or (ticket is not None and not ticket.held)
+                idled = idled and not work.stalled  # that has been noted
+                self._queue.prediction.note(work.site, work.state is State.LOCKED, idled)
+            lease = work.lease or self._pool.wake(self)
+            self._last = lease if lease is not None and lease.streams else None
             if lease is not None and checkpoints and not lease.streams:
                 done = lease.end if self._kept is None else None
                 lease.driver.post(self._pool.checkpointer.run, done=done)
             elif lease is not None and self._kept is None:
                 lease.end()
         finally:  # even if it cannot be given back, or the wait for that is cancelled
+            self._pool.admission.leave(self)
             if ticket is not None:
                 self._queue.release(ticket)
-            self._pool.admission.leave(self)
 
     def _give_up_ticket(self) -> None:
         ticket, self.work.ticket = self.work.ticket, None
+        self.work.unlimit()
         if ticket is not None:
             self._queue.release(ticket)
 
@@ -929,8 +984,7 @@ class Transaction:
         work, self.work = self.work, Work()
         if failure is not None:
             self.work.failure, self.work.state = failure, State.FAILED
-        if work.limit is not None:
-            work.limit.cancel()
+        work.unlimit()
         lease = work.lease or self._pool.wake(self)
         done = partial(_passed_on, self._queue, work.ticket, lease if self._kept is None else None)
         if lease is None:

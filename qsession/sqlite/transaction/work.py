@@ -10,9 +10,9 @@ import asyncio
 
 from qsession.config import Access
 from qsession.sqlite.driver.lease import Lease
+from qsession.sqlite.queue.prediction import Guess
 from qsession.sqlite.transaction.decide import State
 from qsession.sqlite.transaction.log import Log
-from qsession.sqlite.transaction.prediction import Guess
 from qsession.waiting.ticket import Ticket
 
 
@@ -65,6 +65,12 @@ class Work:
 
     def __repr__(self) -> str:
         return f"<Work {self.state.name} wrote={self.wrote} log={len(self.log.entries)}>"
+
+    def unlimit(self) -> None:
+        """It is not ended after ``max_hold``: it has given up its ticket."""
+        if self.limit is not None:
+            self.limit.cancel()
+            self.limit = None
 
     @property
     def holds(self) -> bool:

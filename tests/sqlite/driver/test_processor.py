@@ -29,8 +29,7 @@ def test_processor_time_counts():
     """A statement that computes takes what it computes."""
     started = mark()
     sum(range(100_000))
-    own, wall = spent(started)
-    assert 0 < own <= wall
+    assert spent(started) > 0
 
 
 def test_a_wait_for_the_interpreter_does_not_count(switch_interval):
@@ -38,8 +37,7 @@ def test_a_wait_for_the_interpreter_does_not_count(switch_interval):
     switch_interval(1000 * WAIT)
     started = mark()
     wait()
-    own, wall = spent(started)
-    assert own < WAIT <= wall
+    assert spent(started) < WAIT
 
 
 def test_a_long_wait_counts(switch_interval):
@@ -47,7 +45,7 @@ def test_a_long_wait_counts(switch_interval):
     switch_interval(WAIT / 1000)
     started = mark()
     wait()
-    assert spent(started).own >= WAIT
+    assert spent(started) >= WAIT
 
 
 def test_a_wait_for_the_disk_counts(switch_interval, monkeypatch):
@@ -56,12 +54,11 @@ def test_a_wait_for_the_disk_counts(switch_interval, monkeypatch):
     started = mark()
     monkeypatch.setattr(processor, "_blocks", lambda: started[1] + 8)
     wait()
-    assert spent(started).own >= WAIT
+    assert spent(started) >= WAIT
 
 
 def test_coarse_processor_time(monkeypatch):
     """Where it moves in steps, a step can be more than the clock has moved: then that counts."""
     started = mark()
     monkeypatch.setattr(processor.time, "thread_time", lambda: started[0] + 3600.0)
-    own, wall = spent(started)
-    assert own == wall < 3600.0
+    assert 0 < spent(started) < 3600.0

@@ -339,3 +339,16 @@ def test_it_fails(raw, path, checkpointer, caplog):
     assert mark_of(path) is not None
     write(raw, 1)
     assert wal(path) <= LIMIT
+
+
+def test_a_checkpoint_syncs_whatever_its_connection_is_set_to(raw, checkpointer):
+    """A session that sets OFF gives up its own durability, not that of the others."""
+    raw.execute("PRAGMA synchronous=OFF")
+    write(raw, PAGES)
+    sent = []
+    raw.set_trace_callback(sent.append)
+    checkpointer.run(raw)
+    raw.set_trace_callback(None)
+    told = [sql for sql in sent if "wal_checkpoint" in sql or "synchronous=" in sql]
+    assert told == ["PRAGMA main.synchronous=1", checkpoint.PASSIVE, "PRAGMA main.synchronous=0"]
+    assert pragma(raw, "synchronous") == 0

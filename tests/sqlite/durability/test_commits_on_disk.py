@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -9,10 +10,15 @@ import time
 from collections import Counter
 
 import pytest
-from cancelling import assert_free, rows
+from cancelling import assert_free, eventually, rows
+from disk import slow_disk
+from engines import metadata, notes
 from folders import TESTS
 from load_child import TASKS
 from shims import build, needs_shim
+from sqlalchemy import insert, select, update
+
+from qsession.sqlite.driver.setup import FULL
 
 SLOW_MACHINE = 60.0
 
@@ -114,3 +120,64 @@ def test_no_room_under_load(tmp_path, limit):
     assert int(events[-1][1]) > 1
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
     assert_free(path)
+
+
+async def test_the_driver_s_connection_syncs_what_it_commits(make):
+    """Nobody hears of a commit there, so SQLite itself waits for the disk."""
+    engine = make()
+    async with engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        cursor = await driver.execute("PRAGMA main.synchronous")
+        assert await cursor.fetchone() == (FULL,)
+
+
+async def test_a_commit_behind_the_driver_s_own_waits_for_the_disk(make, monkeypatch):
+    """What had been written when the application took the driver is synced by commit()."""
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    with slow_disk(monkeypatch) as disk:
+        async with engine.connect() as connection:
+            await connection.execute(insert(notes), {"id": 1})
+            driver = (await connection.get_raw_connection()).driver_connection
+            await driver.commit()
+            committing = asyncio.create_task(connection.commit())
+            await eventually(lambda: committing.done() or not disk.is_quiet)
+            assert not committing.done()
+            disk.open()
+            await committing
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        select(notes.c.body).with_for_update(),
+        update(notes).values(id=notes.c.id).returning(notes.c.body),
+    ],
+    ids=["FOR UPDATE", "RETURNING"],
+)
+async def test_strict_returns_only_what_is_on_disk(make, monkeypatch, statement):
+    """Also what takes the lock waits for the commits whose rows it shows."""
+    engine = make(durability="strict")
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+        await connection.execute(insert(notes), {"id": 1, "body": "old"})
+
+    async def write():
+        async with engine.begin() as connection:
+            await connection.execute(update(notes).values(body="new"))
+
+    async def read():
+        async with engine.connect() as connection:
+            return await connection.scalar(statement)
+
+    with slow_disk(monkeypatch) as disk:
+        writer = asyncio.create_task(write())
+        running = await disk.next()
+        reader = asyncio.create_task(read())
+        await eventually(lambda: reader.done() or len(engine.pool._syncer._waiters) == 2)
+        assert not reader.done()
+        disk.open()
+        running.end()
+        assert await reader == "new"
+        await writer

@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import threading
 import weakref
+from collections import deque
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -534,7 +535,7 @@ def test_fsync_is_the_strongest_there_is(tmp_path, monkeypatch):
     import fcntl
 
     commands, syncs = [], []
-    monkeypatch.setattr(os, "fsync", syncs.append)
+    monkeypatch.setattr(wal_file, "_sync_data", syncs.append)
     wal_file.fsync(7)
     assert syncs == [7]
     monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
@@ -548,3 +549,29 @@ def test_fsync_is_the_strongest_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "fcntl", refused)
     wal_file.fsync(9)
     assert syncs == [7, 9]
+
+
+async def test_no_second_sync_behind_a_failed_one(syncer, disk):
+    """Who comes just behind the answers gets the error: a second fsync would end well."""
+    late = module._Waiter(syncer.committed(), asyncio.get_running_loop().create_future())
+    syncer.hurry()
+
+    coming = [late]
+
+    class Waiters(deque):
+        def __iter__(self):  # the thread has answered everybody, and looks who is left
+            if syncer.failed and coming:
+                self.append(coming.pop())
+            return super().__iter__()
+
+    syncer._waiters = Waiters()
+    first = await waiting(syncer)
+    (await disk.next()).fail()
+    with pytest.raises(DurabilityError):
+        await first
+    while not late.future.done() and disk.is_quiet:
+        await asyncio.sleep(0)
+    assert disk.is_quiet
+    assert isinstance(await late.future, OSError)
+    assert syncer.failed
+    assert syncer.syncs == 0

@@ -311,6 +311,8 @@ def test_fork_beside_a_checkpoint(path):
             await asyncio.to_thread(begun.wait)
             assert fork(lambda: refused(lambda: asyncio.run(insert(3)))) == 0
             over.set()
+            while engine.stats().in_use:  # given back by its thread
+                await asyncio.sleep(0)
 
         asyncio.run(use())
         engine.pool.checkpointer.due = lambda: When.NOT if begun.is_set() else When.AFTER

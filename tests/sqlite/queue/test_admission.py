@@ -42,7 +42,7 @@ async def begun(bench, statement=ADD):
 async def drains(bench, timeout=None):
     """A drain that has shut the door."""
     task = asyncio.create_task(bench.engine.drain(timeout))
-    await eventually(lambda: bench.engine.pool.admission._shut)
+    await eventually(lambda: bench.engine.pool.admission.is_shut)
     return task
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
+import threading
 
 import pytest
 from cancelling import COUNT_ENDLESSLY, PATIENCE, Bench, assert_free, eventually, rows
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from qsession import HoldTimeout
 from qsession.sqlite.queue.stall import LONG_READ, Look, Verdict, judge
@@ -221,5 +223,89 @@ async def test_one_that_has_written_keeps_it(tmp_path):
     assert await asyncio.wait_for(asyncio.gather(holder, waiter), PATIENCE) == [5, 10]
     assert bench.engine.stats().taken_away == 0
     assert rows(bench.path, "SELECT DISTINCT value FROM items") == [(2,)]
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_max_hold_begins_with_the_ticket_that_is_held(tmp_path):
+    """A transaction that has lost its ticket may hold the next one for as long, and no longer."""
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=0.01, max_hold=0.1)
+    async with bench.engine.connect() as connection:
+        assert await connection.scalar(SUM) == 0
+        work = connection.sync_connection.connection.transaction.work
+        first = work.limit
+        assert first is not None
+        async with bench.engine.connect() as other:
+            await other.execute(text("PRAGMA user_version=5"))
+            await other.commit()
+        await connection.execute(RAISE)
+        assert first.cancelled()
+        assert work.limit.when() > first.when()
+        await eventually(lambda: bench.engine.stats().holder is None)
+        with pytest.raises(HoldTimeout):
+            await connection.execute(RAISE)
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def write(engine):
+    async with engine.begin() as connection:
+        await connection.execute(RAISE)
+
+
+async def test_a_snapshot_gives_way_when_its_statement_has_ended(tmp_path):
+    """The holder of the ticket waits for no connection that somebody idles with."""
+    bench = await Bench.ready(
+        tmp_path / "app.db", stall_after=0.01, pool_size=1, max_overflow=0, pool_timeout=NEVER
+    )
+    begun, gate = threading.Event(), threading.Event()
+
+    @event.listens_for(bench.engine.sync_engine, "connect")
+    def connect(connection, _record):
+        connection.create_function("gate", 0, lambda: begun.set() or gate.wait(PATIENCE))
+
+    await bench.engine.dispose()
+    engine = bench.engine
+    readers, writers = (
+        engine.execution_options(qsession_access=access) for access in ("read", "write")
+    )
+    async with readers.connect() as reader, writers.connect() as slow:
+        running = asyncio.create_task(slow.execute(text("SELECT gate(), value FROM items")))
+        await eventually(begun.is_set)
+        await reader.execute(SUM)
+        writing = contextvars.Context().run(asyncio.create_task, write(engine))
+        await eventually(lambda: engine.sync_engine.pool.wants_room)
+        gate.set()
+        await running
+        await asyncio.wait_for(writing, PATIENCE)
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_no_turn_with_a_ticket_that_was_taken_away(tmp_path, monkeypatch):
+    """Its loop stood still, so the ticket passed on; other engines do not wait for this one."""
+    bench = await Bench.ready(tmp_path / "app.db")
+    queue, turn = bench.engine.pool.write_queue.queue, bench.engine.pool.write_queue.turn
+    wait = queue.wait
+
+    async def late(ticket, timeout):
+        await wait(ticket, timeout)
+        assert queue.take_away(ticket)
+        return ticket.state
+
+    monkeypatch.setattr(queue, "wait", late)
+
+    async def read():
+        async with bench.engine.connect() as connection:
+            await connection.execution_options(qsession_access="write")
+            return await connection.scalar(SUM)
+
+    async with bench.engine.begin() as connection:
+        await connection.execute(RAISE)
+        reader = asyncio.create_task(read())
+        await eventually(lambda: queue.waiting == 1)
+    assert await reader == 5
+    assert queue.holder is None
+    assert not turn.held
     await bench.check()
     await bench.engine.dispose()

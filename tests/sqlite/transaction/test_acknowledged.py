@@ -9,11 +9,12 @@ import asyncio
 import gc
 import sqlite3
 from collections import deque
+from contextlib import closing
 
 import pytest
 from cancelling import PATIENCE, Bench, assert_free, eventually, rows
 from sqlalchemy import event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import QSessionError
@@ -218,6 +219,48 @@ async def test_user_version_is_of_its_transaction(bench, end):
         await connection.execute(text("PRAGMA user_version=7"))
         await getattr(connection, end)()
     assert rows(bench.path, "PRAGMA user_version") == [(7 if end == "commit" else 0,)]
+
+
+@pytest.mark.parametrize("second", ["BEGIN", "BEGIN IMMEDIATE"])
+async def test_a_second_begin_is_refused_and_leaves_nothing(bench, second):
+    """SQLite refuses it; the connection goes back without a snapshot, and without the lock."""
+    bench.learn()
+    async with bench.engine.connect() as connection:
+        await connection.execute(text("BEGIN"))
+        with pytest.raises(OperationalError, match="within a transaction"):
+            await connection.execute(text(second))
+    await assert_fresh(bench)
+
+
+async def test_a_text_refused_behind_begin_leaves_nothing(bench):
+    """Its BEGIN has ended before its connection is given back, to wait for the ticket."""
+    bench.learn()
+
+    async def write():
+        async with bench.engine.connect() as connection:
+            await connection.execute(text("BEGIN"))
+            await connection.execute(
+                text("WITH n(i) AS (SELECT 'x') INSERT INTO blobs (data) SELECT i FROM n")
+            )
+            await connection.commit()
+
+    async with bench.engine.begin() as connection:
+        await connection.execute(BLOB, {"data": "first"})
+        late = asyncio.create_task(write())
+        await eventually(lambda: bench.engine.stats().waiting == 1)
+        async with bench.engine.connect() as other:
+            await other.execute(GET)
+    await late
+    assert blobs(bench) == ["first", "x"]
+    await assert_fresh(bench)
+
+
+async def assert_fresh(bench):
+    """Another program can write, and who reads next sees it."""
+    with closing(sqlite3.connect(bench.path, timeout=0)) as other, other:
+        other.execute("UPDATE items SET value = 99")
+    async with bench.engine.connect() as connection:
+        assert {row.value for row in await connection.execute(GET)} == {99}
 
 
 # The driver's connection.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,3 +244,59 @@ async def test_many_rows_with_returning(make: Make) -> None:
                 "INSERT INTO notes (id) VALUES (?) RETURNING id", ids
             )
             assert found.returns_rows
+
+
+class Id:
+    """A number that is bound by an adapter."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+async def test_many_rows_are_sent_once(make: Make, tmp_path: Path) -> None:
+    """No other program gets in between them, and the rows before one that fails are kept."""
+    engine, connection = await autocommit(make)
+    said: list[str] = []
+
+    def bind(each: Id) -> int:
+        if each.number == 0:  # the fifth
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                said.append(str(error))
+            else:
+                other.execute("ROLLBACK")
+        return each.number
+
+    sqlite3.register_adapter(Id, bind)
+    path = tmp_path / "a.db"
+    with closing(
+        sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    ) as other:
+        before = engine.stats().commits
+        with pytest.raises(IntegrityError):
+            await connection.exec_driver_sql(
+                "INSERT INTO notes (id) VALUES (?)", [(Id(n),) for n in (10, 11, 12, 13, 0, 14)]
+            )
+        assert said == ["database is locked"]
+        found = other.execute("SELECT id FROM notes ORDER BY id").fetchall()
+        assert [number for (number,) in found] == [0, 1, 2, 10, 11, 12, 13]
+        other.execute("BEGIN IMMEDIATE")
+    assert engine.stats().holder is None
+    assert engine.stats().commits == before + 1
+    await connection.close()
+
+
+async def test_a_streamed_write_is_committed_before_its_first_row(make: Make) -> None:
+    """Whoever has the first row may idle: it is in the file, and nobody waits for its reader."""
+    engine, connection = await autocommit(make)
+    returning = insert(notes).values([{"id": 7}, {"id": 8}, {"id": 9}]).returning(notes.c.id)
+    async with connection.stream(returning) as found:
+        first = await found.fetchone()
+        assert engine.stats().holder is None
+        async with engine.begin() as other:
+            assert await other.scalar(COUNT) == 6
+            await other.execute(insert(notes), {"id": 10})
+        rest = await found.fetchall()
+        assert sorted(row.id for row in [first, *rest] if row) == [7, 8, 9]
+    await connection.close()

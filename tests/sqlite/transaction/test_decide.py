@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from qsession.config import ACCESSES
+from qsession.sqlite.queue.want import Want
 from qsession.sqlite.transaction.decide import (
     Action,
     Begin,
     Instead,
     Situation,
     State,
-    Want,
     decide,
 )
 from qsession.sqlite.transaction.statement import Kind, Words
@@ -216,15 +216,30 @@ WRITES: list[Row] = [
     ),
     (
         "the second BEGIN by hand is SQLite's to refuse",
-        now(by_hand=True),
+        now(SNAPSHOT, by_hand=True),
         Kind.BEGIN_WRITE,
         SENT,
+    ),
+    (
+        "so the first one is sent, if it was not",
+        now(by_hand=True),
+        Kind.BEGIN_WRITE,
+        Action(begin=Begin.SNAPSHOT),
     ),
 ]
 
 OTHERS: list[Row] = [
     ("BEGIN by hand waits for the next statement", now(), Kind.BEGIN, instead(Instead.BEGIN)),
-    ("a second one is SQLite's to refuse", now(by_hand=True), Kind.BEGIN, SENT),
+    ("a second one is SQLite's to refuse", now(SNAPSHOT, by_hand=True), Kind.BEGIN, SENT),
+    ("also the first time", now(by_hand=True), Kind.BEGIN, Action(begin=Begin.SNAPSHOT)),
+    ("VACUUM INTO is not logged", now(), Kind.COPY, Action(query_only=False)),
+    (
+        "VACUUM INTO ends a snapshot",
+        now(SNAPSHOT, "write"),
+        Kind.COPY,
+        Action(begin=Begin.END, query_only=False),
+    ),
+    ("but not the promised one", now(SNAPSHOT, "read"), Kind.COPY, Action(query_only=False)),
     ("a SAVEPOINT before a write is remembered", now(), Kind.SAVEPOINT, instead(Instead.REMEMBER)),
     ("defer_foreign_keys is, too", now(READING), Kind.DEFER, instead(Instead.REMEMBER)),
     (

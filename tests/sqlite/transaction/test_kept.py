@@ -519,3 +519,16 @@ async def test_many_at_once(bench):
     expected = [10 * run + number for run in range(100, 110) for number in range(3)]
     assert sorted(marks(bench)) == [*range(200, 230), *expected]
     assert (await settings(bench, "cache_size")) not in range(100, 110)
+
+
+async def test_query_only_that_was_set_back(bench):
+    """Text that turns out to write has a transaction, as if query_only had never been set."""
+    async with bench.engine.connect() as connection:
+        for value in ("ON", "OFF", "ON", "OFF"):
+            await connection.execute(text(f"PRAGMA query_only={value}"))
+        await connection.execute(
+            text("WITH x AS (SELECT 7 AS a) INSERT INTO marks (run) SELECT a FROM x")
+        )
+        assert bench.engine.stats().holder is not None
+        await connection.rollback()
+    assert rows(bench.path, "SELECT * FROM marks") == []

@@ -84,3 +84,13 @@ def test_what_is_alike_is_not_the_same(others: tuple[Any, Any]) -> None:
     for each in (1, *others):
         log.append(Statement("SELECT typeof(?)", (each,)), each)
     assert len(log.entries) == 3
+
+
+def test_named_values_that_are_alike_are_not_the_same() -> None:
+    """The same for parameters that have names."""
+    log = Log()
+    for each in (1, 1.0, True):
+        log.append(Statement("SELECT typeof(:a)", {"a": each}), each)
+    assert [list(each.parameters.values()) for each in log.entries] == [[1], [1.0], [True]]
+    log.append(Statement("SELECT typeof(:a)", {"a": 1.0}), "again")
+    assert len(log.entries) == 3

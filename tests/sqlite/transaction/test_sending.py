@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsession.sqlite.driver.setup import pragma
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen
 from qsession.sqlite.transaction.log import Entry
 from qsession.sqlite.transaction.sending import (
     Plan,
     Report,
     Stage,
-    data_version,
     digest,
     execute,
     fetch,
@@ -157,7 +157,7 @@ def test_nothing_is_read_again_if_nothing_was_committed(
     raw: sqlite3.Connection, other: sqlite3.Connection, complete: bool, changed: bool
 ) -> None:
     """PRAGMA data_version tells; without a log it is all there is."""
-    version = data_version(raw)
+    version = pragma(raw, "data_version")
     entries = [seen(raw, SELECT)] if complete else []
     if changed:
         other.execute("CREATE TABLE elsewhere (a)")
@@ -173,7 +173,7 @@ def test_the_version_is_of_before_the_first_read(
     report = send(raw, Plan(SELECT, asks_version=True))
     other.execute("DELETE FROM t WHERE a=1")
     assert report.version is not None
-    assert report.version != data_version(raw)
+    assert report.version != pragma(raw, "data_version")
 
 
 def test_validation_ends_the_snapshot_before(
@@ -280,4 +280,4 @@ def test_a_stream_that_writes_is_told_whatever_the_factories(
         assert outcome.cursor is report.unclaimed is not None
         outcome.cursor.close()
     assert raw.text_factory is factory
-    assert send(raw, Plan(SELECT, asks_version=True)).version == data_version(raw)
+    assert send(raw, Plan(SELECT, asks_version=True)).version == pragma(raw, "data_version")

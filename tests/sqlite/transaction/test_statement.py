@@ -78,7 +78,7 @@ TEXTS = [
     # What is about the whole file, or about more than one.
     ("VACUUM", Words(Kind.OUTSIDE, "vacuum")),
     ("VACUUM main", Words(Kind.OUTSIDE, "vacuum")),
-    ("VACUUM INTO 'x.db'", Words(Kind.READ, "vacuum")),
+    ("VACUUM INTO 'x.db'", Words(Kind.COPY, "vacuum")),
     ("attach 'x.db' AS x", Words(Kind.SET, "attach")),
     ("DETACH DATABASE x", Words(Kind.SET, "detach")),
     # What begins and ends.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from qsession import ConflictError
+from qsession.sqlite.queue.prediction import Guess
 from qsession.sqlite.transaction import log
-from qsession.sqlite.transaction.prediction import Guess
 
 NEVER = 3600.0
 
@@ -444,3 +446,33 @@ async def test_a_refused_write_of_a_reader_leaves_its_snapshot(engine):
         await deposit(engine, 1, 1)
         assert (await connection.execute(text(BALANCES))).all() == before
     assert rows(engine.pool.write_queue.path, BALANCES)[0] == (1, 101)
+
+
+async def test_a_change_of_an_attached_file_is_a_conflict(engine, tmp_path):
+    """PRAGMA data_version tells of the main file only; the others are read again."""
+    with closing(sqlite3.connect(tmp_path / "far.db", isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=WAL")
+        other.execute("CREATE TABLE stock (n)")
+        other.execute("INSERT INTO stock VALUES (10)")
+        async with engine.connect() as connection:
+            await connection.execute(text(f"ATTACH '{tmp_path / 'far.db'}' AS far"))
+            await connection.commit()
+            left = await connection.scalar(text("SELECT n FROM far.stock"))
+            other.execute("UPDATE stock SET n = n + 100")
+            with pytest.raises(ConflictError):
+                await connection.execute(text("UPDATE far.stock SET n = :n"), {"n": left + 1})
+            await connection.rollback()
+        assert other.execute("SELECT n FROM stock").fetchall() == [(110,)]
+
+
+async def test_a_copy_of_the_file_is_not_made_again(engine, tmp_path):
+    """VACUUM INTO has shown the transaction nothing; it runs once, outside of one."""
+    copy = tmp_path / "copy.db"
+    async with engine.connect() as connection:
+        await connection.execute(text(f"VACUUM INTO '{copy}'"))
+        copy.unlink()
+        await deposit(engine, 2, 5)
+        await connection.execute(update(Account).where(Account.id == 1).values(balance=1))
+        await connection.commit()
+    assert not copy.exists()
+    assert await balances(engine) == {1: 1, 2: 105, 3: 100}

@@ -87,22 +87,23 @@ class Prediction:
 
     def note(self, site: int, wrote: bool, idled: bool) -> None:
         """Remember what a transaction that began at ``site`` has done."""
-        record = self._sites.get(site) or Record()
-        record.note(wrote, idled)
-        keep(self._sites, site, record)
+        self._record(site).note(wrote, idled)
 
     def note_stall(self, site: int) -> bool:
         """A ticket was taken away at ``site``. Whether its transactions go without from now on."""
-        record = self._sites.get(site) or Record()
+        record = self._record(site)
         record.idled += 1
-        keep(self._sites, site, record)
         return record.guess() is Guess.VALIDATES
 
     def note_conflict(self, site: int) -> None:
         """A transaction that began at ``site`` has ended in a conflict."""
+        self._record(site).forced = AFTER_CONFLICT
+
+    def _record(self, site: int) -> Record:
+        """Of a call site, which is the one used last from now on."""
         record = self._sites.get(site) or Record()
-        record.forced = AFTER_CONFLICT
         keep(self._sites, site, record)
+        return record
 
 
 def call_site() -> int:

@@ -18,7 +18,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from qsession import ConflictError
 from qsession.sqlite.driver.recent import TEXTS
-from qsession.sqlite.transaction.prediction import (
+from qsession.sqlite.queue.prediction import (
     AFTER_CONFLICT,
     FORGETS,
     LEARNT,
