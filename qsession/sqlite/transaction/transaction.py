@@ -514,12 +514,7 @@ class Transaction:
             if driver.in_its_own_way:
                 report.error = _in_its_own_way(report.error)
                 return report
-            now = time.monotonic()
-            if deadline is None:
-                deadline = now + self._settings.queue_timeout
-            elif now >= deadline:
-                raise self._lock_timeout(statement.sql)
-            await_only(asyncio.sleep(BUSY_RETRY))
+            deadline = self._wait_for_lock(deadline, statement.sql)
             check()
 
     def _plan(
@@ -673,6 +668,20 @@ class Transaction:
                 f"({error}); nothing of it was written. Roll back and begin again."
             )
         )
+
+    def _wait_for_lock(self, deadline: float | None, sql: str) -> float:
+        """Wait a moment for the lock of another program; until when, by :func:`time.monotonic`.
+
+        ``deadline``: what the wait before has returned; None for the first one. Raises
+        :class:`QueueTimeout` at the deadline.
+        """
+        now = time.monotonic()
+        if deadline is None:
+            deadline = now + self._settings.queue_timeout
+        elif now >= deadline:
+            raise self._lock_timeout(sql)
+        await_only(asyncio.sleep(BUSY_RETRY))
+        return deadline
 
     def _lock_timeout(self, sql: str) -> errors.QueueTimeout:
         self._queue.counters.timeouts += 1
@@ -850,12 +859,7 @@ class Transaction:
                 if not ended.in_transaction:
                     self._dropped(error)
                 raise self._pool.explain(error)
-            now = time.monotonic()
-            if deadline is None:
-                deadline = now + self._settings.queue_timeout
-            elif now >= deadline:
-                raise self._lock_timeout("COMMIT")
-            await_only(asyncio.sleep(BUSY_RETRY))
+            deadline = self._wait_for_lock(deadline, "COMMIT")
             self._check(work)
 
     def _finish(self, lease: Lease, wrote: bool) -> None:
