@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from cancelling import PATIENCE, Bench, Item, eventually, rows
+from foreign import let_go
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -72,13 +73,6 @@ async def holder(path: Path, code: str = HOLDER) -> AsyncIterator[subprocess.Pop
     finally:
         process.kill()
         process.communicate()
-
-
-def let_go(process: subprocess.Popen[str]) -> None:
-    """It ends, and so gives its turn back."""
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
 
 
 async def add(bench: Bench) -> None:
