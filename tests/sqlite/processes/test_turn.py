@@ -480,8 +480,7 @@ async def test_timeout(path: str, turn: FileTurn) -> None:
     assert not turn.waits
     assert not turn.held
     other.unlock()
-    await eventually(lambda: not turn._pending)
-    assert is_free(path)
+    await eventually(lambda: not turn._pending and is_free(path))
     other.close()
 
 
