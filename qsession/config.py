@@ -15,6 +15,7 @@ Reads = Literal["latest", "snapshot"]
 Isolation = Literal["SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED"]
 ACCESSES = get_args(Access)
 ISOLATIONS = get_args(Isolation)
+READS = get_args(Reads)
 
 
 def check_access(name: str, value: Any) -> Access:
@@ -26,7 +27,7 @@ def check_access(name: str, value: Any) -> Access:
 
 def check_reads(name: str, value: Any) -> Reads:
     """``value`` if it says what reads see; else :class:`ArgumentError`, which calls it ``name``."""
-    if value not in get_args(Reads):
+    if value not in READS:
         raise ArgumentError(f"{name}={value!r}: give one of 'latest', 'snapshot'")
     return value  # type: ignore[no-any-return]
 

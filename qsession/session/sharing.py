@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import (
@@ -13,14 +15,16 @@ from sqlalchemy.ext.asyncio import (
     AsyncSession,
     AsyncSessionTransaction,
 )
+from sqlalchemy.ext.asyncio.result import _ensure_sync_result
 from sqlalchemy.ext.asyncio.session import _AsyncSessionContextManager
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import EMPTY_DICT
 
 from qsession.config import ISOLATIONS, Access, Isolation, check_access, check_priority
 from qsession.engine import QueuedAsyncConnection
 from qsession.errors import UncommittedChangesWarning
 from qsession.session.inner import InnerSession, inner_maker
 from qsession.session.line import Line, SharedResult, in_turn
+from qsession.waiting.greenlets import spawn
 from qsession.waiting.handoff import to_end
 
 if TYPE_CHECKING:
@@ -29,6 +33,41 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
 Bind = AsyncEngine | AsyncConnection
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _of_inner(operation: _F) -> _F:
+    """As `AsyncSession`: the method of the same name of the inner session, in a greenlet."""
+    name = operation.__name__
+
+    @functools.wraps(operation)
+    async def run(self: AsyncSession, *args: Any, **kw: Any) -> Any:
+        return await spawn(getattr(self.sync_session, name), *args, **kw)
+
+    return cast("_F", run)
+
+
+def _buffered(operation: _F) -> _F:
+    """As `AsyncSession`: the rows are fetched while there is a greenlet to wait in."""
+    name = operation.__name__
+
+    @functools.wraps(operation)
+    async def run(
+        self: AsyncSession,
+        statement: Any,
+        params: Any = None,
+        *,
+        execution_options: Any = EMPTY_DICT,
+        **kw: Any,
+    ) -> Any:
+        options = {**execution_options, "prebuffer_rows": True}
+        execute = getattr(self.sync_session, name)
+        result = await spawn(execute, statement, params, execution_options=options, **kw)
+        return await _ensure_sync_result(result, getattr(self, name))
+
+    return cast("_F", run)
 
 
 class QSessionTransaction(AsyncSessionTransaction):
@@ -114,19 +153,23 @@ class QSession(AsyncSession):
         }
 
     # `scalars`, `stream_scalars` and `aclose` are made of these.
-    refresh = in_turn(AsyncSession.refresh)
-    run_sync = in_turn(AsyncSession.run_sync)
-    execute = in_turn(AsyncSession.execute)
+    refresh = in_turn(_of_inner(AsyncSession.refresh))
     if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
-        scalar = in_turn(AsyncSession.scalar)
-    get = in_turn(AsyncSession.get)
-    get_one = in_turn(AsyncSession.get_one)
-    delete = in_turn(AsyncSession.delete)
-    merge = in_turn(AsyncSession.merge)
-    flush = in_turn(AsyncSession.flush)
-    commit = in_turn(AsyncSession.commit)
-    reset = in_turn(AsyncSession.reset)
-    invalidate = in_turn(AsyncSession.invalidate)
+        execute = in_turn(_buffered(AsyncSession.execute))
+        scalar = in_turn(_buffered(AsyncSession.scalar))
+    get = in_turn(_of_inner(AsyncSession.get))
+    get_one = in_turn(_of_inner(AsyncSession.get_one))
+    delete = in_turn(_of_inner(AsyncSession.delete))
+    merge = in_turn(_of_inner(AsyncSession.merge))
+    flush = in_turn(_of_inner(AsyncSession.flush))
+    commit = in_turn(_of_inner(AsyncSession.commit))
+    reset = in_turn(_of_inner(AsyncSession.reset))
+    invalidate = in_turn(_of_inner(AsyncSession.invalidate))
+
+    @in_turn
+    async def run_sync(self, fn: Any, *arg: Any, **kw: Any) -> Any:
+        """As `AsyncSession.run_sync`."""
+        return await spawn(fn, self.sync_session, *arg, **kw)
 
     @property
     def locks_first(self) -> bool:
@@ -153,13 +196,13 @@ class QSession(AsyncSession):
     @in_turn
     async def rollback(self) -> None:
         """As `AsyncSession.rollback`."""
-        await super().rollback()
+        await spawn(self.sync_session.rollback)
         self.line.conflict = False
 
     @in_turn
     async def close(self) -> None:
         """As `AsyncSession.close`."""
-        await super().close()
+        await spawn(self.sync_session.close)
         self.line.conflict = False
 
     @in_turn
@@ -167,7 +210,7 @@ class QSession(AsyncSession):
         self, bind_arguments: Any = None, execution_options: Any = None, **kw: Any
     ) -> AsyncConnection:
         """As `AsyncSession.connection`; its `get_raw_connection` can wait for the writer."""
-        sync_connection = await greenlet_spawn(
+        sync_connection = await spawn(
             self.sync_session.connection,
             bind_arguments=bind_arguments,
             execution_options=execution_options,
@@ -238,7 +281,7 @@ class QSession(AsyncSession):
             closing.append(transaction)
         await self.close()
         for each in interrupted:
-            await greenlet_spawn(each.close)
+            await spawn(each.close)
         return lost
 
     def _maker_context_manager(self) -> SessionBlock:
@@ -247,7 +290,7 @@ class QSession(AsyncSession):
 
 for _name in ("delete_all", "merge_all"):  # SQLAlchemy 2.1
     if hasattr(AsyncSession, _name):
-        setattr(QSession, _name, in_turn(getattr(AsyncSession, _name)))
+        setattr(QSession, _name, in_turn(_of_inner(getattr(AsyncSession, _name))))
 
 
 class SessionBlock(_AsyncSessionContextManager[QSession]):

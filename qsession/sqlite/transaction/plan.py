@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from qsession.sqlite.driver.pace import BUDGET, LONG_WRITE
 from qsession.sqlite.queue.prediction import Guess
@@ -13,11 +13,9 @@ from qsession.sqlite.transaction.statement import Kind, Statement
 from qsession.sqlite.transaction.work import Work
 
 
-@dataclass(slots=True)
 class Plan:
-    """What is to be done on a connection, in this order."""
+    """What is to be done on a connection, in this order. Most plans are as the class says."""
 
-    statement: Statement
     query_only: bool | None = None
     """Sets ``PRAGMA query_only``; None where it is as it should be."""
     ends_reading: bool = False
@@ -46,6 +44,11 @@ class Plan:
     """
     watches: str | None = None
     """A PRAGMA whose value is looked at before and after."""
+
+    def __init__(self, statement: Statement, **given: Any) -> None:
+        self.statement = statement
+        if given:
+            vars(self).update(given)
 
     @property
     def reads_all_again(self) -> bool:

@@ -101,7 +101,7 @@ class Runner:
                 await_only(READY)
             check()
             if driver.quiet:  # else another task was faster
-                report = self._run_here(driver, plan)
+                report = self.run_here(driver, plan)
                 if report is not None:
                     return report
         report = Report()
@@ -128,6 +128,10 @@ class Runner:
         """
         return FEW if first and self._pace.enabled else self._pace.rows(sql, FEW) or None
 
+    def is_short(self, sql: str) -> bool:
+        """Whether a text is known to be short enough for the loop."""
+        return self._pace.inline(sql)
+
     def _is_short(self, driver: DriverConnection, plan: Plan) -> bool:
         """Whether a statement is known to be short enough for the loop."""
         statement = plan.statement
@@ -139,7 +143,7 @@ class Runner:
             return self._pace.enabled
         return self._pace.inline(statement.sql)
 
-    def _run_here(self, driver: DriverConnection, plan: Plan) -> Report | None:
+    def run_here(self, driver: DriverConnection, plan: Plan) -> Report | None:
         """Run it on the loop; None if it was broken off there, and has to run in the thread."""
         assert self._turn is not None
         began, own = time.perf_counter(), self._turn.processor_time()

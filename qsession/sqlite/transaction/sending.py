@@ -50,9 +50,8 @@ class Stage(Enum):
     STATEMENT = "at the statement itself"
 
 
-@dataclass(slots=True)
 class Report:
-    """What happened, for the transaction to decide on."""
+    """What happened, for the transaction to decide on. It begins as the class says."""
 
     outcome: Outcome | None = None
     error: Exception | None = None

@@ -1,0 +1,90 @@
+"""Greenlets that are used again.
+
+Each new greenlet costs the system a piece of memory that is mapped and unmapped, which is more than
+many statements take. SQLAlchemy's :func:`~sqlalchemy.util.greenlet_spawn` makes one for each call.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+T = TypeVar("T")
+
+KEPT = 100
+"""Idle greenlets that a thread keeps."""
+
+
+class _Worker(greenlet):
+    """Runs one function after the other; between two of them it stands in :meth:`run`.
+
+    Invariant: an idle one refers to nothing of the function that it ran last.
+    """
+
+    __sqlalchemy_greenlet_provider__ = True  # what SQLAlchemy's await_only() looks for
+    parent: greenlet
+    busy = False
+    call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
+    value: Any = None
+    failure: BaseException | None = None
+
+    def run(self) -> None:
+        while True:
+            self._run_one()
+            self.busy = False
+            self.parent.switch()
+
+    def _run_one(self) -> None:
+        assert self.call is not None
+        (function, args, kw), self.call = self.call, None
+        try:
+            self.value = function(*args, **kw)
+        except GreenletExit:  # nobody waits for it any more
+            raise
+        except BaseException as error:
+            self.failure = error
+
+
+class _Idle(threading.local):
+    """The idle workers of a thread; none can change to another thread."""
+
+    def __init__(self) -> None:
+        self.workers: list[_Worker] = []
+
+
+_idle = _Idle()
+
+
+async def spawn(function: Callable[..., T], *args: Any, **kw: Any) -> T:
+    """Run a function that may wait by ``await_only()``, as SQLAlchemy's ``greenlet_spawn`` does.
+
+    Raises what the function raises. A cancellation is raised inside the function, where it waits.
+    """
+    driver, idle = getcurrent(), _idle.workers
+    worker = idle.pop() if idle else _Worker()
+    worker.parent, worker.gr_context = driver, driver.gr_context
+    worker.call, worker.busy = (function, args, kw), True
+    awaited = worker.switch()
+    while worker.busy and not worker.dead:
+        try:
+            found = await awaited
+        except BaseException:
+            awaited = worker.throw(*sys.exc_info())
+        else:
+            awaited = worker.switch(found)
+    if worker.dead:
+        return awaited  # type: ignore[no-any-return]
+    value, failure = worker.value, worker.failure
+    worker.value = worker.failure = worker.gr_context = None
+    if len(idle) < KEPT and driver.parent is None:  # an idle one keeps its driver alive
+        idle.append(worker)
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback refers to this frame
+    return value  # type: ignore[no-any-return]
