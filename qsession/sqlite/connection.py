@@ -25,7 +25,7 @@ class Home(Connections, Protocol):
     """What a connection needs of its pool."""
 
     isolation_level: str | None
-    record_info: dict[Any, Any]
+    noted: tuple[dict[Any, Any], dict[Any, Any]]
 
     def reset(self, connection: RoutedConnection) -> None: ...
 
@@ -55,7 +55,10 @@ class RoutedConnection(PoolProxiedConnection):
         if self._record is None:
             lease = self.transaction.work.lease
             self._record = _ConnectionRecord(cast("Any", self._pool), connect=False)
-            self._record.info.update(self._pool.record_info if lease is None else lease.record.info)
+            record = None if lease is None else lease.record
+            noted = (record.info, record.record_info) if record else self._pool.noted
+            self._record.info.update(noted[0])
+            cast("dict[Any, Any]", self._record.record_info).update(noted[1])
         return self._record
 
     @property

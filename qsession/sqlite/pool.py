@@ -71,8 +71,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self.pace = Pace(self.settings.inline)
         self.isolation_level: str | None = self._dialect._on_connect_isolation_level
         """What ``create_async_engine(isolation_level=...)`` asked for."""
-        self.record_info: dict[Any, Any] = {}
-        """What "connect" listeners have noted of the connection that was opened last."""
+        self.noted: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
+        """What "connect" listeners have noted of the connection that was opened last: in ``info``
+        and in ``record_info``."""
         self._looked: tuple[float, object] = (0.0, None)
         """When the file was last looked at, and what was found."""
         self._asking = threading.local()
@@ -311,14 +312,14 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             found = driver.run(make_ready, self._dialect.shares_syncs)
         except sqlite3.Error as error:
             raise self.explain(error) from error
-        driver.path, driver.sync, driver.has_attached = found
+        driver.path, driver.sync, driver.has_attached, driver.only_reads = found
         if driver.path:
             driver.run(self.checkpointer.set_up, driver.path)
         driver.identity = _identity(driver) if driver.path else None
         fork.refuse_carried(driver.path, driver.identity)
         identity = None if driver.identity is None else driver.identity[:2]
         self.write_queue.on(driver.path, identity)
-        self.record_info = record.info
+        self.noted = record.info, record.record_info
         driver.is_ready = True
 
     def syncer(self, driver: DriverConnection) -> Syncer:
@@ -366,9 +367,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             "transaction was written. The next transaction opens the file anew."
         )
 
-    def explain(self, error: Exception) -> Exception:
+    def explain(self, error: Exception, query_only: bool = False) -> Exception:
         """The same error, with what a user can do about it."""
-        return explain(error, self.database)
+        return explain(error, self.database, query_only)
 
     def _warn_of_wal(self, size: int) -> None:
         """Tell which transaction keeps the WAL from being reused, once until it is reused."""

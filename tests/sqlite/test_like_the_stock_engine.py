@@ -169,8 +169,10 @@ async def test_info_of_connect_listeners(make: Make) -> None:
     """``connection.info`` holds what a "connect" listener has put into the record's."""
     engine = make()
     event.listen(engine.sync_engine, "connect", lambda raw, record: record.info.update(mark=7))
+    event.listen(engine.sync_engine, "connect", lambda _, record: record.record_info.update(of=8))
     async with engine.connect() as connection:
         assert (await connection.run_sync(lambda inner: dict(inner.info)))["mark"] == 7
+        assert (await connection.get_raw_connection()).record_info == {"of": 8}
         await connection.execute(text("SELECT 1"))
         assert (await connection.run_sync(lambda inner: dict(inner.info)))["mark"] == 7
 

@@ -57,6 +57,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """What makes them durable, where the fsync is shared."""
     query_only: bool | None = False
     """What ``PRAGMA query_only`` is set to by us; None where that is not known."""
+    only_reads = False
+    """Whether a listener has set ``PRAGMA query_only``: then it stays as it is."""
     has_attached = False
     """Whether the application, or a listener, has attached other files."""
     in_its_own_way = False
@@ -149,7 +151,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         if self.sync is Sync.SHARED and not self.raw.in_transaction:
             self.post(lambda raw: raw.execute(f"PRAGMA main.synchronous={FULL}"))
             self.sync = Sync.SQLITE  # what is committed there, nobody hears of
-        self.let_write(writes)
+        if not self.only_reads:
+            self.let_write(writes)
 
     def let_write(self, writes: bool) -> None:
         """Set ``PRAGMA query_only`` for the application, without waiting."""

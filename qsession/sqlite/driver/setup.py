@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from qsession.errors import (
     SQLITE_BUSY,
@@ -59,8 +59,18 @@ def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
     return True
 
 
-def make_ready(raw: sqlite3.Connection, shares: bool) -> tuple[str, Sync, bool]:
-    """After listeners: its file, who syncs, and whether other files are attached.
+class Found(NamedTuple):
+    """A connection as its "connect" listeners have left it."""
+
+    path: str
+    sync: Sync
+    has_attached: bool
+    only_reads: bool
+    """Whether ``PRAGMA query_only`` is on."""
+
+
+def make_ready(raw: sqlite3.Connection, shares: bool) -> Found:
+    """After listeners: what is ours to set, and what they have set.
 
     ``shares``: this engine shares its fsyncs.
 
@@ -75,14 +85,15 @@ def make_ready(raw: sqlite3.Connection, shares: bool) -> tuple[str, Sync, bool]:
             "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener keeps the file to one "
             "connection, and an engine uses several: take it out"
         )
-    level, others = pragma(raw, "synchronous"), bool(attached(raw))
+    found = Found(path, Sync.SQLITE, bool(attached(raw)), bool(pragma(raw, "query_only")))
+    level = pragma(raw, "synchronous")
     if level in (OFF, NORMAL):
-        return path, Sync.NOBODY, others
-    shares = shares and level == FULL and bool(path) and not others
+        return found._replace(sync=Sync.NOBODY)
+    shares = shares and level == FULL and bool(path) and not found.has_attached
     if shares and pragma(raw, "journal_mode") == "wal":
         raw.execute(f"PRAGMA synchronous={NORMAL}")
-        return path, Sync.SHARED, others
-    return path, Sync.SQLITE, others
+        return found._replace(sync=Sync.SHARED)
+    return found
 
 
 def sync_after_setting(raw: sqlite3.Connection, sync: Sync, name: str) -> Sync:
@@ -92,6 +103,8 @@ def sync_after_setting(raw: sqlite3.Connection, sync: Sync, name: str) -> Sync:
     (https://sqlite.org/lang_attach.html).
     """
     raw.execute("PRAGMA busy_timeout=0")
+    if raw.in_transaction:  # the level may not be changed in it; an attached file has its own
+        return sync
     if name == "synchronous":
         return Sync.NOBODY if pragma(raw, "synchronous") in (OFF, NORMAL) else Sync.SQLITE
     if sync is Sync.SHARED and (attached(raw) or pragma(raw, "journal_mode") != "wal"):

@@ -18,10 +18,15 @@ from qsession.errors import (
 from qsession.sqlite.files.read_only import is_stranded, path_of
 
 
-def explain(error: Exception, database: str) -> Exception:
-    """The same kind of error with the same code, its message followed by cause and remedy."""
+def explain(error: Exception, database: str, query_only: bool = False) -> Exception:
+    """The same kind of error with the same code, its message followed by cause and remedy.
+
+    ``query_only``: the connection was told by the application to write nothing.
+    """
     code = sqlite_code(error)
     hint = _hint(code, database) if isinstance(error, sqlite3.Error) else None
+    if hint is not None and query_only and code == SQLITE_READONLY:
+        hint = "PRAGMA query_only is ON here, set by a listener or by this session"
     if hint is None:
         return error
     explained: Any = type(error)(f"{error}: {hint}")

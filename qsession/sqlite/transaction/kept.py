@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qsession.sqlite.driver.lease import Lease
-from qsession.sqlite.driver.setup import Sync, set_back
+from qsession.sqlite.driver.setup import set_back
 from qsession.sqlite.transaction.statement import Kind, Words
 
 _CAN_BE_SET_BACK = frozenset(
@@ -34,16 +34,15 @@ class Kept:
         self._settings: dict[str, Any] = {}
         self._cannot_be_set_back = False
 
-    def add(self, kind: Kind, words: Words | None, before: Any) -> None:
-        """A statement has set something. ``before`` is what its PRAGMA said."""
+    def add(self, kind: Kind, words: Words, before: Any, now: Any) -> None:
+        """A statement has set something: what its PRAGMA said before, and what it says now."""
         if kind is Kind.WATCH:
             return  # it only has to be the same connection
-        if words is not None and words.name == "query_only" and self.sets("query_only"):
-            del self._settings["query_only"]  # it has changed back
-        elif words is not None and words.name in _CAN_BE_SET_BACK and before is not None:
-            self._settings.setdefault(words.name, before)
-        else:
+        name = words.name
+        if name not in _CAN_BE_SET_BACK or before is None:
             self._cannot_be_set_back = True
+        elif self._settings.setdefault(name, before) == now:
+            del self._settings[name]  # it has changed back
 
     def lend(self, patience: float, autocommit: bool, writes: bool) -> None:
         """Let the application have the driver's connection: nobody knows what it leaves there."""
@@ -72,7 +71,7 @@ class Kept:
         driver = self.lease.driver
         if self._cannot_be_set_back or self.lost is not None:
             driver.suspect = True
-        elif self._settings:
+        else:
             self.lease.tidy(set_back, self._settings)
-            driver.sync = self._sync if self._sync is not Sync.NOBODY else driver.sync
+            driver.sync = self._sync
         self.lease.end()

@@ -68,6 +68,8 @@ class Report:
     """Seconds that the statement took by itself; None if it was not reached, or not measured."""
     was: Any = None
     """What the watched PRAGMA said before, if it says something else now."""
+    now: Any = None
+    """What it says now."""
     unclaimed: Any = None
     """The cursor of a stream, until the task that asked for it has got it."""
 
@@ -120,13 +122,14 @@ def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = Tr
             report.outcome = Outcome() if plan.only_begins else execute(raw, plan.statement, report)
         finally:
             report.spent = None if started is None else spent(started)
-        if plan.watches is not None and pragma(raw, plan.watches) != before:
-            report.was = before
+        if plan.watches is not None:
+            report.now = pragma(raw, plan.watches)
+            report.was = before if before != report.now else None
     except Exception as error:
         report.error = error
         if report.stage is Stage.STATEMENT:
             report.changed = raw.total_changes != changes
-        undo = report.stage is not Stage.STATEMENT or report.busy
+        undo = report.stage is not Stage.STATEMENT or report.busy or report.refused
         if undo and raw.in_transaction and not began_before:
             raw.execute("ROLLBACK")
     if plan.commits and raw.in_transaction:

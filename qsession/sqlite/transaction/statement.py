@@ -198,6 +198,15 @@ def defines(words: Words | None) -> bool:
     return words is not None and (words.name in _DEFINES or words.name in _IN_HEADER)
 
 
+def means_on(value: str) -> bool:
+    """Whether SQLite takes a value for true (https://sqlite.org/pragma.html#pragma_foreign_keys).
+
+    A number is true unless it is 0; any other word than these is false.
+    """
+    number = re.match(r"\d+", value)
+    return int(number[0]) != 0 if number else value.lower() in ("on", "yes", "true")
+
+
 def changes_rows(statement: Statement) -> bool:
     """Whether it is certain to take SQLite's write lock, even if there is nothing to change.
 

@@ -25,7 +25,7 @@ from qsession.config import Access, Settings, check_access, check_priority, chec
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import BUDGET, Pace
 from qsession.sqlite.driver.physical import DriverConnection
-from qsession.sqlite.driver.setup import Sync, attached_to_itself, sync_after_setting
+from qsession.sqlite.driver.setup import Sync, attached_to_itself, pragma, sync_after_setting
 from qsession.sqlite.durability.checkpoint import Checkpointer, When
 from qsession.sqlite.durability.syncer import Syncer, recover
 from qsession.sqlite.processes.owners import lock_owner
@@ -56,6 +56,7 @@ from qsession.sqlite.transaction.statement import (
     Statement,
     changes_rows,
     defines,
+    means_on,
     savepoints_after,
 )
 from qsession.sqlite.transaction.work import NOTHING_READ, Work
@@ -103,7 +104,7 @@ class Connections(Protocol):
 
     def check_file(self, driver: DriverConnection, again: bool = False) -> None: ...
 
-    def explain(self, error: Exception) -> Exception: ...
+    def explain(self, error: Exception, query_only: bool = False) -> Exception: ...
 
 
 class Transaction:
@@ -284,6 +285,8 @@ class Transaction:
                 f"A transaction with access='read' cannot write: {statement.sql!r}. Use qsession() "
                 "or access='auto' for a transaction that writes."
             )
+        elif self._is_so_already(statement):
+            pass  # a setting that would change nothing need not be refused
         elif instead is Instead.REFUSE_SNAPSHOT:
             raise errors.QSessionError(
                 f"{statement.sql!r} works only outside of a transaction, and this one, with "
@@ -295,6 +298,13 @@ class Transaction:
                 "this one has written. Commit before it, or send it first."
             )
         return _nothing_sent()
+
+    def _is_so_already(self, statement: Statement) -> bool:
+        """Whether it is ``PRAGMA foreign_keys=ON`` where that is on, as sessions often begin."""
+        lease, words = self.work.lease, statement.words
+        if lease is None or words is None or words.name != "foreign_keys" or words.value is None:
+            return False
+        return bool(lease.driver.run(pragma, words.name)) is means_on(words.value)
 
     def _remember(self, statement: Statement) -> None:
         """Keep what is sent behind BEGIN IMMEDIATE only: before it nothing can be undone."""
@@ -335,8 +345,6 @@ class Transaction:
                 return outcome
             report = self._run(action, statement, lease)
             if report.refused and statement.kind is Kind.UNKNOWN:
-                if report.in_transaction and not self.work.in_transaction:
-                    lease.tidy(sending.finish_reading)  # it has begun for nothing
                 statement.kind = Kind.WRITE  # the database said so
                 action = self._decide(statement)
                 if action.instead is not None:
@@ -579,8 +587,8 @@ class Transaction:
         wanted, words = action.query_only, plan.statement.words
         if words is not None and words.name == "query_only":
             wanted = False  # the application sets it, or asks for it
-        elif self._kept is not None and self._kept.sets("query_only"):
-            wanted = None  # what the application has set stays
+        elif driver.only_reads or (self._kept is not None and self._kept.sets("query_only")):
+            wanted = None  # what a listener, or the application, has set stays
         if wanted is not None and wanted is not driver.query_only:
             plan.query_only = wanted
             driver.query_only = None  # until it is known to have been set
@@ -623,10 +631,10 @@ class Transaction:
         """The state that a statement has led to."""
         work = self.work
         if action.begin is Begin.WRITE:
-            # After an error, an upgrade may or may not have come to the lock.
-            certain = report.error is None or work.state is not State.SNAPSHOT or report.changed
-            code = 0 if certain or report.error is None else errors.sqlite_code(report.error)
-            if report.in_transaction and (certain or code == errors.SQLITE_CONSTRAINT):
+            # A constraint is met by a statement that writes. Any other error, as "no such table",
+            # may come before an upgrade has the lock; and nobody is to wait for what has failed.
+            failed = report.error is not None and report.code != errors.SQLITE_CONSTRAINT
+            if report.in_transaction and (report.changed or not failed):
                 self._lock()
                 if statement.kind is Kind.BEGIN_WRITE:
                     work.by_hand = True
@@ -653,11 +661,12 @@ class Transaction:
         """Raise the error of a statement, with what became of the transaction taken note of."""
         work, error = self.work, report.error
         assert error is not None
-        if errors.sqlite_code(error) in _SUSPECT:
+        elsewhere = statement.kind in (Kind.SET, Kind.COPY)  # ATTACH names a file, VACUUM INTO too
+        if report.code in _SUSPECT and not elsewhere:
             lease.driver.suspect = True
             if self._kept is not None:
                 self._lose_kept(error)
-        if was_open and not report.in_transaction:
+        if was_open and not report.in_transaction and action.begin is not Begin.END:
             self._dropped(error)
         elif work.state is State.LOCKED:
             work.wrote = work.wrote or report.changed  # OR FAIL keeps what came before
@@ -674,7 +683,14 @@ class Transaction:
                 self._give_up_ticket()
             if not work.in_transaction:
                 self._rest(lease)
-        raise self._pool.explain(error)
+        if elsewhere:
+            raise error
+        raise self._pool.explain(error, self._refuses_to_write(lease.driver))
+
+    def _refuses_to_write(self, driver: DriverConnection) -> bool:
+        """Whether a listener, or a statement of the application, has set PRAGMA query_only."""
+        changed = self._kept is not None and self._kept.sets("query_only")
+        return driver.only_reads is not changed
 
     def _note_result(
         self, action: Action, statement: Statement, lease: Lease, outcome: Outcome
@@ -762,9 +778,9 @@ class Transaction:
         if statement.kind is Kind.SET and words.value is not None and before is None:
             if words.name != "synchronous":
                 return  # it was so before
-            before = words.value
+            before = report.now
         kept = self._kept = self._kept or Kept(lease)
-        kept.add(statement.kind, words, before)
+        kept.add(statement.kind, words, before, report.now)
         if statement.kind is Kind.SET:
             driver.sync = driver.run(sync_after_setting, driver.sync, words.name)
             if words.name in ("attach", "detach"):

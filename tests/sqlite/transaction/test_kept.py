@@ -275,7 +275,8 @@ async def test_foreign_keys_behind_a_write(bench):
     async with bench.engine.connect() as connection:
         await connection.execute(ADD, {"run": 1})
         with pytest.raises(QSessionError, match="SQLite ignores it inside of a transaction"):
-            await connection.execute(text("PRAGMA foreign_keys=OFF"))
+            await connection.execute(text("PRAGMA foreign_keys=ON"))
+        await connection.execute(text("PRAGMA foreign_keys=OFF"))  # it is off
         await connection.commit()
         await connection.execute(text("PRAGMA foreign_keys=ON"))
         assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
@@ -290,7 +291,54 @@ async def test_foreign_keys_in_a_snapshot(bench):
         await connection.execute(READ)
         with pytest.raises(QSessionError, match="Send it first"):
             await connection.execute(text("PRAGMA foreign_keys=OFF"))
+        await connection.execute(text("PRAGMA foreign_keys=ON"))  # it is on
         assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+async def test_a_setting_that_fails_ends_nothing(bench, tmp_path):
+    """The read transaction that was ended for it is begun again; the database is not to blame."""
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(qsession_access="write")
+        await connection.execute(text("PRAGMA cache_size=7"))
+        await connection.execute(READ)
+        with pytest.raises(
+            OperationalError, match=r"unable to open database: .*missing.b\.db\n"
+        ) as told:
+            await connection.execute(text(f"ATTACH '{tmp_path}/missing/b.db' AS other"))
+        assert "app.db" not in str(told.value.orig)
+        await connection.execute(ADD, {"run": 1})
+        await connection.commit()
+        assert await connection.scalar(text("PRAGMA cache_size")) == 7
+    bench.acknowledged.add(1)
+    assert marks(bench) == [1]
+
+
+async def test_attached_behind_a_write(bench, tmp_path):
+    """SQLite allows it there, but no change of the synchronous level, which is ours."""
+    async with bench.engine.connect() as connection:
+        await connection.execute(ADD, {"run": 1})
+        await connection.execute(text(f"ATTACH '{tmp_path}/other.db' AS other"))
+        await connection.execute(text("CREATE TABLE other.copy AS SELECT run FROM marks"))
+        await connection.commit()
+        assert await connection.scalar(text("SELECT count(*) FROM other.copy")) == 3
+    bench.acknowledged.add(1)
+    assert rows(tmp_path / "other.db", "SELECT run FROM copy") == [(1,)] * 3
+    assert await settings(bench, "synchronous") == SHARED
+
+
+async def test_a_write_that_fails_before_it_writes(bench):
+    """It has no lock: its session may be kept open, and others write meanwhile."""
+    for access in ("auto", "write"):
+        async with bench.engine.connect() as connection:
+            await connection.execution_options(qsession_access=access)
+            await connection.execute(READ)
+            with pytest.raises(OperationalError, match="no such table"):
+                await connection.execute(text("INSERT INTO missing VALUES (1)"))
+            with sqlite3.connect(bench.path, timeout=0) as other:
+                other.execute("UPDATE items SET value = value")
+            other.close()
+            await connection.execute(ADD, {"run": 1})
+            await connection.rollback()
 
 
 # What costs a connection.
@@ -519,6 +567,36 @@ async def test_many_at_once(bench):
     expected = [10 * run + number for run in range(100, 110) for number in range(3)]
     assert sorted(marks(bench)) == [*range(200, 230), *expected]
     assert (await settings(bench, "cache_size")) not in range(100, 110)
+
+
+async def test_set_back_by_hand(bench):
+    """A setting that is at its first value again has not to be set back, nor to be missed."""
+    mine = await kept(bench, "PRAGMA cache_size=7", "PRAGMA foreign_keys=ON")
+    before = await settings(bench, "cache_size")
+    assert mine.sync_connection.connection.transaction._kept.is_changed
+    for sql in (f"PRAGMA cache_size={before}", "PRAGMA foreign_keys=OFF"):
+        await mine.execute(text(sql))
+    assert not mine.sync_connection.connection.transaction._kept.is_changed
+    await mine.close()
+
+
+async def test_query_only_of_a_listener(bench):
+    """An engine that is made to read only does so, whatever text was read before."""
+    engine = create_async_engine(f"sqlite+aiosqlite:///{bench.path}")
+    event.listen(engine.sync_engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON"))
+    async with engine.connect() as connection:
+        await connection.execute(text("WITH one AS (SELECT 1) SELECT * FROM one"))
+        with pytest.raises(OperationalError, match="query_only is ON here, set by a listener"):
+            await connection.execute(ADD, {"run": 1})
+        await connection.execute(text("PRAGMA query_only=OFF"))
+        await connection.execute(ADD, {"run": 1})
+        await connection.commit()
+    async with engine.connect() as connection:
+        with pytest.raises(OperationalError, match="query_only"):
+            await connection.execute(ADD, {"run": 2})
+    await engine.dispose()
+    assert marks(bench) == [1]
+    bench.acknowledged.add(1)
 
 
 async def test_query_only_that_was_set_back(bench):
