@@ -14,6 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from qsession.by_url import offer
 from qsession.servers.creation import create_server_engine, pool_size, take_settings
+from qsession.servers.failures import REFUSED
 from qsession.servers.pool import ServerPool
 from qsession.stats import Stats
 from qsession.urls import with_driver
@@ -156,6 +157,17 @@ async def drain(engine: AsyncEngine | Engine, timeout: float | None = None) -> N
     no queue of writers.
     """
     await _write_queue(engine, "to drain").drain(timeout)
+
+
+def refusal(connection: Connection) -> BaseException | None:
+    """Why the transaction of a connection can only be rolled back; None if it can go on."""
+    if connection.closed or connection.invalidated:
+        return None
+    if is_queued(connection.engine):
+        failure: Exception | None = cast("Any", connection.connection).transaction.work.failure
+        return failure
+    _, error = connection.info.get(REFUSED, (None, None))
+    return cast("Exception | None", error)
 
 
 def _write_queue(engine: AsyncEngine | Engine, purpose: str) -> WriteQueuePool:

@@ -66,6 +66,11 @@ class PoolConnection(Statements):
         """Whether its transaction has lost to another one, and can only be rolled back."""
         return self._conflict is not None
 
+    @property
+    def conflict(self) -> ConflictError | None:
+        """The conflict that its transaction cannot go on after, whoever has hidden that error."""
+        return self._conflict
+
     def transaction(
         self, *, isolation: str | None = None, readonly: bool = False
     ) -> Transaction[PoolConnection]:

@@ -18,6 +18,7 @@ from sqlalchemy import TextClause, event, exc
 from sqlalchemy.engine import CursorResult, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, sessionmaker
 
+from qsession.engine import refusal
 from qsession.session.line import Line, in_turn_from_greenlet
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -89,6 +90,20 @@ class InnerSession(Session):
             return super()._autobegin_t(begin)
         origin = SessionTransactionOrigin
         return InnerTransaction(self, origin.BEGIN if begin else origin.AUTOBEGIN)
+
+    @property
+    def refusal(self) -> BaseException | None:
+        """Why its transaction can only be rolled back, whoever has hidden that; None if it can go
+        on.
+        """
+        transaction = self.get_transaction()
+        if transaction is None:
+            return None
+        if transaction._rollback_exception is not None:  # a flush has failed
+            return transaction._rollback_exception
+        connections = {each[0] for each in transaction._connections.values()}
+        refused = (refusal(each) for each in connections)
+        return next((each for each in refused if each is not None), None)
 
     def note(self, what: str) -> None:
         """Remember a write of the current transaction."""

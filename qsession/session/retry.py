@@ -34,6 +34,11 @@ class _MayConflict(Protocol):
         """Whether its transaction has lost to another one, and can only be rolled back."""
         ...
 
+    @property
+    def conflict(self) -> BaseException | None:
+        """The conflict that its transaction cannot go on after, whoever has hidden that error."""
+        ...
+
 
 _S = TypeVar("_S", bound=_MayConflict)
 _T = TypeVar("_T")
@@ -91,6 +96,8 @@ async def run(
                 session.locks_first = attempt > 1
                 try:
                     result: _T = await _awaitable(fn, fn(session, *args, **kw))
+                    if session.conflict is not None:  # hidden: SQLAlchemy would end, and not commit
+                        raise session.conflict
                 finally:
                     lost = session.in_conflict
                 return result

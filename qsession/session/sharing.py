@@ -24,6 +24,7 @@ from qsession.engine import QueuedAsyncConnection
 from qsession.errors import UncommittedChangesWarning
 from qsession.session.inner import InnerSession, inner_maker
 from qsession.session.line import Line, SharedResult, in_turn
+from qsession.session.retry import is_conflict
 from qsession.waiting.greenlets import spawn
 from qsession.waiting.handoff import to_end
 
@@ -191,7 +192,15 @@ class QSession(AsyncSession):
     @property
     def in_conflict(self) -> bool:
         """Whether its transaction has lost to another one, and can only be rolled back."""
-        return self.line.conflict
+        return self.line.conflict or self.conflict is not None
+
+    @property
+    def conflict(self) -> BaseException | None:
+        """The conflict that its transaction cannot go on after, whoever has hidden that error."""
+        inner = self.sync_session
+        assert isinstance(inner, InnerSession)
+        refused = inner.refusal
+        return refused if refused is not None and is_conflict(refused) else None
 
     @in_turn
     async def rollback(self) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import exc, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import exc, select, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from qsession import ConflictError, QSession, create_async_engine, create_pool
 from qsession.session import retry
@@ -210,3 +210,54 @@ async def test_a_real_conflict_that_a_library_wraps_is_run_again(maker: SessionM
     async with maker.reader() as s:
         assert await s.scalar(select(Item.stock)) == 11
     await engine.dispose()
+
+
+async def flush(s: QSession) -> None:
+    """Hide the error, and say nothing: SQLAlchemy would end the block without a COMMIT."""
+    with contextlib.suppress(ConflictError):
+        await s.flush()
+
+
+async def on_the_connection(s: QSession) -> None:
+    """Meet the conflict beside the session, and raise another error that knows nothing of it."""
+    connection = await s.connection()
+    with contextlib.suppress(ConflictError):
+        await connection.execute(update(Item).values(stock=0))
+    raise RepositoryError
+
+
+async def in_a_function(s: QSession) -> None:
+    """Meet the conflict in the synchronous session."""
+
+    def change(inner: Session) -> None:
+        with contextlib.suppress(ConflictError):
+            inner.flush()
+
+    await s.run_sync(change)
+    raise RepositoryError
+
+
+@pytest.mark.parametrize("hide", [flush, on_the_connection, in_a_function])
+async def test_a_conflict_that_is_hidden(
+    maker: SessionMaker, hide: Callable[[QSession], Awaitable[None]]
+) -> None:
+    """The transaction knows of it, and cannot be committed: what `run` returns is committed."""
+    attempts = 0
+
+    async def change(s: QSession) -> None:
+        nonlocal attempts
+        attempts += 1
+        item = await s.get_one(Item, 1)
+        if attempts == 1:
+            async with maker.begin() as other:
+                (await other.get_one(Item, 1)).stock += 10
+        item.stock += 1
+        if attempts == 1:
+            await hide(s)
+
+    others = SessionMaker()
+    others.configure(bind=maker.engine, access="auto")
+    await others.run(change)
+    assert attempts == 2
+    async with maker.reader() as s:
+        assert await s.scalar(select(Item.stock)) == 11
