@@ -295,7 +295,9 @@ class Transaction:
         else:
             raise errors.QSessionError(
                 f"{statement.sql!r} was not run: SQLite ignores it inside of a transaction, and "
-                "this one has written. Commit before it, or send it first."
+                "this one has written. Commit before it, or send it first. In a migration of "
+                "Alembic, send it in `with op.get_context().autocommit_block():`, or let env.py "
+                "call qsession.migrate.run(), which takes care of foreign keys."
             )
         return _nothing_sent()
 

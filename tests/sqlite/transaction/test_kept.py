@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
+from contextlib import closing, nullcontext
 
 import pytest
 from cancelling import (
@@ -280,6 +281,26 @@ async def test_foreign_keys_behind_a_write(bench):
         await connection.commit()
         await connection.execute(text("PRAGMA foreign_keys=ON"))
         assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+    bench.acknowledged.add(1)
+
+
+@pytest.mark.parametrize("now", [0, 1])
+@pytest.mark.parametrize(
+    "word", ["ON", "off", "yes", "'no'", "True", "false", "0", "1", "2", "-1", "1.5", "full"]
+)
+async def test_foreign_keys_that_stay_as_they_are(bench, now, word):
+    """Behind a write a PRAGMA that changes nothing is no error; SQLite says what a word means."""
+    with closing(sqlite3.connect(":memory:")) as stock:
+        stock.execute(f"PRAGMA foreign_keys={1 - now}")
+        stock.execute(f"PRAGMA foreign_keys={word}")
+        stays = stock.execute("PRAGMA foreign_keys").fetchone() == (now,)
+    async with bench.engine.connect() as connection:
+        await connection.execute(text(f"PRAGMA foreign_keys={now}"))
+        await connection.execute(ADD, {"run": 1})
+        with nullcontext() if stays else pytest.raises(QSessionError, match="autocommit_block"):
+            await connection.execute(text(f"PRAGMA foreign_keys={word}"))
+        assert await connection.scalar(text("PRAGMA foreign_keys")) == now
+        await connection.commit()
     bench.acknowledged.add(1)
 
 
