@@ -19,6 +19,9 @@ depends_on: str | Sequence[str] | None = ${repr(depends_on)}
 
 
 def upgrade() -> None:
+% for line in context.get("why_empty", ()):
+    # ${line}
+% endfor
     ${upgrades if upgrades else "pass"}
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-from importlib.resources import files
-from pathlib import Path
-from string import Template
-from typing import Annotated, Any
+from typing import Any
 
 try:
     import typer
@@ -22,14 +19,13 @@ from qsession.commands.backup import backup
 from qsession.commands.bench import bench
 from qsession.commands.copy import copy
 from qsession.commands.doctor import doctor
+from qsession.commands.init import init
 from qsession.commands.top import top
 from qsession.commands.who import who
 
 RUNNING = "While applications run"
 FILES = "Look after a file"
 PROJECT = "Begin, and measure"
-NO_MODELS = "qsession:Base"
-"""A base that knows only the models whose modules somebody imports."""
 
 
 class Commands(TyperGroup):
@@ -75,61 +71,8 @@ def version() -> None:
     typer.echo(__version__)
 
 
-@app.command(rich_help_panel=PROJECT)
-def init(
-    directory: Annotated[Path, typer.Argument(help="The top folder of the project.")] = Path(),
-    url: Annotated[
-        str, typer.Option(help="The database that alembic.ini names.")
-    ] = "sqlite+qsession:///app.db",
-    models: Annotated[
-        str,
-        typer.Option(help="The declarative base, as module:name."),
-    ] = NO_MODELS,
-) -> None:
-    """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`."""
-    module, _, name = models.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), name]):
-        raise typer.BadParameter(
-            f"{models!r} is not of the form module:name", param_hint="--models"
-        )
-    imports = f"from {module} import {name}"
-    if models == NO_MODELS:
-        imports += "  # import the modules of your models here, too"
-    contents = {
-        "alembic.ini": _template("alembic.ini.txt").substitute(url=url.replace("%", "%%")),
-        "migrations/env.py": _template("env.py.txt").substitute(
-            imports=imports, metadata=f"{name}.metadata"
-        ),
-        "migrations/script.py.mako": _template("script.py.mako").template,
-    }
-    for existing in [each for each in contents if (directory / each).exists()]:
-        typer.secho(f"{directory / existing} exists already: nothing was written.", err=True)
-        raise typer.Exit(1)
-    (directory / "migrations" / "versions").mkdir(parents=True, exist_ok=True)
-    for each, text in contents.items():
-        (directory / each).write_text(text, encoding="utf-8")
-        typer.echo(f"wrote {directory / each}")
-    next_steps = 'alembic revision --autogenerate -m "first"  &&  alembic upgrade head'
-    if models == NO_MODELS:
-        next_steps = (
-            f"import the modules of your models in {directory / 'migrations' / 'env.py'}.\n"
-            "       Without them the first migration is empty. (--models module:name does it.)\n"
-            f"       Then: {next_steps}"
-        )
-    typer.echo(f"\nNext:  {next_steps}")
-
-
+app.command(rich_help_panel=PROJECT)(init)
 app.command(rich_help_panel=PROJECT)(bench)
-
-
-def _template(name: str) -> Template:
-    return _IniTemplate((files("qsession") / "templates" / name).read_text(encoding="utf-8"))
-
-
-class _IniTemplate(Template):
-    """A template that leaves ``${...}``, which is Mako's, alone."""
-
-    braceidpattern = "(?!)"
 
 
 def main() -> None:

@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 from copy_databases import database
 from engines import Make
+from folders import ROOT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from qsession import create_async_engine
+
+# Programs that a test starts, in whatever folder, use this checkout.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 if os.environ.get("QSESSION_TEST_LOOP") == "uvloop":
     import uvloop

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alembic.config import Config
 
-from qsession.cli import init
+from qsession.commands.init import init
 
 REVISION = """
 import asyncio

@@ -15,31 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from qsession.engine import QueuedAsyncEngine, create_async_engine, is_queued
 from qsession.migrate import gate, servers
-from qsession.migrate.sqlite import (
-    back_up,
-    drop_stale_copies,
-    engine_beside,
-    hold_without_foreign_keys,
-    refuse_new_orphans,
-)
+from qsession.migrate.configuration import database_of, options_of
+from qsession.migrate.emptiness import explained
+from qsession.migrate.sqlite import back_up, drop_stale_copies, engine_beside, guarded
+from qsession.sqlite.files.memory import memory_database
 from qsession.sqlite.files.read_only import path_of
 from qsession.urls import with_driver
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection, MetaData
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.engine import Dialect
 
 WAIT = 600.0
 """Seconds a worker waits for that of another; on SQLite the URL may set ``queue_timeout``."""
 
-_SQLITE: dict[str, Any] = {
-    "render_as_batch": True,
-    "transactional_ddl": True,  # BEGIN is really sent
-}
 _OURS, _BACKUP = "qsession_connection", "qsession_backup"  # from upgrade() to run(), through env.py
 
 # The names in alembic.context belong to one run at a time in a process, so that two upgrades,
@@ -52,20 +46,25 @@ def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -
 
     ``metadata`` is what ``--autogenerate`` compares the database with; ``options`` go to Alembic's
     ``context.configure``. The URL is the first found of ``-x url=...``, the environment variable
-    ``QSESSION_URL`` and ``sqlalchemy.url`` in the ini file.
+    ``QSESSION_URL``, the engine of advanced-alchemy's configuration, and ``sqlalchemy.url`` in the
+    ini file. Options that advanced-alchemy's configuration has are taken from there.
 
-    The whole run is one transaction: if a step fails, schema and rows are as they were. With
-    ``--sql`` the statements are printed and nothing is opened. Raises
-    ``alembic.util.CommandError`` if the run cannot start, or would leave broken references.
+    On SQLite the whole run is one transaction: if a step fails, schema and rows are as they were.
+    With ``transaction_per_migration=True`` each migration is one. With ``--sql`` the statements are
+    printed and nothing is opened. Raises ``alembic.util.CommandError`` if the run cannot start, or
+    would leave broken references, and :class:`QueueTimeout` if another process migrates for too
+    long.
     """
     from alembic import context, util
 
     config = context.config
-    options["target_metadata"] = metadata
+    options = {**options_of(config), **options, "target_metadata": metadata}
+    process = options.get("process_revision_directives")
+    options["process_revision_directives"] = explained(metadata, process)
     if config.cmd_opts is not None and config.config_file_name is not None:
         _configure_logging(config.config_file_name)  # on the command line only
     if context.is_offline_mode():
-        _print_sql(_find_url(config), options)
+        _print_sql(database_of(config), options)
         return
     attributes = config.attributes
     if (ours := attributes.get(_OURS)) is not None:
@@ -80,7 +79,7 @@ def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -
             "an Alembic command was called inside a running event loop, which it would block: "
             "use `await qsession.upgrade(...)` there"
         )
-    asyncio.run(_connect_and_migrate(_find_url(config), options))
+    asyncio.run(_connect_and_migrate(database_of(config), options))
 
 
 async def upgrade(
@@ -107,8 +106,9 @@ async def upgrade(
     from alembic import command
 
     alembic_config = _load_config(config)
-    if engine is None and url is None:
-        url = _find_url(alembic_config)
+    database = engine if engine is not None else url
+    if database is None:
+        database = database_of(alembic_config)
 
     def work(connection: Connection) -> None:
         handed_over = {_OURS: connection, _BACKUP: backup}
@@ -121,7 +121,7 @@ async def upgrade(
 
     async with (
         _alembic_turn(),
-        _engine_for(engine, url) as migrating,
+        _engine_for(database) as migrating,
         migrating.connect() as connection,
     ):
         await connection.run_sync(work)
@@ -139,30 +139,35 @@ async def _alembic_turn() -> AsyncIterator[None]:
         _alembic_context.release()
 
 
-async def _connect_and_migrate(url: URL, options: dict[str, Any]) -> None:
-    async with _engine_for(None, url) as engine, engine.connect() as connection:
-        await connection.run_sync(_migrate, options)
+async def _connect_and_migrate(database: URL | AsyncEngine, options: dict[str, Any]) -> None:
+    async with _engine_for(database) as engine:
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(_migrate, options)
+        finally:
+            if engine is database:  # its connections cannot leave this event loop, which ends now
+                await engine.dispose()
 
 
 @contextlib.asynccontextmanager
-async def _engine_for(
-    engine: AsyncEngine | None, url: str | URL | None
-) -> AsyncIterator[AsyncEngine]:
-    """An engine for one migration, on the database of ``engine`` or at ``url``.
+async def _engine_for(database: str | URL | AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    """An engine for one migration of a database.
 
     The stock SQLite driver cannot carry one, as it commits each DDL statement as it goes: its URL
-    is opened with ours.
+    is opened with ours. Raises ``alembic.util.CommandError`` for a database in memory that only an
+    engine of that driver has.
     """
-    if engine is not None and engine.dialect.name != "sqlite":
-        yield engine
-        return
-    if engine is not None and is_queued(engine):
-        with engine_beside(engine.sync_engine) as beside:
-            yield QueuedAsyncEngine(beside)
-        return
-    url = engine.url if engine is not None else url
-    assert url is not None
-    url = with_driver(url)
+    if isinstance(database, AsyncEngine):
+        if database.dialect.name != "sqlite":
+            yield database
+            return
+        if is_queued(database):
+            with engine_beside(database.sync_engine) as beside:
+                yield QueuedAsyncEngine(beside)
+            return
+        _refuse_stock_memory(database.url)
+        database = database.url
+    url = with_driver(database)
     settings: dict[str, Any] = {}
     if url.get_backend_name() == "sqlite":
         url = url.set(drivername="sqlite+qsession")
@@ -175,14 +180,25 @@ async def _engine_for(
         await own.dispose()
 
 
+def _refuse_stock_memory(url: URL) -> None:
+    from alembic import util
+
+    if memory_database(url) is not None:
+        raise util.CommandError(
+            f"{url!r} is a database in memory, which only its own engine can see, and SQLAlchemy's "
+            "own driver for SQLite commits each statement of a migration as it goes: make the "
+            "engine with qsession.create_async_engine()"
+        )
+
+
 def _migrate(
     connection: Connection, options: dict[str, Any], backup: str | os.PathLike[str] | None = None
 ) -> None:
     """Run the current Alembic command on a connection of our own, in one transaction."""
-    from alembic import context, util
+    from alembic import context
 
     on_server = connection.dialect.name != "sqlite"
-    context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
+    context.configure(connection=connection, **_defaults(connection.dialect) | options)
     asked = context.get_context().opts
     looks_only = bool(asked.get("dont_mutate"))  # alembic current
     migrates = "destination_rev" in asked and not looks_only  # upgrade, downgrade, stamp
@@ -196,19 +212,18 @@ def _migrate(
         with context.begin_transaction():
             context.run_migrations()
         return
-    if options.get("transaction_per_migration"):
-        raise util.CommandError(
-            "transaction_per_migration=True: on SQLite a run of migrations is one transaction, "
-            "in which no other worker comes between and references are checked in the end. "
-            "Pass it to qsession.migrate.run() for servers only"
-        )
-    with _gate(connection), context.begin_transaction():
-        hold_without_foreign_keys(connection)
-        if backup is not None and not _at_target():
-            back_up(connection, Path(backup))
-        drop_stale_copies(connection)
-        context.run_migrations()
-        refuse_new_orphans(connection)
+    with _gate(connection), guarded(connection):
+        with context.begin_transaction():  # none, where each migration is one
+            with _in_transaction(connection):
+                if backup is not None and not _at_target():
+                    back_up(connection, Path(backup))
+                drop_stale_copies(connection)
+            context.run_migrations()
+        connection.commit()  # what Alembic has left open: the look at the table of versions
+
+
+def _in_transaction(connection: Connection) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if connection.in_transaction() else connection.begin()
 
 
 def _gate(connection: Connection) -> contextlib.AbstractContextManager[None]:
@@ -220,14 +235,16 @@ def _migrate_through(connection: Connection, options: dict[str, Any]) -> None:
     """Run it on a connection whose transaction and settings are not ours to change."""
     from alembic import context
 
-    context.configure(connection=connection, **_defaults(connection.dialect.name) | options)
+    context.configure(connection=connection, **_defaults(connection.dialect) | options)
     with context.begin_transaction():
         context.run_migrations()
 
 
-def _defaults(backend: str) -> dict[str, Any]:
+def _defaults(dialect: Dialect | type[Dialect]) -> dict[str, Any]:
     """What Alembic is told of a database, unless env.py says otherwise."""
-    return _SQLITE if backend == "sqlite" else {}
+    if dialect.name != "sqlite":
+        return {}
+    return {"render_as_batch": True, "transactional_ddl": dialect.driver == "qsession"}
 
 
 def _at_target() -> bool:
@@ -242,34 +259,18 @@ def _at_target() -> bool:
     return {each.revision for each in wanted} == set(heads)
 
 
-def _print_sql(url: URL, options: dict[str, Any]) -> None:
+def _print_sql(database: URL | AsyncEngine, options: dict[str, Any]) -> None:
     from alembic import context
 
+    url = with_driver(database.url if isinstance(database, AsyncEngine) else database)
     context.configure(
         url=url,
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
-        **_defaults(url.get_backend_name()) | options,
+        **_defaults(url.get_dialect()) | options,
     )
     with context.begin_transaction():
         context.run_migrations()
-
-
-def _find_url(config: Config) -> URL:
-    from alembic import util
-
-    arguments = getattr(config.cmd_opts, "x", None) or ()
-    given = [value for key, _, value in (each.partition("=") for each in arguments) if key == "url"]
-    url = (
-        (given[-1] if given else None)
-        or os.environ.get("QSESSION_URL")
-        or config.get_main_option("sqlalchemy.url")
-    )
-    if not url:
-        raise util.CommandError(
-            "no database: give -x url=..., set QSESSION_URL, or set sqlalchemy.url in the ini file"
-        )
-    return with_driver(url)
 
 
 def _load_config(config: str | os.PathLike[str] | Config | None) -> Config:

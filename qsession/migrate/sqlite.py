@@ -1,27 +1,28 @@
-"""What SQLite needs around a migration: foreign keys off, leftovers gone, references checked."""
+"""What SQLite needs around a migration: foreign keys off, leftovers gone, a backup."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, MetaData, Table, exists, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, MetaData, Table, event, exists, inspect, select
 from sqlalchemy.util import await_only
 
+from qsession.migrate.references import refuse_new_orphans
 from qsession.sqlite.pool import WriteQueuePool
+from qsession.sqlite.transaction.statement import Kind, words_of
 from qsession.tools import backup
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
-KEYS = 10_000
-"""Broken references of a table to another one that are compared one by one, not by their number."""
+
+logger = logging.getLogger("qsession")
 
 
 @contextlib.contextmanager
@@ -39,15 +40,61 @@ def engine_beside(engine: Engine) -> Iterator[Engine]:
         pool.close()  # and not dispose(): a memory database lives on
 
 
-def hold_without_foreign_keys(connection: Connection) -> None:
-    """Take the ticket, for good, and turn foreign keys off, before the transaction begins.
+@contextlib.contextmanager
+def guarded(connection: Connection) -> Iterator[None]:
+    """Migrate with foreign keys off, and compare all references before each COMMIT.
 
-    With them on, dropping the old copy of a rebuilt table deletes the rows that refer to it
+    With foreign keys on, dropping the old copy of a rebuilt table deletes the rows that refer to it
     (https://sqlite.org/lang_altertable.html, section 7). Inside a transaction the PRAGMA does
-    nothing; as the first statement it is sent before BEGIN.
+    nothing, so it is sent before the first one, and what a migration says of it changes nothing.
+    Each transaction takes the write lock as it begins. The references are compared with a snapshot
+    from that moment. An ``autocommit_block()`` is compared as a whole, at its end.
     """
     connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.rollback()
+    # Another pool, because that of the migration may have room for one connection only.
+    with engine_beside(connection.engine) as beside, beside.connect() as before:
+        before.execution_options(qsession_access="read")
+
+        def begin(_: Connection) -> None:
+            if not _in_autocommit_block(connection):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            before.rollback()
+            before.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+
+        def commit(_: Connection) -> None:
+            if not (_in_autocommit_block(connection) or _wrote(connection)):
+                return
+            try:
+                refuse_new_orphans(connection, before)
+            except BaseException:
+                connection.connection.rollback()  # for SQLAlchemy it has ended with its COMMIT
+                raise
+
+        event.listen(connection, "begin", begin)
+        event.listen(connection, "commit", commit)
+        event.listen(connection, "before_cursor_execute", _leave_foreign_keys, retval=True)
+        yield
+
+
+def _in_autocommit_block(connection: Connection) -> bool:
+    return connection.get_isolation_level() == "AUTOCOMMIT"
+
+
+def _wrote(connection: Connection) -> bool:
+    routed: Any = connection.connection
+    return bool(routed.transaction.wrote)
+
+
+def _leave_foreign_keys(
+    _connection: Any, _cursor: Any, sql: str, parameters: Any, _context: Any, _many: bool
+) -> tuple[str, Any]:
+    """Send something else for ``PRAGMA foreign_keys=...``: whatever it says, they stay off."""
+    words = words_of(sql)
+    if words.kind is not Kind.SET or words.name != "foreign_keys":
+        return sql, parameters
+    logger.info("%r is not sent: foreign keys are off until all migrations have run.", sql)
+    return "PRAGMA foreign_keys", ()
 
 
 def drop_stale_copies(connection: Connection) -> None:
@@ -69,115 +116,6 @@ def drop_stale_copies(connection: Connection) -> None:
                 f"{name!r}; if not, rename {name!r} to it. Then migrate again"
             )
         table.drop(connection)
-
-
-def refuse_new_orphans(connection: Connection) -> None:
-    """Raise if rows refer to rows that are not there, and did not before this transaction.
-
-    A table that is as it was is compared key by key, as one reference may have been mended and
-    another one broken. One that was built anew may have other keys for the same rows, and one with
-    a new name may be any of those that were there: they may have as many as there were.
-    """
-    from alembic import util
-
-    after = _orphans(connection)
-    if not after:
-        return
-    with connection.engine.connect() as outside:  # a snapshot from before: nothing is committed
-        outside.execution_options(qsession_access="read")
-        before = _orphans(outside)
-        was, now = _tables(outside), _tables(connection)
-        new = after - before
-        for pair in after.keys() & before.keys():
-            child = pair[0]
-            if was[child] == now[child] and max(before[pair], after[pair]) <= KEYS:
-                new[pair] = (_keys(connection, *pair) - _keys(outside, *pair)).total()
-    gone = before - after
-    for child, parent in sorted(new, key=lambda pair: pair[0] not in was):
-        for old in gone:
-            if child not in was or (old[0] == child and parent not in was):
-                known = min(new[child, parent], gone[old])
-                new[child, parent] -= known
-                gone[old] -= known
-    if new := +new:
-        broken = ", ".join(
-            f"{count} in {child!r} to {parent!r}" for (child, parent), count in new.items()
-        )
-        raise util.CommandError(
-            f"the migration would leave references to rows that do not exist: {broken}. "
-            "It was rolled back"
-        )
-
-
-def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
-    """How many references from one table to another are broken; names are in lower case.
-
-    By ``PRAGMA foreign_key_check``, table by table: a reference to columns that are not unique
-    makes it fail (https://sqlite.org/foreignkeys.html, section 3), for all tables if it is asked
-    for all.
-    """
-    found: Counter[tuple[str, str]] = Counter()
-    for table in _tables(connection):
-        try:
-            checked = connection.exec_driver_sql(
-                "SELECT parent, count(*) FROM pragma_foreign_key_check(?) GROUP BY parent", (table,)
-            ).all()
-        except DBAPIError as error:
-            if "foreign key mismatch" not in str(error.orig):
-                raise
-            found[table, "columns that are not unique"] += 1
-            continue
-        for parent, count in checked:
-            found[table, parent.lower()] += count
-    return found
-
-
-def _keys(connection: Connection, child: str, parent: str) -> Counter[str]:
-    """What the broken references say, as text; nothing in a table WITHOUT ROWID."""
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    taken = _names(connection, "SELECT lower(name) FROM pragma_table_xinfo(?)", (child,))
-    rowid = next((each for each in ("rowid", "_rowid_", "oid") if each not in taken), None)
-    columns: dict[int, list[str]] = {}
-    for number, to, column in connection.exec_driver_sql(
-        'SELECT id, "table", "from" FROM pragma_foreign_key_list(?) ORDER BY id, seq', (child,)
-    ):
-        if to.lower() == parent:
-            columns.setdefault(number, []).append(f"hex(child.{quote(column)})")
-    rows = "FROM pragma_foreign_key_check(?) AS found"
-    having = "WHERE found.fkid = ?"
-    found: Counter[str] = Counter()
-    for number, wanted in columns.items():
-        about = (child, number)
-        key = " || ',' || ".join(wanted)
-        count, numbered = connection.exec_driver_sql(
-            f"SELECT count(*), count(found.rowid) {rows} {having}", about
-        ).one()
-        if rowid is None or not numbered:
-            found[""] += count
-            continue
-        found.update(
-            _names(
-                connection,
-                f"SELECT {key} {rows} CROSS JOIN {quote(child)} AS child "
-                f"ON child.{rowid} = found.rowid {having}",
-                about,
-            )
-        )
-    return found
-
-
-def _names(connection: Connection, sql: str, about: tuple[Any, ...]) -> list[str]:
-    return list(connection.exec_driver_sql(sql, about).scalars())
-
-
-def _tables(connection: Connection) -> dict[str, str]:
-    """The tables, and how they were made."""
-    return {
-        name.lower(): sql
-        for name, sql in connection.exec_driver_sql(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
-        )
-    }
 
 
 def back_up(connection: Connection, target: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from alembic.util import CommandError
 from project import FAMILY, REBUILD_PARENT, Project
-from sqlalchemy import event, text
+from sqlalchemy import NullPool, event, text
 
 from qsession import create_async_engine
-from qsession.migrate import sqlite as migration
+from qsession.engine import QueuedAsyncEngine
+from qsession.migrate import references
 from qsession.migrate.migration import upgrade
 
 REBUILD = "with op.batch_alter_table('{}', recreate='always') as batch:\n        {}"
@@ -32,16 +33,21 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project(tmp_path)
 
 
-async def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(project: Project) -> None:
-    """Foreign keys on, ON DELETE CASCADE: children survive, and enforcement returns."""
-    project.add(FAMILY)
-    project.add(REBUILD_PARENT)
-    engine = create_async_engine(project.url)
+def with_foreign_keys(engine: QueuedAsyncEngine) -> QueuedAsyncEngine:
+    """The engine, with a listener as SQLAlchemy's documentation has it."""
 
     @event.listens_for(engine.sync_engine, "connect")
     def enforce(connection: sqlite3.Connection, _: object) -> None:
         connection.execute("PRAGMA foreign_keys=ON")
 
+    return engine
+
+
+async def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(project: Project) -> None:
+    """Foreign keys on, ON DELETE CASCADE: children survive, and enforcement returns."""
+    project.add(FAMILY)
+    project.add(REBUILD_PARENT)
+    engine = with_foreign_keys(create_async_engine(project.url))
     await upgrade(engine=engine, config=project.config)
     async with engine.connect() as connection:
         await connection.execution_options(qsession_access="write")
@@ -50,12 +56,26 @@ async def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(project: Proje
     await engine.dispose()
 
 
-async def test_new_broken_references_are_refused(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("already", "up"),
+    [
+        ([], "op.execute('DELETE FROM parent')"),
+        # One reference is mended and another one broken: as many as before are not the same.
+        (
+            ["INSERT INTO child VALUES (11, 99)"],
+            "op.execute('INSERT INTO parent VALUES (99, NULL)')\n    " + ORPHAN,
+        ),
+    ],
+)
+async def test_new_broken_references_are_refused(
+    project: Project, already: list[str], up: str
+) -> None:
     """A step that deletes a parent under its child is rolled back, and the tables are named."""
     project.add(FAMILY)
     await upgrade(config=project.config)
+    project.execute(*already)
     before = project.dump()
-    project.add("op.execute('DELETE FROM parent')")
+    project.add(up)
     with pytest.raises(CommandError, match="1 in 'child' to 'parent'"):
         await upgrade(config=project.config)
     assert project.dump() == before
@@ -69,18 +89,6 @@ async def test_references_that_were_broken_before_are_no_hindrance(project: Proj
     project.add(REBUILD_PARENT)
     await upgrade(config=project.config)
     assert project.execute("SELECT version_num FROM alembic_version") == [("0002",)]
-
-
-async def test_one_reference_mended_and_another_broken(project: Project) -> None:
-    """As many as before are not the same as before."""
-    project.add(FAMILY)
-    await upgrade(config=project.config)
-    project.execute("INSERT INTO child VALUES (11, 99)")
-    before = project.dump()
-    project.add("op.execute('INSERT INTO parent VALUES (99, NULL)')\n    " + ORPHAN)
-    with pytest.raises(CommandError, match="1 in 'child' to 'parent'"):
-        await upgrade(config=project.config)
-    assert project.dump() == before
 
 
 async def test_a_reference_that_cannot_be_checked_hides_no_other_table(project: Project) -> None:
@@ -178,8 +186,8 @@ async def test_many_broken_references_are_counted(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their keys would need memory and time."""
-    monkeypatch.setattr(migration, "KEYS", 1)
-    monkeypatch.setattr(migration, "_keys", None)
+    monkeypatch.setattr(references, "KEYS", 1)
+    monkeypatch.setattr(references, "_keys", None)
     project.add(FAMILY)
     await upgrade(config=project.config)
     project.execute("INSERT INTO child VALUES (11, 98), (12, 99)")
@@ -190,14 +198,100 @@ async def test_many_broken_references_are_counted(
         await upgrade(config=project.config)
 
 
-async def test_a_transaction_for_each_migration_is_refused(project: Project) -> None:
-    """References would be checked when all is committed, and other workers come between."""
-    env = project.folder / "migrations" / "env.py"
-    env.write_text("from qsession import migrate\nmigrate.run(transaction_per_migration=True)\n")
+PER_MIGRATION = "from qsession import migrate\nmigrate.run(transaction_per_migration=True)\n"
+IN_A_BLOCK = "with op.get_context().autocommit_block():\n        "
+
+
+async def test_a_transaction_for_each_migration(project: Project) -> None:
+    """What comes before a migration that fails stays, and so does its revision."""
+    (project.folder / "migrations" / "env.py").write_text(PER_MIGRATION)
     project.add(FAMILY)
-    with pytest.raises(CommandError, match="transaction_per_migration=True: on SQLite"):
+    project.add(REBUILD_PARENT)
+    project.add("op.execute('CREATE TABLE third (n)')\n    " + ORPHAN)
+    project.add("op.execute('CREATE TABLE fourth (n)')")
+    with pytest.raises(CommandError, match=r"'child' to 'parent'\. It was rolled back"):
+        await upgrade(config=project.config, backup=project.folder / "before.db")
+    assert project.execute("SELECT version_num FROM alembic_version") == [("0002",)]
+    assert project.execute("SELECT parent_id, age FROM child, parent") == [(1, None)]
+    assert not project.execute("SELECT 1 FROM sqlite_master WHERE name IN ('third', 'fourth')")
+    assert project.dump(project.folder / "before.db") == ["BEGIN TRANSACTION;", "COMMIT;"]
+
+
+async def test_a_transaction_for_each_migration_where_all_is_done(project: Project) -> None:
+    """A second run changes nothing and leaves nothing open."""
+    (project.folder / "migrations" / "env.py").write_text(PER_MIGRATION)
+    for _ in range(2):
         await upgrade(config=project.config)
-    assert not project.execute("SELECT * FROM sqlite_master")
+        project.execute("BEGIN IMMEDIATE", "ROLLBACK")
+    assert project.execute("SELECT count(*) FROM alembic_version") == [(0,)]
+    project.add(FAMILY)
+    for _ in range(2):
+        await upgrade(config=project.config)
+        assert project.execute("SELECT version_num FROM alembic_version") == [("0001",)]
+
+
+@pytest.mark.parametrize("env", ["from qsession import migrate\nmigrate.run()\n", PER_MIGRATION])
+async def test_references_that_an_autocommit_block_breaks(project: Project, env: str) -> None:
+    """They are found at its end, whatever was committed; the error says so."""
+    (project.folder / "migrations" / "env.py").write_text(env)
+    project.add(FAMILY)
+    await upgrade(config=project.config)
+    project.execute("INSERT INTO child VALUES (11, 99)")
+    project.add("op.execute('CREATE TABLE second (n)')")
+    project.add(IN_A_BLOCK + ORPHAN)
+    with pytest.raises(CommandError, match=r"'child' to 'parent'\. What its autocommit"):
+        await upgrade(config=project.config)
+    assert project.execute("SELECT version_num FROM alembic_version") == [("0002",)]
+    assert not project.execute("SELECT * FROM parent")
+
+
+REBUILD_AND_VACUUM = """
+    op.execute("CREATE TABLE early (n)")
+    with op.get_context().autocommit_block():
+        with op.batch_alter_table("parent", recreate="always") as batch:
+            batch.add_column(sa.Column("age", sa.Integer()))
+        op.execute("VACUUM")
+    op.execute("DELETE FROM parent")
+    op.execute("INSERT INTO parent VALUES (1, NULL, 5)")
+"""
+
+
+async def test_an_autocommit_block_that_keeps_references(project: Project) -> None:
+    """Rows and VACUUM in one; the transaction goes on behind it, without foreign keys as before."""
+    project.add(FAMILY)
+    project.add(REBUILD_AND_VACUUM)
+    engine = with_foreign_keys(create_async_engine(project.url))
+    await upgrade(config=project.config, engine=engine)
+    assert project.execute("SELECT child.id, age FROM child, parent") == [(10, 5)]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("size", [{}, {"pool_size": 1, "max_overflow": 0}, {"poolclass": NullPool}])
+@pytest.mark.parametrize(
+    "send",
+    [
+        "op.execute({!r})",
+        "op.get_bind().exec_driver_sql({!r})",
+        "op.get_bind().execute(sa.text({!r}))",
+        "with op.get_context().autocommit_block(): op.execute({!r})",
+    ],
+)
+async def test_a_migration_that_turns_foreign_keys_off_and_on(
+    project: Project, send: str, size: dict[str, object]
+) -> None:
+    """As migrations for SQLite often do: they stay off until all have run, and no row is lost."""
+    project.add(FAMILY)
+    project.add(
+        send.format("PRAGMA foreign_keys=OFF") + REBUILD_PARENT + "    "
+        + send.format("PRAGMA foreign_keys = ON")
+    )  # fmt: skip
+    project.add(REBUILD_PARENT.replace("age", "height"))
+    engine = with_foreign_keys(create_async_engine(project.url, **size))
+    await upgrade(config=project.config, engine=engine)
+    async with engine.connect() as connection:
+        assert (await connection.exec_driver_sql("SELECT id FROM child")).all() == [(10,)]
+        assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+    await engine.dispose()
 
 
 async def test_an_empty_leftover_of_another_driver_is_dropped(project: Project) -> None:

@@ -1,0 +1,99 @@
+"""``qsession init``: the files that Alembic needs, for a new project."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from qsession.commands.target import url_of
+
+NO_MODELS = "qsession:Base"
+"""A base that knows only the models whose modules somebody imports."""
+_IMPORT_MODELS = (
+    "\n# Import the modules of your models here. Without them the first migration is empty."
+)
+_NEXT = 'alembic revision --autogenerate -m "first"  &&  alembic upgrade head'
+
+
+def init(
+    directory: Annotated[Path, typer.Argument(help="The top folder of the project.")] = Path(),
+    url: Annotated[
+        str, typer.Option(help="The database that alembic.ini names.")
+    ] = "sqlite+qsession:///app.db",
+    models: Annotated[
+        str,
+        typer.Option(help="The declarative base, as module:name."),
+    ] = NO_MODELS,
+) -> None:
+    """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`."""
+    module, _, name = models.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise typer.BadParameter(
+            f"{models!r} is not of the form module:name", param_hint="--models"
+        )
+    if url_of(url) is None:
+        raise typer.BadParameter(
+            f"{url!r} is no URL of a database; one of a file is sqlite+qsession:///app.db",
+            param_hint="--url",
+        )
+    imports = f"from {module} import {name}"
+    contents = {
+        "alembic.ini": _template("alembic.ini.txt").substitute(url=url.replace("%", "%%")),
+        "migrations/env.py": _template("env.py.txt").substitute(
+            imports=imports + (_IMPORT_MODELS if models == NO_MODELS else ""),
+            metadata=f"{name}.metadata",
+        ),
+        "migrations/script.py.mako": _template("script.py.mako").template,
+    }
+    try:
+        _write_all({directory / each: text for each, text in contents.items()})
+    except FileExistsError as error:
+        typer.secho(f"{error.filename} exists already: nothing was written.", err=True)
+        raise typer.Exit(1) from None
+    for each in contents:
+        typer.echo(f"wrote {directory / each}")
+    steps = _NEXT
+    if models == NO_MODELS:
+        steps = (
+            f"import the modules of your models in {directory / 'migrations' / 'env.py'}.\n"
+            "       Without them the first migration is empty. (--models module:name does it.)\n"
+            f"       Then: {steps}"
+        )
+    typer.echo(f"\nNext:  {steps}")
+
+
+def _write_all(contents: dict[Path, str]) -> None:
+    """Write new files, and a folder `versions`; if anything fails, nothing is left of them."""
+    folder = next(reversed(contents)).parent / "versions"
+    made: list[Path] = []
+    try:
+        for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+            missing.mkdir()
+            made.append(missing)
+        for path, text in contents.items():
+            with path.open("x", encoding="utf-8") as file:
+                made.append(path)
+                file.write(text)
+    except BaseException:
+        for path in reversed(made):
+            with suppress(OSError):
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
+        raise
+
+
+def _template(name: str) -> Template:
+    return _IniTemplate((files("qsession") / "templates" / name).read_text(encoding="utf-8"))
+
+
+class _IniTemplate(Template):
+    """A template that leaves ``${...}``, which is Mako's, alone."""
+
+    braceidpattern = "(?!)"

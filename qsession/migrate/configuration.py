@@ -1,0 +1,64 @@
+"""What Alembic's configuration says: which database is migrated, and with which options."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from qsession.urls import with_driver
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_ADVANCED_ALCHEMY = {
+    "version_table": "version_table_name",
+    "version_table_schema": "version_table_schema",
+    "version_table_pk": "version_table_pk",
+    "render_as_batch": "render_as_batch",
+    "compare_type": "compare_type",
+    "user_module_prefix": "user_module_prefix",
+}
+"""Options of ``context.configure``, and where advanced-alchemy's ``Config`` has them."""
+
+
+def database_of(config: Config) -> URL | AsyncEngine:
+    """The database: the first of these that is given.
+
+    ``-x url=...``, the environment variable ``QSESSION_URL``, the engine that advanced-alchemy's
+    ``Config`` carries, and ``sqlalchemy.url`` in the ini file. Raises ``alembic.util.CommandError``
+    if none is.
+    """
+    from alembic import util
+
+    arguments = getattr(config.cmd_opts, "x", None) or ()
+    given = [value for key, _, value in (each.partition("=") for each in arguments) if key == "url"]
+    url: str | URL | None = (given[-1] if given else None) or os.environ.get("QSESSION_URL")
+    if not url:
+        engine = _engine_of(config)
+        if isinstance(engine, AsyncEngine):
+            return engine
+        url = config.get_main_option("sqlalchemy.url") if engine is None else engine.url
+    if not url:
+        raise util.CommandError(
+            "no database: give -x url=..., set QSESSION_URL, or set sqlalchemy.url in the ini file"
+        )
+    return with_driver(url)
+
+
+def options_of(config: Config) -> dict[str, Any]:
+    """What advanced-alchemy's ``Config`` has for ``context.configure``; nothing of any other."""
+    if _engine_of(config) is None:
+        return {}
+    return {
+        option: getattr(config, name)
+        for option, name in _ADVANCED_ALCHEMY.items()
+        if hasattr(config, name)
+    }
+
+
+def _engine_of(config: Config) -> Engine | AsyncEngine | None:
+    engine = getattr(config, "engine", None)
+    return engine if isinstance(engine, (Engine, AsyncEngine)) else None

@@ -1,0 +1,46 @@
+"""Why ``alembic revision --autogenerate`` has written an empty migration."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import MetaData
+
+NO_TABLES = (
+    "migrate.run() in migrations/env.py was given no tables: import the modules of your models "
+    "there."
+)
+AGAIN = "Then delete this file and run the command again."
+NO_DIFFERENCE = "Empty: the database has what the models say."
+
+logger = logging.getLogger("qsession")
+
+
+def explained(
+    metadata: MetaData | Sequence[MetaData] | None, process: Callable[..., None] | None
+) -> Callable[..., None]:
+    """A ``process_revision_directives`` that does what ``process`` does, and then says why.
+
+    The template finds the reason under the name ``why_empty``. Models without tables are also
+    logged: beside a database with tables they make a migration that drops them all.
+    """
+    every = [metadata] if isinstance(metadata, MetaData) else list(metadata or ())
+
+    def explain(context: Any, revision: Any, directives: list[Any]) -> None:
+        if process is not None:
+            process(context, revision, directives)
+        if not directives or not context.opts["revision_context"].command_args["autogenerate"]:
+            return
+        why = None
+        if not any(each.tables for each in every):
+            logger.warning(NO_TABLES)
+            why = f"{NO_TABLES} {AGAIN}"
+        elif all(ops.is_empty() for each in directives for ops in each.upgrade_ops_list):
+            why = NO_DIFFERENCE
+        if why is not None:
+            context.opts["template_args"]["why_empty"] = textwrap.wrap(why, 90)
+
+    return explain

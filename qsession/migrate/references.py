@@ -1,0 +1,132 @@
+"""References of SQLite's tables: whether a migration has broken any.
+
+Foreign keys are off while a migration runs, so nobody else looks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+KEYS = 10_000
+"""Broken references of a table to another one that are compared one by one, not by their number."""
+
+
+def refuse_new_orphans(connection: Connection, outside: Connection) -> None:
+    """Raise if rows refer to rows that are not there, and did not before.
+
+    ``outside`` has a snapshot of what was there before.
+
+    A table that is as it was is compared key by key, as one reference may have been mended and
+    another one broken. One that was built anew may have other keys for the same rows, and one with
+    a new name may be any of those that were there: they may have as many as there were.
+    """
+    from alembic import util
+
+    after = _orphans(connection)
+    if not after:
+        return
+    before = _orphans(outside)
+    was, now = _tables(outside), _tables(connection)
+    new = after - before
+    for pair in after.keys() & before.keys():
+        child = pair[0]
+        if was[child] == now[child] and max(before[pair], after[pair]) <= KEYS:
+            new[pair] = (_keys(connection, *pair) - _keys(outside, *pair)).total()
+    gone = before - after
+    for child, parent in sorted(new, key=lambda pair: pair[0] not in was):
+        for old in gone:
+            if child not in was or (old[0] == child and parent not in was):
+                known = min(new[child, parent], gone[old])
+                new[child, parent] -= known
+                gone[old] -= known
+    if new := +new:
+        broken = ", ".join(
+            f"{count} in {child!r} to {parent!r}" for (child, parent), count in new.items()
+        )
+        if connection.get_isolation_level() == "AUTOCOMMIT":
+            raise util.CommandError(
+                f"the migration has left references to rows that do not exist: {broken}. What its "
+                "autocommit_block() has done is committed, and its revision is not noted: restore "
+                "the backup, or mend the rows and note it with `alembic stamp`"
+            )
+        raise util.CommandError(
+            f"the migration would leave references to rows that do not exist: {broken}. "
+            "It was rolled back"
+        )
+
+
+def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
+    """How many references from one table to another are broken; names are in lower case.
+
+    By ``PRAGMA foreign_key_check``, table by table: a reference to columns that are not unique
+    makes it fail (https://sqlite.org/foreignkeys.html, section 3), for all tables if it is asked
+    for all.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    for table in _tables(connection):
+        try:
+            checked = connection.exec_driver_sql(
+                "SELECT parent, count(*) FROM pragma_foreign_key_check(?) GROUP BY parent", (table,)
+            ).all()
+        except DBAPIError as error:
+            if "foreign key mismatch" not in str(error.orig):
+                raise
+            found[table, "columns that are not unique"] += 1
+            continue
+        for parent, count in checked:
+            found[table, parent.lower()] += count
+    return found
+
+
+def _keys(connection: Connection, child: str, parent: str) -> Counter[str]:
+    """What the broken references say, as text; nothing in a table WITHOUT ROWID."""
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    taken = _names(connection, "SELECT lower(name) FROM pragma_table_xinfo(?)", (child,))
+    rowid = next((each for each in ("rowid", "_rowid_", "oid") if each not in taken), None)
+    columns: dict[int, list[str]] = {}
+    for number, to, column in connection.exec_driver_sql(
+        'SELECT id, "table", "from" FROM pragma_foreign_key_list(?) ORDER BY id, seq', (child,)
+    ):
+        if to.lower() == parent:
+            columns.setdefault(number, []).append(f"hex(child.{quote(column)})")
+    rows = "FROM pragma_foreign_key_check(?) AS found"
+    having = "WHERE found.fkid = ?"
+    found: Counter[str] = Counter()
+    for number, wanted in columns.items():
+        about = (child, number)
+        key = " || ',' || ".join(wanted)
+        count, numbered = connection.exec_driver_sql(
+            f"SELECT count(*), count(found.rowid) {rows} {having}", about
+        ).one()
+        if rowid is None or not numbered:
+            found[""] += count
+            continue
+        found.update(
+            _names(
+                connection,
+                f"SELECT {key} {rows} CROSS JOIN {quote(child)} AS child "
+                f"ON child.{rowid} = found.rowid {having}",
+                about,
+            )
+        )
+    return found
+
+
+def _names(connection: Connection, sql: str, about: tuple[Any, ...]) -> list[str]:
+    return list(connection.exec_driver_sql(sql, about).scalars())
+
+
+def _tables(connection: Connection) -> dict[str, str]:
+    """The tables, and how they were made."""
+    return {
+        name.lower(): sql
+        for name, sql in connection.exec_driver_sql(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
+        )
+    }
