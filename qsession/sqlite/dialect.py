@@ -66,8 +66,10 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
         )
 
     def _opened(self, connection: Any) -> DriverConnection:
-        """What the application has opened by itself."""
+        """What the application has made by itself; it is opened here where it was not awaited."""
         driver = DriverConnection(self, connection)
+        if connection._connection is None:
+            driver.open()
         driver.raw = connection._conn
         try:
             driver.raw.cursor().close()

@@ -221,6 +221,9 @@ async def test_creator_argument(make: Make, tmp_path: Path) -> None:
     engine = make(creator=lambda: await_only(opened()))
     await run(engine, "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
     assert await count(engine) == 1
+    engine = make(creator=lambda: aiosqlite.connect(path))  # not awaited: nothing awaits it here
+    await run(engine, "INSERT INTO t VALUES (2)")
+    assert await count(engine) == 2
     with closing(sqlite3.connect(path)) as raw:
         wrong = make(creator=lambda: raw)
         with pytest.raises(exc.ArgumentError, match="async_creator"):
