@@ -172,8 +172,13 @@ class Transaction:
 
     @property
     def snapshot_since(self) -> float | None:
-        """Since when it has had its snapshot, which keeps the WAL from being reused."""
-        return self.work.last_read if self.work.state is State.SNAPSHOT else None
+        """Since when it has had a snapshot, its own or that of an open stream, which keeps the WAL
+        from being reused.
+        """
+        work = self.work
+        if work.state is State.SNAPSHOT:
+            return work.snapshot_began
+        return work.last_read if work.lease is not None and work.lease.streams else None
 
     # Statements.
 
@@ -504,7 +509,7 @@ class Transaction:
         outcome = report.outcome
         assert outcome is not None
         if begins:
-            work.state, work.last_read = State.SNAPSHOT, time.monotonic()
+            work.begin_snapshot()
         elif work.state is State.IDLE:
             work.state = State.READING
         if action.logs:
@@ -642,7 +647,7 @@ class Transaction:
                     work.by_hand = True
         elif action.begin is Begin.SNAPSHOT:
             if report.in_transaction:
-                work.state, work.last_read = State.SNAPSHOT, time.monotonic()
+                work.begin_snapshot()
         elif action.begin is Begin.END:
             if not report.in_transaction:
                 work.state = State.READING

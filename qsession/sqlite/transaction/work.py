@@ -7,6 +7,7 @@ it waited, knows that its transaction was ended elsewhere.
 from __future__ import annotations
 
 import asyncio
+import time
 
 from qsession.config import Access
 from qsession.sqlite.driver.lease import Lease
@@ -57,6 +58,8 @@ class Work:
     """Whether its ticket was taken away because it idled."""
     last_read: float | None = None
     """When it read last, by :func:`time.monotonic`."""
+    snapshot_began: float | None = None
+    """When its snapshot began, in the same way; in state SNAPSHOT."""
     limit: asyncio.TimerHandle | None = None
     """Ends it after ``max_hold``."""
 
@@ -65,6 +68,11 @@ class Work:
 
     def __repr__(self) -> str:
         return f"<Work {self.state.name} wrote={self.wrote} log={len(self.log.entries)}>"
+
+    def begin_snapshot(self) -> None:
+        """BEGIN was sent, and a statement behind it: it reads from one snapshot from here on."""
+        self.state = State.SNAPSHOT
+        self.snapshot_began = self.last_read = time.monotonic()
 
     def unlimit(self) -> None:
         """It is not ended after ``max_hold``: it has given up its ticket."""

@@ -99,6 +99,21 @@ async def test_reader_that_pins_the_wal_is_named(engine, caplog, mark):
     assert asyncio.current_task().get_name() in warnings[0]
 
 
+async def test_a_stream_that_pins_the_wal_is_named(engine, caplog):
+    """It holds a snapshot until it is closed, also in access ``auto``."""
+    engine.pool.checkpointer.wal_warn = 5_000_000
+    async with engine.connect() as connection:
+        await write(engine, 9)  # the first rows are fetched at once
+        stream = await connection.stream(text("SELECT id FROM blobs"))
+        with caplog.at_level(logging.WARNING, "qsession"):
+            for _ in range(16):
+                await write(engine, checkpoint.LOOK_EVERY)
+                await finished(engine, readers=1)
+        await stream.close()
+    (warning,) = [each.getMessage() for each in caplog.records]
+    assert "SELECT id FROM blobs" in warning
+
+
 async def test_listener_turns_it_off(tmp_path, threads):
     """Who sets wal_autocheckpoint to 0 leaves checkpoints to another program, and gets none."""
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
