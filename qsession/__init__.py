@@ -7,6 +7,7 @@ from qsession.errors import (
     CopyError,
     DurabilityError,
     EngineDraining,
+    GroupAborted,
     HoldTimeout,
     NestedWriteError,
     PlainEngineWarning,
@@ -19,6 +20,7 @@ from qsession.errors import (
 from qsession.models import Base
 from qsession.pool import AsyncConnectionPool, PoolConnection, create_pool
 from qsession.session.maker import QSession, qsession
+from qsession.statistics import Stats
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "CopyError",
     "DurabilityError",
     "EngineDraining",
+    "GroupAborted",
     "HoldTimeout",
     "NestedWriteError",
     "PlainEngineWarning",
@@ -41,6 +44,7 @@ __all__ = [
     "QueueTimeout",
     "QueuedAsyncEngine",
     "ReadOnlyError",
+    "Stats",
     "UncommittedChangesWarning",
     "copy",
     "create_async_engine",

@@ -16,7 +16,7 @@ from qsession.by_url import offer
 from qsession.servers.creation import create_server_engine, pool_size, take_settings
 from qsession.servers.failures import REFUSED
 from qsession.servers.pool import ServerPool
-from qsession.stats import Stats
+from qsession.statistics import Stats
 from qsession.urls import with_driver
 
 if TYPE_CHECKING:

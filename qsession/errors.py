@@ -9,6 +9,7 @@
         ├── QueueFull         (also sqlalchemy.exc.OperationalError and TimeoutError)
         ├── HoldTimeout       (also sqlalchemy.exc.OperationalError)
         ├── DurabilityError   (also sqlalchemy.exc.OperationalError)
+        ├── GroupAborted      (also sqlalchemy.exc.OperationalError)  never raised
         ├── NestedWriteError  (also sqlalchemy.exc.InvalidRequestError)
         ├── ReadOnlyError     (also sqlalchemy.exc.InvalidRequestError)
         ├── EngineDraining    (also sqlalchemy.exc.InvalidRequestError)
@@ -118,6 +119,15 @@ class DurabilityError(_Operational):
     """
 
     sqlite_code = SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC"
+
+
+class GroupAborted(_Operational):
+    """Deprecated: nothing raises it since transactions are no longer committed in groups.
+
+    It is there for code of the first release that names it in an ``except`` clause.
+    """
+
+    sqlite_code = SQLITE_ABORT_ROLLBACK, "SQLITE_ABORT_ROLLBACK"
 
 
 class NestedWriteError(QSessionError, exc.InvalidRequestError):

@@ -18,7 +18,7 @@ from qsession.commands.engines import engines_on
 from qsession.commands.target import Database, file_of
 from qsession.commands.who import in_words
 from qsession.sqlite.processes.owners import command_line, lock_holders
-from qsession.stats import Histogram
+from qsession.statistics import Histogram
 
 _Seen = dict[tuple[int, int], dict[str, Any]]
 

@@ -18,7 +18,7 @@ from qsession.errors import QueueFull, QueueTimeout
 from qsession.servers.loops import Abandoned
 from qsession.servers.mutex import serve_all_loops
 from qsession.servers.opening import Opening
-from qsession.stats import Counters, HistogramRecorder, Stats
+from qsession.statistics import Counters, HistogramRecorder, Stats
 from qsession.waiting.connection_queue import ConnectionQueue
 from qsession.waiting.handoff import running_loop
 

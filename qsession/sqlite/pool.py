@@ -34,7 +34,7 @@ from qsession.sqlite.processes import fork, status
 from qsession.sqlite.queue.admission import Admission
 from qsession.sqlite.queue.write_queue import WriteQueue
 from qsession.sqlite.transaction.transaction import Transaction
-from qsession.stats import Stats
+from qsession.statistics import Stats
 from qsession.waiting.connection_queue import ConnectionQueue
 from qsession.waiting.handoff import running_loop, to_end
 from qsession.waiting.pacing import turns

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -22,6 +23,11 @@ _LACKING = re.compile(
 """SQLite has one code for all that a statement cannot be prepared for, so the text has to do."""
 _STRUCTURE = "*** in "
 """How a line about pages begins. They come before those about the content of tables."""
+_VIOLATION = re.compile(r"CHECK constraint failed in |(NULL|NUMERIC|TEXT|non-\w+) value in ")
+"""How a line about a row begins that is readable, but not as its table wants it."""
+_INDEX = re.compile(r"(row \d+|rowid|wrong # of entries|non-unique entry) .*\bindex ")
+_LINES = 1000
+"""How many lines are asked for: those about violations must not hide others."""
 _NAMES = 100
 """Functions and collations that are stood in for; a database with more is taken for checked."""
 
@@ -34,6 +40,13 @@ class Integrity:
     """In SQLite's words; none for a database that is whole."""
     unchecked: tuple[str, ...] = ()
     """Tables whose content cannot be checked without the application; their structure was."""
+    violations: tuple[str, ...] = ()
+    """Rows that do not keep to a constraint, in SQLite's words. The file is whole all the same."""
+
+    @property
+    def of_indexes(self) -> bool:
+        """Whether all problems are indexes that do not go with their tables."""
+        return all(_INDEX.match(each) for each in self.problems)
 
 
 def lacks_the_application(error: sqlite3.Error) -> bool:
@@ -53,21 +66,21 @@ def check(raw: sqlite3.Connection, limit: int) -> Integrity:
     ``sqlite3.Error`` where it cannot be read at all.
     """
     try:
-        return Integrity(_problems(raw, f"PRAGMA integrity_check({limit})"))
+        return _told(_lines(raw, f"PRAGMA integrity_check({_LINES})"), limit)
     except sqlite3.Error as error:
         if not lacks_the_application(error):
             raise
-    problems: list[str] = []
+    lines: list[str] = []
     unchecked: list[str] = []
     for name in tables(raw):
         try:
-            problems += _problems(raw, f"PRAGMA integrity_check({quoted(name)})")
+            lines += _lines(raw, f"PRAGMA integrity_check({quoted(name)})")
         except sqlite3.Error as error:
             if not lacks_the_application(error):
                 raise
             unchecked.append(name)
-    problems += _structure(raw, limit)
-    return Integrity(tuple(dict.fromkeys(problems))[:limit], tuple(unchecked))
+    lines += _structure(raw)
+    return _told(lines, limit, tuple(unchecked))
 
 
 def tables(raw: sqlite3.Connection) -> list[str]:
@@ -81,17 +94,25 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _problems(raw: sqlite3.Connection, pragma: str) -> tuple[str, ...]:
-    found = tuple(str(line) for (line,) in raw.execute(pragma))
-    return () if found == ("ok",) else found
+def _told(lines: Sequence[str], limit: int, unchecked: tuple[str, ...] = ()) -> Integrity:
+    """What SQLite has said, by what it means."""
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for line in dict.fromkeys(lines):
+        kinds[_VIOLATION.match(line) is not None].append(line)
+    return Integrity(tuple(kinds[False][:limit]), unchecked, tuple(kinds[True][:limit]))
 
 
-def _structure(raw: sqlite3.Connection, limit: int) -> list[str]:
+def _lines(raw: sqlite3.Connection, pragma: str) -> list[str]:
+    found = [str(line) for (line,) in raw.execute(pragma)]
+    return [] if found == ["ok"] else found
+
+
+def _structure(raw: sqlite3.Connection) -> list[str]:
     """What is wrong with pages, whatever is in them. What the stand-ins compare means nothing."""
     with ExitStack() as stand_ins:
         for _ in range(_NAMES):
             try:
-                found = _problems(raw, f"PRAGMA integrity_check({limit})")
+                found = _lines(raw, f"PRAGMA integrity_check({_LINES})")
                 return [line for line in found if line.startswith(_STRUCTURE)]
             except sqlite3.Error as error:
                 lacking = _LACKING.match(str(error))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
-from qsession.stats import HistogramRecorder
+from qsession.statistics import HistogramRecorder
 from qsession.waiting.handoff import Serial, Waiter
 
 AGEING = 1.0

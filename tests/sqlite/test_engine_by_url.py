@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 import qsession
 from qsession import EngineDraining, QueuedAsyncEngine, QueueTimeout
 from qsession.session.maker import SessionMaker
-from qsession.stats import Stats
+from qsession.statistics import Stats
 
 
 @pytest.fixture

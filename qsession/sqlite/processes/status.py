@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from qsession.sqlite.processes import fork
-from qsession.stats import Stats
+from qsession.statistics import Stats
 
 TIMEOUT = 1.0
 """Seconds for either side to say what it has to say."""

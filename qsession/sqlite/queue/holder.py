@@ -14,7 +14,7 @@ import sqlalchemy
 
 from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.owner import Owner
-from qsession.stats import Holder
+from qsession.statistics import Holder
 from qsession.waiting.ticket import Ticket
 
 _MACHINERY = tuple(

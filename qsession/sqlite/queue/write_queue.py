@@ -24,7 +24,7 @@ from qsession.sqlite.queue.owner import Owner
 from qsession.sqlite.queue.prediction import Prediction
 from qsession.sqlite.queue.stall import StallWatch
 from qsession.sqlite.queue.want import Want
-from qsession.stats import Counters, Holder, Stats
+from qsession.statistics import Counters, Holder, Stats
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 

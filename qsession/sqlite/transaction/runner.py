@@ -22,7 +22,7 @@ from qsession.sqlite.transaction import sending
 from qsession.sqlite.transaction.plan import Plan
 from qsession.sqlite.transaction.sending import Report
 from qsession.sqlite.transaction.statement import SAVEPOINTS, Statement
-from qsession.stats import Counters
+from qsession.statistics import Counters
 from qsession.waiting.pacing import LoopTurn, turns
 
 FEW = 20

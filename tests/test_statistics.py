@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from qsession.stats import Histogram, HistogramRecorder, Holder
+from qsession.statistics import Histogram, HistogramRecorder, Holder
 
 SECONDS = st.floats(min_value=0, max_value=1000)
 
@@ -72,7 +72,7 @@ async def test_an_engine_tells_what_it_does(make: Make) -> None:
         assert during.holder is not None
         assert during.holder.statement == "CREATE TABLE t (a)"
         assert during.holder.wrote
-        assert "test_stats.py" in during.holder.where
+        assert "test_statistics.py" in during.holder.where
     async with engine.begin() as connection:
         await connection.execute(text("INSERT INTO t VALUES (1)"))
         other = asyncio.create_task(engine.connect().start())
