@@ -22,18 +22,21 @@ WIDTH = 120
 """Columns where there is no terminal to ask."""
 
 
-def run_in(
-    directory: Path, names: list[str], out: Path | None, rounds: int, tasks: int, scale: float
-) -> None:
-    """Run the comparisons in a new folder inside `directory`, which is removed afterwards.
-
-    Raises ValueError for a name that is none.
-    """
+def check(names: list[str]) -> None:
+    """Raises ValueError for a name that is none."""
     if unknown := set(names) - set(comparisons.NAMES):
         raise ValueError(
             f"no such comparison: {', '.join(sorted(unknown))}; there are "
             + ", ".join(comparisons.NAMES)
         )
+
+
+def run_in(
+    directory: Path, names: list[str], out: Path | None, rounds: int, tasks: int, scale: float
+) -> None:
+    """Run the comparisons in a new folder inside `directory`, which is removed afterwards."""
+    if out is not None:  # before minutes are spent on what cannot be kept
+        out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=directory) as folder:
         run(names, Setup(Path(folder).resolve(), rounds, tasks, scale), out)
 
@@ -45,6 +48,8 @@ def run(names: list[str], setup: Setup, out: Path | None) -> None:
         console = Console(width=WIDTH)
     machine = describe(setup.directory)
     console.print(f"{machine['processors']}; {machine['disk']}", highlight=False)
+    sizes = f"{setup.tasks} tasks, rounds: {setup.rounds}, scale {setup.scale:g}"
+    console.print(f"{sizes}, but where a comparison says otherwise", highlight=False)
     for name in names or comparisons.NAMES:
         comparison = comparisons.load(name)
         setup.say(comparison.TITLE)
@@ -54,10 +59,9 @@ def run(names: list[str], setup: Setup, out: Path | None) -> None:
         report = comparison.report(rows)
         show(console, comparison.TITLE, report)
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            sizes = {"rounds": setup.rounds, "tasks": setup.tasks, "scale": setup.scale}
+            of = {"rounds": setup.rounds, "tasks": setup.tasks, "scale": setup.scale}
             text = json.dumps(
-                {"name": name, "machine": machine, "setup": sizes, "rows": rows}, indent=1
+                {"name": name, "machine": machine, "setup": of, "rows": rows}, indent=1
             )
             (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
             if not comparisons.plot(report.bars, out, name):
@@ -96,6 +100,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
     given = parser.parse_args()
     try:
-        run_in(given.directory, given.names, given.out, given.rounds, given.tasks, given.scale)
+        check(given.names)
     except ValueError as wrong:
         parser.error(str(wrong))
+    run_in(given.directory, given.names, given.out, given.rounds, given.tasks, given.scale)

@@ -1,6 +1,6 @@
 """Several processes on one file: what is lost, who gets how much, and how much it is in all.
 
-The same work is done by four processes of 50 tasks and by one process of 200: each task changes one
+The same work is done by four processes and by one with as many tasks: each task changes one
 row that all of them change, and inserts another, ten times. On this disk, and with a slower fsync.
 """
 

@@ -28,7 +28,7 @@ from .summary import (
 )
 from .throughput import OURS
 
-TITLE = "Read latency, idle and while 50 tasks insert"
+TITLE = "Read latency, idle and while others insert"
 READS = 300
 WARM = 60
 PAUSE = 0.002
@@ -113,7 +113,7 @@ def report(rows: list[Row]) -> Report:
             "inserts/s beside",
         ],
     )
-    out = Report([table], [Bars("p99 of a get while 50 tasks insert", "ms", [])])
+    out = Report([table], [Bars("p99 of a get while others insert", "ms", [])])
     for peer in unique(row["peer"] for row in rows):
         idle, busy = (select(rows, peer=peer, state=state) for state in ("idle", "busy"))
         ms = [

@@ -11,7 +11,7 @@ from .peers.peer import WORKS, Peer, Work
 from .setup import Setup
 from .summary import Bars, Goal, Report, Row, Table, at_least, median, ratio, select, times, unique
 
-TITLE = "Throughput at 50 tasks"
+TITLE = "Throughput"
 OPERATIONS: dict[Work, int] = {"get": 800, "list": 600, "insert": 500, "change": 400}
 SECONDS = 0.8
 MEANING = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Annotated, Any
 
 try:
     import typer
@@ -20,6 +20,7 @@ from qsession.commands.bench import bench
 from qsession.commands.copy import copy
 from qsession.commands.doctor import doctor
 from qsession.commands.init import init
+from qsession.commands.target import in_words
 from qsession.commands.top import top
 from qsession.commands.who import who
 
@@ -32,13 +33,16 @@ class Commands(TyperGroup):
     """Tells what the system refuses, a folder that may not be entered for instance, in a line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Exit code 1. A pipe that was closed is Click's own business."""
+        """Exit code 1, or 130 after Ctrl-C. A pipe that was closed is Click's own business."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.secho("Stopped.", err=True)
+            raise typer.Exit(130) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            typer.secho(str(error), err=True)
+            typer.secho(in_words(error), err=True)
             raise typer.Exit(1) from None
 
 
@@ -57,18 +61,33 @@ for command, panel in (
     app.command(rich_help_panel=panel)(command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback(epilog="For example:  qsession who app.db  |  qsession doctor app.db --json")
-def about() -> None:
+def about(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     """SQLite behind a fair write queue: see who holds it up, look after the file.
 
-    A database is named by its file or by its URL.
+    A database is named by its file or by its URL. Exit code 0: done; 1: it was refused or failed,
+    or something is to be done; 2: the arguments make no sense, or the database cannot be opened;
+    130: stopped by Ctrl-C.
     """
 
 
 @app.command(rich_help_panel=PROJECT)
 def version() -> None:
     """Print the version."""
-    typer.echo(__version__)
+    _print_version(True)
 
 
 app.command(rich_help_panel=PROJECT)(init)

@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qsession.commands.target import Database, file_of
+from qsession.commands.target import Database, file_of, in_words
 from qsession.tools.backup import back_up
+from qsession.tools.doctor import in_bytes
 
 
 def backup(
@@ -29,35 +30,46 @@ def backup(
 
     The application goes on reading and writing. The copy holds what was committed when it began.
     It is there whole or not at all. A database that it replaces must not be open anywhere. Exit
-    code 1: it was not made.
+    code 0: it was made; 1: it was not; 2: there is nothing to copy.
     """
     file = file_of(source)
-    if target.is_dir():
-        now = datetime.now().astimezone()
-        target = target / f"{file.stem}-{now:%Y%m%d-%H%M%S}{file.suffix}"
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     try:
-        with Progress(
-            *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-        ) as progress:
-            copying = progress.add_task(f"copying {file.name}")
-            unchecked = back_up(
-                file,
-                target,
-                replace=force,
-                progress=lambda done, total: progress.update(copying, completed=done, total=total),
-            )
+        if target.is_dir():
+            now = datetime.now().astimezone()
+            target = target / f"{file.stem}-{now:%Y%m%d-%H%M%S}{file.suffix}"
+        unchecked = _copy(file, target, force)
     except FileExistsError as error:
-        same = target.exists() and target.samefile(file)
-        remedy = "" if force or same else ", or replace it with --force"
+        remedy = "" if force or _same(target, file) else ", or replace it with --force"
         typer.secho(f"Nothing was copied: {error}{remedy}.", err=True)
         raise typer.Exit(1) from None
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
+        typer.secho(f"Nothing was copied: {in_words(error)}", err=True)
+        raise typer.Exit(1) from None
+    except sqlite3.Error as error:
         typer.secho(f"Nothing was copied: {error}.", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"{target}: {target.stat().st_size / 1e6:,.1f} MB, checked")
+    typer.echo(f"{target}: {in_bytes(target.stat().st_size)}, checked")
     if unchecked:
         typer.echo(
             f"Not all of {', '.join(unchecked)} could be checked: indexes or constraints there use "
             "functions or collations that the application registers."
         )
+
+
+def _copy(file: Path, target: Path, force: bool) -> tuple[str, ...]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(f"copying {file.name}")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return back_up(file, target, replace=force, progress=show)
+
+
+def _same(target: Path, file: Path) -> bool:
+    return target.exists() and target.samefile(file)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from qsession.commands.target import above_zero
+
 
 def _benchmarks(module: str) -> Any:
     """A module of the benchmarks: inside an installed package, or beside it in a checkout."""
@@ -26,16 +28,24 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="Keep JSON and charts here.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each peer does each work.")] = 3,
     tasks: Annotated[int, typer.Option(min=1, help="How many tasks at once.")] = 50,
-    scale: Annotated[float, typer.Option(help="Less than 1 for a quick look.")] = 0.5,
+    scale: Annotated[
+        float, typer.Option(callback=above_zero, help="Less than 1 for a quick look.")
+    ] = 0.5,
 ) -> None:
-    """Measure qsession beside other libraries: those that are installed, at equal durability."""
+    """Measure qsession beside other libraries: those that are installed, at equal durability.
+
+    Exit code 0: it was measured, whether or not a goal was reached; 1: the system refused
+    something; 2: the arguments make no sense.
+    """
     try:
-        _benchmarks("cli").run_in(directory, names or [], out, rounds, tasks, scale)
+        cli = _benchmarks("cli")
+        try:
+            cli.check(names or [])
+        except ValueError as wrong:
+            raise typer.BadParameter(str(wrong)) from None
+        cli.run_in(directory, names or [], out, rounds, tasks, scale)
     except ModuleNotFoundError as missing:
         if missing.name not in ("psutil", "rich"):
             raise
-        raise SystemExit(
-            f"qsession bench needs {missing.name}: pip install 'qsession[cli]'"
-        ) from None
-    except ValueError as wrong:
-        raise typer.BadParameter(str(wrong)) from None
+        typer.secho(f"bench needs {missing.name}: pip install 'qsession[cli]'", err=True)
+        raise typer.Exit(1) from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,9 +25,10 @@ from rich.text import Text
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from qsession.commands.target import url_of
+from qsession.commands.target import kind_of, url_of
 from qsession.copying import copy as copy_database
 from qsession.errors import CopyError
+from qsession.sqlite.files.read_only import path_of
 
 if TYPE_CHECKING:  # imported when something is copied, not by each command
     from qsession.transfer import Progress as Step
@@ -68,15 +71,18 @@ def copy(
         _Rate(),
         TimeRemainingColumn(),
     )
+    addresses = _url(source), _url(target)
+    console = Console(stderr=True)
     if metadata:
         sys.path.insert(0, str(Path.cwd()))  # where `python -m` would look for the models
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as bar:
             task = bar.add_task("opening", total=None)
             report = asyncio.run(
                 copy_database(
-                    _url(source),
-                    _url(target),
+                    *addresses,
                     metadata=metadata or None,
                     resume=resume,
                     replace=replace,
@@ -89,7 +95,7 @@ def copy(
     except CopyError as error:
         typer.secho(error.message, err=True)
         raise typer.Exit(1) from None
-    except (SQLAlchemyError, ImportError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, ImportError, OSError) as error:
         from qsession.transfer.loading import reason_of
 
         typer.secho(f"Nothing was copied: {reason_of(error)}", err=True)
@@ -121,7 +127,12 @@ class _Rate(ProgressColumn):
 
 
 def _url(target: str) -> URL:
-    return url_of(target) or URL.create("sqlite+qsession", database=target)
+    url = url_of(target) or URL.create("sqlite+qsession", database=target)
+    if url.get_backend_name() == "sqlite" and url.database:
+        kind = kind_of(Path(path_of(url.database)))
+        if kind is not None and not stat.S_ISREG(kind):  # SQLite would wait for a pipe
+            raise typer.BadParameter(f"{url.database!r} is no file: name that of a database")
+    return url
 
 
 def _print(report: Report) -> None:

@@ -1,7 +1,8 @@
-"""What a command is pointed at: a file, or the URL of one."""
+"""What a command is given: a file or a URL, numbers, and what the system refuses about them."""
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,35 @@ from qsession.urls import with_driver
 Database = Annotated[
     str, typer.Argument(help="The database: a file or its URL.", metavar="DATABASE")
 ]
+
+
+LARGEST = 1_000_000.0
+
+_REMEDIES = {
+    errno.EACCES: "Run this as a user who may do that, or name another place.",
+    errno.EPERM: "Run this as a user who may do that, or name another place.",
+    errno.EROFS: "Name a place on another file system.",
+    errno.ENOSPC: "Make room, or name a place on another disk.",
+    errno.EDQUOT: "Make room, or name a place on another disk.",
+    errno.ENOTDIR: "A part of that path is a file: name another place.",
+    errno.EEXIST: "Name another place.",
+}
+
+
+def in_words(error: OSError) -> str:
+    """What the system refused, of what, and what to do about it."""
+    what = error.strerror or str(error)
+    if error.filename is not None:
+        what = f"{what}: {str(error.filename)!r}"
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{what}. {remedy}" if remedy else what
+
+
+def above_zero(value: float) -> float:
+    """A number that an option may have. Raises ``typer.BadParameter``."""
+    if not 0 < value <= LARGEST:  # nan is neither
+        raise typer.BadParameter(f"{value:g} is not a number above 0, up to {LARGEST:,.0f}")
+    return value
 
 
 def url_of(target: str) -> URL | None:
@@ -39,12 +69,23 @@ def file_of(target: str) -> Path:
         raise typer.BadParameter(f"{target!r} is a database in memory: it has no file")
     else:
         file = Path(path_of(url.database))
+    if not target:
+        raise typer.BadParameter("the name of the database is empty")
+    kind = kind_of(file)
+    if kind is None:
+        raise typer.BadParameter(f"there is no file {str(file)!r}")
+    if stat.S_ISDIR(kind):
+        raise typer.BadParameter(f"{str(file)!r} is a folder: name the file of the database")
+    if not stat.S_ISREG(kind):
+        raise typer.BadParameter(f"{str(file)!r} is no regular file, so it is no database")
+    return file.resolve()  # what lies beside it lies beside the file, not beside a link to it
+
+
+def kind_of(file: Path) -> int | None:
+    """The mode of a file, links followed; None where none is. Raises ``typer.BadParameter``."""
     try:
-        there = stat.S_ISREG(file.stat().st_mode)
+        return file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        there = False
+        return None
     except OSError as error:
         raise typer.BadParameter(f"{str(file)!r} cannot be opened: {error.strerror}") from None
-    if not there:
-        raise typer.BadParameter(f"there is no file {str(file)!r}")
-    return file.resolve()  # what lies beside it lies beside the file, not beside a link to it

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qsession.commands.engines import engines_on
-from qsession.commands.target import Database, file_of
+from qsession.commands.target import Database, above_zero, file_of
 from qsession.commands.who import in_words
 from qsession.sqlite.processes.owners import command_line, lock_holders
 from qsession.statistics import Histogram
@@ -25,15 +25,17 @@ _Seen = dict[tuple[int, int], dict[str, Any]]
 
 def top(
     target: Database,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[
+        float, typer.Option(min=0.05, callback=above_zero, help="Seconds between two looks.")
+    ] = 1.0,
     count: Annotated[
         int | None, typer.Option(min=1, help="Leave after so many looks; else with Ctrl-C.")
     ] = None,
 ) -> None:
     """Watch the queues of all qsession processes on a database.
 
-    Commits, conflicts and waits are of the time since the look before. Exit code 2: there is no
-    such file.
+    Commits, conflicts and waits are of the time since the look before. Exit code 0: also after
+    Ctrl-C; 2: there is no such file.
     """
     path = str(file_of(target))
     console = Console()

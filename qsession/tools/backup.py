@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -10,8 +11,16 @@ from functools import partial
 from pathlib import Path
 from threading import get_ident
 
-from qsession.errors import SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_NOTADB, sqlite_code
+from qsession.errors import (
+    SQLITE_BUSY,
+    SQLITE_CORRUPT,
+    SQLITE_FULL,
+    SQLITE_NOTADB,
+    sqlite_code,
+)
+from qsession.sqlite.files.explain import explain
 from qsession.sqlite.files.filesystem import hard_links
+from qsession.sqlite.files.read_only import fingerprint, frozen_uri
 from qsession.sqlite.processes.lock_file import all_names
 from qsession.sqlite.processes.owners import user_names
 from qsession.tools import integrity
@@ -247,7 +256,10 @@ def _create(unfinished: Path, mode: int) -> None:
     """Whoever may not read the source may not read the copy either, not even a part of it."""
     _remove(unfinished)  # of a process that had this number and was killed
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-    os.close(os.open(unfinished, flags, mode & 0o666 | 0o600))
+    try:
+        os.close(os.open(unfinished, flags, mode & 0o666 | 0o600))
+    except OSError as error:  # the name would mean nothing to anybody
+        raise OSError(error.errno, error.strerror, str(unfinished.parent)) from error
 
 
 def _remove(unfinished: Path) -> None:
@@ -271,24 +283,51 @@ def _copy(source: Path, unfinished: Path, progress: Progress | None) -> tuple[st
         if progress is not None:
             progress(total - remaining, total)
 
-    address = f"{source.absolute().as_uri()}?mode=rw"  # "ro" could not read beside nobody else
-    try:
-        reader = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
-    except sqlite3.OperationalError:
-        address = f"{source.absolute().as_uri()}?mode=ro"
-        reader = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
-    with closing(reader), closing(sqlite3.connect(unfinished)) as copy:
-        if reader.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-            reader.execute("BEGIN")
-            reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        reader.backup(copy, pages=PAGES, progress=report)
+    with closing(sqlite3.connect(unfinished)) as copy:
+        try:
+            with _reading(source) as reader:
+                reader.backup(copy, pages=PAGES, progress=report)
+        except BackupError:
+            raise
+        except sqlite3.Error as error:
+            if sqlite_code(error) == SQLITE_FULL:
+                why = os.strerror(errno.ENOSPC)
+                raise OSError(errno.ENOSPC, why, str(unfinished.parent)) from error
+            raise explain(error, str(source)) from error
         found = integrity.check(copy, PROBLEMS)
         if found.problems:
             raise BackupError(
                 f"the copy of {str(source)!r} is damaged, and was removed; the database itself may "
-                f"be: {'; '.join(found.problems)}"
+                f"be, too. `qsession doctor` says what to do: {'; '.join(found.problems)}"
             )
         return found.unchecked
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that reads one snapshot of the source."""
+    frozen = frozen_uri(str(source), uri=False)
+    before = fingerprint(str(source))
+    with closing(_opened_to_read(source, frozen)) as reader:
+        if reader.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        yield reader
+    if frozen is not None and fingerprint(str(source)) != before:
+        raise BackupError(f"{str(source)!r} was changed by another user meanwhile: copy again")
+
+
+def _opened_to_read(source: Path, frozen: str | None) -> sqlite3.Connection:
+    def opened(uri: str) -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
+
+    address = source.absolute().as_uri()
+    if frozen is not None:
+        return opened(frozen)
+    try:
+        return opened(f"{address}?mode=rw")  # "ro" could not read beside nobody else
+    except sqlite3.OperationalError:
+        return opened(f"{address}?mode=ro")
 
 
 def _flush(path: Path) -> None:

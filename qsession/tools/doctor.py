@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from qsession.errors import SQLITE_BUSY, SQLITE_LOCKED, sqlite_code
+from qsession.errors import (
+    SQLITE_BUSY,
+    SQLITE_CANTOPEN,
+    SQLITE_CORRUPT,
+    SQLITE_LOCKED,
+    SQLITE_NOTADB,
+    SQLITE_READONLY,
+    sqlite_code,
+)
+from qsession.sqlite.files.explain import hint
 from qsession.sqlite.files.filesystem import NETWORK, file_system, hard_links
 from qsession.sqlite.processes.lock_file import all_names
 from qsession.tools import integrity
@@ -25,6 +35,10 @@ BUSY_TIMEOUT = 5.0
 """Seconds to wait for a lock of another process."""
 _WAL_FORMAT = b"\x02\x02"
 """Bytes 18 and 19 of a database in WAL mode (https://sqlite.org/fileformat.html)."""
+_MAGIC = b"SQLite format 3\0"
+_RECOVERY = "see https://sqlite.org/recovery.html, or use a backup."
+SPACE = 64 * 1024 * 1024
+"""Bytes on the disk below which a WAL has no room to grow."""
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _FIXED = (3, 51, 3)
 _BACKPORTS = ((3, 44, 6), (3, 50, 7))
@@ -62,8 +76,10 @@ def examine(path: str, quick: bool = False) -> list[Finding]:
     It is opened read-only, in one snapshot, so an application that uses it goes on. But only one
     in another process: see :func:`_is_wal`. Blocks.
     """
-    findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_library()]
-    findings += _of_lock_files(path)
+    findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_space(path)]
+    findings += [_of_library(), *_of_lock_files(path)]
+    if reason := _unreadable(path):
+        return [*findings, reason]
     findings += [_of_mode(path), *_of_journal(path), _of_wal(path)]
     unused = _is_wal(path) and not os.path.exists(f"{path}-wal")
     content = _of_database(path, quick, unused)
@@ -87,17 +103,47 @@ def _of_database(path: str, quick: bool, unused: bool) -> list[Finding]:
                 findings += check(raw)
     except sqlite3.Error as error:
         findings.append(
-            Finding("content", Level.BLIND, f"SQLite cannot read it: {error}", _remedy(error))
+            Finding("content", Level.BLIND, f"SQLite cannot read it: {error}", _remedy(error, path))
         )
     return findings
 
 
-def _remedy(error: sqlite3.Error) -> str:
-    if sqlite_code(error) in (SQLITE_BUSY, SQLITE_LOCKED):
+def _unreadable(path: str) -> Finding | None:
+    """Why SQLite need not be asked: it would say the same of a file that is not damaged."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(_MAGIC))
+    except OSError as error:
+        advice = "Run this as a user who may read it. Nothing is said about what is in it."
+        return Finding("content", Level.BLIND, f"it cannot be opened: {error.strerror}", advice)
+    if start in (b"", _MAGIC):
+        return None
+    advice = (
+        "Is it the right file? One that is encrypted can be read by its own application only. If "
+        "it was a plain database, something has written over its beginning: use a backup."
+    )
+    found = "it does not begin as a database of SQLite does"
+    return Finding("content", Level.BLIND, found, advice)
+
+
+def _remedy(error: sqlite3.Error, path: str) -> str:
+    """What to do when SQLite refuses to read; only damage is a case for recovery."""
+    code = sqlite_code(error)
+    if code in (SQLITE_BUSY, SQLITE_LOCKED):
         return "Another process holds an exclusive lock: `qsession who` names it."
+    if _is_hot(path) and code in (SQLITE_READONLY, SQLITE_CANTOPEN):
+        return (
+            "A transaction was left half done, and nothing is changed here. Let the application "
+            "open the file, which rolls it back; then look again."
+        )
+    if code == SQLITE_NOTADB:
+        return f"Its beginning is damaged. Keep a copy of it, and {_RECOVERY}"
+    told = hint(error, path)
+    if code == SQLITE_CORRUPT:
+        return f"{told}."
     if integrity.lacks_the_application(error):
         return "That need not be damage: the application may register what is missing here."
-    return "See https://sqlite.org/recovery.html, or use a backup."
+    return f"That says nothing about what is in it: {told or 'look at the message'}."
 
 
 def _size(path: str) -> int:
@@ -107,17 +153,23 @@ def _size(path: str) -> int:
         return 0
 
 
-def _bytes(number: float) -> str:
-    return f"{number / 2**20:,.1f} MiB" if number >= 2**20 else f"{number / 1024:,.1f} KiB"
+def in_bytes(number: float) -> str:
+    """A size, in the unit that fits."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number / 1024:,.1f} KiB"
 
 
 def _of_file(path: str) -> Finding:
     folder = os.path.dirname(os.path.abspath(path))
-    found = f"{_bytes(_size(path))}"
+    found = in_bytes(_size(path))
+    if not _size(path):
+        found = "empty: it has no tables yet"
     for what, name in (("file", path), ("folder", folder)):
         if not os.access(name, os.W_OK):
-            advice = f"This user may not write to the {what} {name!r}: reads work, writes do not."
-            return Finding("file", Level.WARNING, f"{found}, read-only here", advice)
+            advice = f"This user may not write to the {what} {name!r}, so writes fail."
+            return Finding("file", Level.WARNING, f"{found}, read-only for this user", advice)
     return Finding("file", Level.OK, found)
 
 
@@ -138,6 +190,23 @@ def _of_file_system(path: str) -> Finding:
         advice = "WAL needs a local disk: move the file to one, or the data to PostgreSQL."
         return Finding("file system", Level.PROBLEM, f"{kind}, over the network", advice)
     return Finding("file system", Level.OK, kind)
+
+
+def _of_space(path: str) -> Finding:
+    """A commit needs room for the WAL, and a checkpoint for what the WAL holds."""
+    try:
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
+    except OSError as error:
+        return Finding("disk space", Level.NOTE, f"the system does not say: {error.strerror}")
+    wal = _size(f"{path}-wal")
+    found = f"{in_bytes(free)} free"
+    if free < max(SPACE, wal):
+        advice = "Make room: a commit that finds the disk full fails, and nothing of it is written."
+        return Finding("disk space", Level.WARNING, found, advice)
+    if free < _size(path) + wal:
+        advice = "That is less than the database has: a copy on this disk, or VACUUM, will fail."
+        return Finding("disk space", Level.NOTE, found, advice)
+    return Finding("disk space", Level.OK, found)
 
 
 def _is_fixed(version: tuple[int, ...]) -> bool:
@@ -168,12 +237,25 @@ def _of_lock_files(path: str) -> Iterator[Finding]:
 
 def _of_journal(path: str) -> Iterator[Finding]:
     size = _size(f"{path}-journal")
-    if size:
+    if _is_hot(path):
         advice = (
             "A transaction is under way, or its process was killed. SQLite rolls it back when the "
             "file is opened next. Never delete it."
         )
-        yield Finding("rollback journal", Level.WARNING, f"there is one, {_bytes(size)}", advice)
+        yield Finding("rollback journal", Level.WARNING, f"there is one, {in_bytes(size)}", advice)
+
+
+def _is_hot(path: str) -> bool:
+    """Whether there is a journal with something to roll back. In journal mode PERSIST the header
+    of one that is done with is overwritten by zeros (https://sqlite.org/fileformat.html, 3).
+    """
+    try:
+        with open(f"{path}-journal", "rb") as file:
+            return any(file.read(8))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # it cannot be looked at
 
 
 def _of_wal(path: str) -> Finding:
@@ -183,8 +265,8 @@ def _of_wal(path: str) -> Finding:
             "A transaction that reads for long keeps it from being reused, or nobody makes "
             "checkpoints. Close readers when they are done; the log of qsession names them."
         )
-        return Finding("WAL size", Level.WARNING, _bytes(size), advice)
-    return Finding("WAL size", Level.OK, _bytes(size))
+        return Finding("WAL size", Level.WARNING, in_bytes(size), advice)
+    return Finding("WAL size", Level.OK, in_bytes(size))
 
 
 def _of_mode(path: str) -> Finding:
@@ -219,7 +301,10 @@ def _of_pages(raw: sqlite3.Connection) -> Iterator[Finding]:
     (size,) = raw.execute("PRAGMA page_size").fetchone()
     found = f"{free:,} of {pages:,} pages of {size:,} bytes"
     if free > pages * FREE_PAGES and free * size > FREE_BYTES:
-        advice = f"VACUUM gives {_bytes(free * size)} back to the disk, and locks meanwhile."
+        advice = (
+            f"VACUUM gives {in_bytes(free * size)} back to the disk. Nobody can write meanwhile, "
+            "and it needs up to twice the size of the file (https://sqlite.org/lang_vacuum.html)."
+        )
         yield Finding("free pages", Level.NOTE, found, advice)
     else:
         yield Finding("free pages", Level.OK, found)
@@ -232,7 +317,10 @@ def _of_migrations(raw: sqlite3.Connection) -> Iterator[Finding]:
             whole = name.removeprefix(_STALE)
             (rows,) = raw.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()  # noqa: S608
             if whole in tables:
-                advice = f"A batch migration failed. Look at {whole!r}; if it is whole: DROP TABLE."
+                advice = (
+                    f"A batch migration failed. If {whole!r} is complete, drop {name!r}; if not, "
+                    f"it has the rows. DROP TABLE {quoted(name)} deletes it."
+                )
             else:
                 advice = f"A batch migration failed when {whole!r} was gone: rename this one to it."
             found = f"{name!r} is left over, with {rows:,} rows"
@@ -245,12 +333,22 @@ def _of_migrations(raw: sqlite3.Connection) -> Iterator[Finding]:
 def _of_content(raw: sqlite3.Connection) -> Iterator[Finding]:
     found = integrity.check(raw, _PROBLEMS)
     if found.problems:
-        advice = "Stop writing, keep a copy, and see https://sqlite.org/recovery.html."
+        advice = f"Stop writing, keep a copy, and {_RECOVERY}"
+        if found.of_indexes:
+            advice = (
+                "The tables themselves are whole. Does the application replace a function or a "
+                "collation of SQLite's own, as NOCASE? Then only it can check these indexes. If "
+                "not, REINDEX builds them anew; keep a copy first."
+            )
         yield Finding("integrity", Level.PROBLEM, "; ".join(found.problems), advice)
     elif found.unchecked:
-        yield Finding("integrity", Level.NOTE, _without_application(found.unchecked))
+        told = _without_application(found.unchecked, found.lacking)
+        yield Finding("integrity", Level.NOTE, told)
     else:
         yield Finding("integrity", Level.OK, "ok")
+    if found.violations:
+        advice = "The file is whole. Rows came in before the constraint, or past it: mend them."
+        yield Finding("constraints", Level.WARNING, "; ".join(found.violations), advice)
     yield from _of_foreign_keys(raw)
 
 
@@ -259,6 +357,7 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
     broken: dict[tuple[str, str], int] = {}
     mismatched: list[Finding] = []
     unchecked: list[str] = []
+    lacking: dict[str, None] = {}
     for child in integrity.tables(raw):
         try:
             for _, _, parent, _ in raw.execute(f"PRAGMA foreign_key_check({quoted(child)})"):
@@ -269,6 +368,7 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
                 mismatched.append(Finding("foreign keys", Level.WARNING, str(error), advice))
             elif integrity.lacks_the_application(error):
                 unchecked.append(child)
+                lacking[str(error)] = None
             else:
                 raise
     for (child, parent), count in broken.items():
@@ -277,15 +377,15 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding("foreign keys", Level.PROBLEM, found, advice)
     yield from mismatched
     if unchecked:
-        yield Finding("foreign keys", Level.NOTE, _without_application(unchecked))
+        yield Finding("foreign keys", Level.NOTE, _without_application(unchecked, lacking))
     elif not (broken or mismatched):
         yield Finding("foreign keys", Level.OK, "ok")
 
 
-def _without_application(tables: Sequence[str]) -> str:
+def _without_application(tables: Sequence[str], lacking: Iterable[str]) -> str:
     return (
         f"ok but for {', '.join(map(repr, tables))}, of which not all can be checked without the "
-        "functions and collations that the application registers"
+        f"functions and collations that the application registers: {', '.join(lacking)}"
     )
 
 

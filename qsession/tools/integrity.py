@@ -12,7 +12,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qsession.errors import sqlite_code
 
@@ -27,7 +27,7 @@ _VIOLATION = re.compile(r"CHECK constraint failed in |(NULL|NUMERIC|TEXT|non-\w+
 """How a line about a row begins that is readable, but not as its table wants it."""
 _INDEX = re.compile(r"(row \d+|rowid|wrong # of entries|non-unique entry) .*\bindex ")
 _LINES = 1000
-"""How many lines are asked for: those about violations must not hide others."""
+"""How many lines are asked for where some are about violations."""
 _NAMES = 100
 """Functions and collations that are stood in for; a database with more is taken for checked."""
 
@@ -40,6 +40,8 @@ class Integrity:
     """In SQLite's words; none for a database that is whole."""
     unchecked: tuple[str, ...] = ()
     """Tables whose content cannot be checked without the application; their structure was."""
+    lacking: tuple[str, ...] = ()
+    """What SQLite said was not there, as ``no such collation sequence: unicase``."""
     violations: tuple[str, ...] = ()
     """Rows that do not keep to a constraint, in SQLite's words. The file is whole all the same."""
 
@@ -66,12 +68,16 @@ def check(raw: sqlite3.Connection, limit: int) -> Integrity:
     ``sqlite3.Error`` where it cannot be read at all.
     """
     try:
-        return _told(_lines(raw, f"PRAGMA integrity_check({_LINES})"), limit)
+        told = _told(_lines(raw, f"PRAGMA integrity_check({limit})"), limit)
+        if told.violations:  # they must hide no damage behind them
+            told = _told(_lines(raw, f"PRAGMA integrity_check({_LINES})"), limit)
+        return told
     except sqlite3.Error as error:
         if not lacks_the_application(error):
             raise
     lines: list[str] = []
     unchecked: list[str] = []
+    lacking: dict[str, None] = {}
     for name in tables(raw):
         try:
             lines += _lines(raw, f"PRAGMA integrity_check({quoted(name)})")
@@ -79,8 +85,10 @@ def check(raw: sqlite3.Connection, limit: int) -> Integrity:
             if not lacks_the_application(error):
                 raise
             unchecked.append(name)
-    lines += _structure(raw)
-    return _told(lines, limit, tuple(unchecked))
+            lacking[str(error)] = None
+    lines += _structure(raw, limit)
+    told = _told(lines, limit)
+    return replace(told, unchecked=tuple(unchecked), lacking=tuple(lacking))
 
 
 def tables(raw: sqlite3.Connection) -> list[str]:
@@ -94,12 +102,12 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _told(lines: Sequence[str], limit: int, unchecked: tuple[str, ...] = ()) -> Integrity:
+def _told(lines: Sequence[str], limit: int) -> Integrity:
     """What SQLite has said, by what it means."""
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for line in dict.fromkeys(lines):
         kinds[_VIOLATION.match(line) is not None].append(line)
-    return Integrity(tuple(kinds[False][:limit]), unchecked, tuple(kinds[True][:limit]))
+    return Integrity(tuple(kinds[False][:limit]), violations=tuple(kinds[True][:limit]))
 
 
 def _lines(raw: sqlite3.Connection, pragma: str) -> list[str]:
@@ -107,12 +115,12 @@ def _lines(raw: sqlite3.Connection, pragma: str) -> list[str]:
     return [] if found == ["ok"] else found
 
 
-def _structure(raw: sqlite3.Connection) -> list[str]:
+def _structure(raw: sqlite3.Connection, limit: int) -> list[str]:
     """What is wrong with pages, whatever is in them. What the stand-ins compare means nothing."""
     with ExitStack() as stand_ins:
         for _ in range(_NAMES):
             try:
-                found = _lines(raw, f"PRAGMA integrity_check({_LINES})")
+                found = _lines(raw, f"PRAGMA integrity_check({limit})")
                 return [line for line in found if line.startswith(_STRUCTURE)]
             except sqlite3.Error as error:
                 lacking = _LACKING.match(str(error))

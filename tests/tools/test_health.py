@@ -18,7 +18,8 @@ from qsession.cli import app
 from qsession.tools import doctor as health
 from qsession.tools.doctor import Level, examine
 
-CLEAN = {"file", "file system", "SQLite", "WAL size", "journal mode", "synchronous", "free pages"}
+CLEAN = {"file", "file system", "disk space", "SQLite", "WAL size", "journal mode"}
+CLEAN |= {"synchronous", "free pages"}
 
 
 def made(path, *statements, wal=True):

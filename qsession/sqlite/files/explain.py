@@ -24,19 +24,21 @@ def explain(error: Exception, database: str, query_only: bool = False) -> Except
     ``query_only``: the connection was told by the application to write nothing.
     """
     code = sqlite_code(error)
-    hint = _hint(code, database) if isinstance(error, sqlite3.Error) else None
-    if hint is not None and query_only and code == SQLITE_READONLY:
-        hint = "PRAGMA query_only is ON here, set by a listener or by this session"
-    if hint is None:
+    remedy = hint(error, database) if isinstance(error, sqlite3.Error) else None
+    if remedy is not None and query_only and code == SQLITE_READONLY:
+        remedy = "PRAGMA query_only is ON here, set by a listener or by this session"
+    if remedy is None:
         return error
-    explained: Any = type(error)(f"{error}: {hint}")
+    explained: Any = type(error)(f"{error}: {remedy}")
     explained.sqlite_errorcode = getattr(error, "sqlite_errorcode", code)  # Python 3.10 has none
     explained.sqlite_errorname = getattr(error, "sqlite_errorname", "")
     explained.__cause__ = error
     return explained  # type: ignore[no-any-return]
 
 
-def _hint(code: int, database: str) -> str | None:
+def hint(error: sqlite3.Error, database: str) -> str | None:
+    """What an error means for a database, and what to do; None where it is plain."""
+    code = sqlite_code(error)
     path = path_of(database)
     if code in (SQLITE_READONLY, SQLITE_CANTOPEN) and is_stranded(path):
         return (
@@ -56,6 +58,12 @@ def _hint(code: int, database: str) -> str | None:
         return f"{database!r} cannot be opened; look at the permissions of file and folder"
     if code == SQLITE_NOTADB:
         return f"{database!r} holds something else, or is encrypted"
+    if code == SQLITE_CORRUPT and "malformed database schema" in str(error):
+        return (
+            f"SQLite {sqlite3.sqlite_version} of this Python does not understand a part of the "
+            f"schema of {database!r}. A newer SQLite may have written it: use the one of the "
+            "application. If that says the same, see https://sqlite.org/recovery.html"
+        )
     if code == SQLITE_CORRUPT:
         return f"{database!r} is damaged; see https://sqlite.org/recovery.html, or use a backup"
     if code == SQLITE_IOERR:
