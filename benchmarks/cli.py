@@ -7,8 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import signal
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -37,8 +44,28 @@ def run_in(
     """Run the comparisons in a new folder inside `directory`, which is removed afterwards."""
     if out is not None:  # before minutes are spent on what cannot be kept
         out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=directory) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=directory) as folder, _ctrl_c(folder):
         run(names, Setup(Path(folder).resolve(), rounds, tasks, scale), out)
+
+
+@contextmanager
+def _ctrl_c(folder: str) -> Iterator[None]:
+    """Let Ctrl-C end the process at once, with exit code 130 and without the folder.
+
+    A library that is compared need not end when it is cancelled: aiosqlite's close() then waits for
+    a future that nobody resolves.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.write(sys.stderr.fileno(), b"Stopped.\n")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(names: list[str], setup: Setup, out: Path | None) -> None:

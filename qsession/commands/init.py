@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from importlib.resources import files
+from keyword import iskeyword
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -30,9 +31,14 @@ def init(
         typer.Option(help="The declarative base, as module:name."),
     ] = NO_MODELS,
 ) -> None:
-    """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`."""
+    """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`.
+
+    Exit code 0: they were written; 1: one exists already, or the system refused to write it; 2:
+    the arguments make no sense.
+    """
     module, _, name = models.partition(":")
-    if not all(part.isidentifier() for part in [*module.split("."), name]):
+    parts = [*module.split("."), name]
+    if not all(part.isidentifier() and not iskeyword(part) for part in parts):
         raise typer.BadParameter(
             f"{models!r} is not of the form module:name", param_hint="--models"
         )

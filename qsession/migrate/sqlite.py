@@ -20,9 +20,9 @@ from qsession.tools import backup
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
-
 logger = logging.getLogger("qsession")
+
+STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
 
 
 @contextlib.contextmanager
@@ -127,4 +127,11 @@ def back_up(connection: Connection, target: Path) -> None:
         raise util.CommandError("a database in memory has no file to back up")
     if target.exists():
         raise util.CommandError(f"the backup {str(target)!r} exists already: name a new file")
-    await_only(asyncio.to_thread(backup.back_up, source, target))
+    unchecked = await_only(asyncio.to_thread(backup.back_up, source, target))
+    if unchecked:
+        logger.warning(
+            "the backup %r is complete, but not all of %s could be checked: indexes or constraints "
+            "there use functions or collations that the application registers",
+            str(target),
+            ", ".join(unchecked),
+        )

@@ -74,7 +74,8 @@ def examine(path: str, quick: bool = False) -> list[Finding]:
     """All checks of an existing file; ``quick`` leaves out those that read all of it.
 
     It is opened read-only, in one snapshot, so an application that uses it goes on. But only one
-    in another process: see :func:`_is_wal`. Blocks.
+    in another process: see :func:`_is_wal`. The file is not changed, nor its journal; of a ``-wal``
+    that was left behind SQLite may build the index, ``-shm``, anew. Blocks.
     """
     findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_space(path)]
     findings += [_of_library(), *_of_lock_files(path)]
@@ -319,7 +320,7 @@ def _of_migrations(raw: sqlite3.Connection) -> Iterator[Finding]:
             if whole in tables:
                 advice = (
                     f"A batch migration failed. If {whole!r} is complete, drop {name!r}; if not, "
-                    f"it has the rows. DROP TABLE {quoted(name)} deletes it."
+                    "it has the rows."
                 )
             else:
                 advice = f"A batch migration failed when {whole!r} was gone: rename this one to it."

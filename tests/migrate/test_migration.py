@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,22 @@ async def test_a_backup_is_taken_only_if_there_is_something_to_do(project: Proje
     await upgrade(config=project.config, backup=project.folder / "again.db")
     assert not (project.folder / "again.db").exists()
     assert not list(project.folder.glob("*.unfinished"))
+
+
+async def test_a_backup_says_what_it_could_not_check(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table whose index needs a collation of the application is copied, and named in the log."""
+    with closing(sqlite3.connect(project.file)) as raw:
+        raw.create_collation("unicase", lambda one, two: (one > two) - (one < two))
+        raw.execute("CREATE TABLE tags (tag TEXT COLLATE unicase UNIQUE)")
+        raw.execute("INSERT INTO tags VALUES ('a')")
+        raw.commit()
+    project.add('op.execute("CREATE TABLE t (id INTEGER PRIMARY KEY)")')
+    await upgrade(config=project.config, backup=project.folder / "before.db")
+    assert "INSERT INTO \"tags\" VALUES('a');" in project.dump(project.folder / "before.db")
+    (told,) = [each.getMessage() for each in caplog.records if each.name == "qsession"]
+    assert "before.db' is complete, but not all of tags could be checked" in told
 
 
 async def test_a_backup_never_replaces_a_file(project: Project) -> None:

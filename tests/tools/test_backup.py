@@ -152,6 +152,47 @@ def test_damaged_source(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["app.db"]
 
 
+def test_no_room_for_the_copy(tmp_path, monkeypatch):
+    """SQLite's error does not say which of the two files it is about."""
+    with closing(sqlite3.connect(tmp_path / "app.db")) as made:
+        made.execute("CREATE TABLE t (x)")
+
+    class Full(sqlite3.Connection):
+        def backup(self, target, **options):
+            raise sqlite3.OperationalError("database or disk is full")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **kw: connect(*a, factory=Full, **kw))
+    with pytest.raises(OSError, match="No space left") as error:
+        back_up(tmp_path / "app.db", tmp_path / "copy.db")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert [each.name for each in tmp_path.iterdir()] == ["app.db"]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_wal_mode_in_a_folder_that_is_read_only(tmp_path, monkeypatch, changed):
+    """SQLite cannot open it as it is. It is read all the same, unless somebody else changes it."""
+    source = tmp_path / "app.db"
+    with closing(sqlite3.connect(source)) as made:
+        made.execute("PRAGMA journal_mode=WAL")
+        made.execute("CREATE TABLE t (x)")
+    address = f"{source.as_uri()}?immutable=1"
+    monkeypatch.setattr(backup, "frozen_uri", lambda path, uri: address)
+
+    def progress(*_):
+        if changed:
+            os.utime(source, ns=(1, 1))
+
+    if changed:
+        with pytest.raises(BackupError, match="changed by another user"):
+            back_up(source, tmp_path / "copy.db", progress=progress)
+        assert not (tmp_path / "copy.db").exists()
+    else:
+        back_up(source, tmp_path / "copy.db", progress=progress)
+        assert rows(tmp_path / "copy.db", "SELECT name FROM sqlite_master") == [("t",)]
+    assert not (tmp_path / "app.db-shm").exists()
+
+
 async def test_two_at_once(engine, tmp_path):
     """Each makes a copy of its own."""
     done = []

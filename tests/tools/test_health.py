@@ -7,7 +7,9 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+import tempfile
+from contextlib import closing, contextmanager
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import text
@@ -98,7 +100,80 @@ def test_no_database(tmp_path):
     """A file of something else is no database."""
     path = tmp_path / "app.db"
     path.write_text("Dear diary, " * 200)
-    assert found(str(path))["content"].level is Level.BLIND
+    content = found(str(path))["content"]
+    assert content.level is Level.BLIND
+    assert "encrypted" in content.advice
+    assert "recovery" not in content.advice
+
+
+def test_an_empty_file(tmp_path):
+    """It is a database that has no tables yet."""
+    path = tmp_path / "app.db"
+    path.touch()
+    findings = {each.check: each for each in examine(str(path))}
+    assert findings["file"].found == "empty: it has no tables yet"
+    assert max(each.level for each in findings.values()) <= Level.NOTE
+
+
+@pytest.mark.parametrize(
+    ("message", "advised", "recovery"),
+    [
+        ("database is locked", "qsession who", False),
+        ("database disk image is malformed", "is damaged", True),
+        ("malformed database schema (t) - near x: syntax error", "A newer SQLite", True),
+        ("file is not a database", "beginning is damaged", True),
+        ("unable to open database file", "permissions", False),
+        ("disk I/O error", "look at the disk", False),
+        ("no such module: dbstat", "the application may register", False),
+    ],
+)
+def test_only_damage_is_a_case_for_recovery(tmp_path, message, advised, recovery):
+    """What SQLite says, and what it means for the owner of a file that may be healthy."""
+    error = sqlite3.DatabaseError(message)
+    if message.startswith("malformed database schema"):
+        error.sqlite_errorcode = 11
+    advice = health._remedy(error, str(tmp_path / "app.db"))
+    assert advised in advice
+    assert ("recovery" in advice) is recovery
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="users and modes of POSIX")
+def test_a_file_that_this_user_may_not_read():
+    """Nothing is said about its content, least of all that it is damaged."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = made(os.path.join(folder, "app.db"), wal=False)
+        os.chmod(path, 0)
+        with as_nobody():
+            content = found(path)["content"]
+    assert content.level is Level.BLIND
+    assert "Permission denied" in content.found
+    assert "user who may read it" in content.advice
+
+
+@contextmanager
+def as_nobody():
+    """Root may read everything; nobody else may."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("free", "level"),
+    [(10_000, Level.WARNING), (200 * 2**20, Level.NOTE), (2**40, Level.OK)],
+)
+def test_disk_space(tmp_path, monkeypatch, free, level):
+    """Too little for a WAL, too little for a copy, enough."""
+    path = made(tmp_path / "app.db", wal=False)
+    monkeypatch.setattr(health, "_size", lambda name: 2**30 if name == path else 0)
+    monkeypatch.setattr(health.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert health._of_space(path).level is level
 
 
 def test_orphans(tmp_path):
@@ -114,7 +189,7 @@ def test_orphans(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("table", "advice"), [("parents", "DROP TABLE"), ("gone", "rename this one to it")]
+    ("table", "advice"), [("parents", "is complete, drop"), ("gone", "rename this one to it")]
 )
 def test_leftovers_of_a_migration(tmp_path, table, advice):
     """The copy of a batch migration that failed: is the table itself there?"""
@@ -160,10 +235,18 @@ def test_hot_journal(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, path], check=False)
     before = contents(tmp_path)
-    warning = found(path)["rollback journal"]
+    warning, content = found(path)["rollback journal"], found(path)["content"]
     assert warning.level is Level.WARNING
     assert "Never delete it" in warning.advice
+    assert "rolls it back" in content.advice
     assert contents(tmp_path)["app.db-journal"] == before["app.db-journal"]
+
+
+def test_a_journal_that_is_done_with(tmp_path):
+    """In journal mode PERSIST it stays, with a header of zeros."""
+    path = made(tmp_path / "app.db", "PRAGMA journal_mode=PERSIST", "CREATE TABLE t (x)", wal=False)
+    assert os.path.getsize(f"{path}-journal")
+    assert "rollback journal" not in found(path)
 
 
 def test_free_pages(tmp_path, monkeypatch):
