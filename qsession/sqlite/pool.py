@@ -253,10 +253,18 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._wake_any()
         loop = running_loop()
         for transaction in self.admission:
-            if not self._reserved.waiting:
+            if not self.wants_room:
                 return
             if transaction.loop is loop:
                 transaction.give_up_snapshot()
+            elif transaction.loop is not None:
+                with suppress(RuntimeError):  # it is closed
+                    transaction.loop.call_soon_threadsafe(self._ask_for_room, transaction)
+
+    def _ask_for_room(self, transaction: Transaction) -> None:
+        """Of another loop than the holder's. In that loop."""
+        if self.wants_room:
+            transaction.give_up_snapshot()
 
     def _do_return_conn(self, record: Any) -> None:
         if record.home is not self._pool:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from qsession.errors import DurabilityError
 from qsession.sqlite.durability.wal_file import DatabaseGone, WalFile
 from qsession.sqlite.processes import fork
+from qsession.sqlite.processes.checkpoint_lock import right_to_checkpoint
 
 GATHER = 0.010
 """Seconds from the beginning of one sync to that of the next, while others go on committing."""
@@ -159,18 +160,22 @@ class Syncer:
 
         In the connection's thread, outside a transaction. A complete checkpoint syncs both files,
         and TRUNCATE lets the WAL begin anew: behind frames that the disk has lost, SQLite would not
-        find those of later commits after a power cut.
+        find those of later commits after a power cut. Like any checkpoint it is made by one process
+        at a time; the next commit tries again.
         """
         error, begun = self._error, next(self._numbers)
-        row_factory, raw.row_factory = raw.row_factory, None
-        try:
-            busy = raw.execute(TRUNCATE).fetchone()[0]
-            self._wal.look()
-        except (sqlite3.Error, DatabaseGone) as failure:  # the next commit tries again
-            logger.warning("The WAL of %r was not recovered: %s", self._wal.database, failure)
-            return
-        finally:
-            raw.row_factory = row_factory
+        with right_to_checkpoint(self._wal.database) as right:
+            if right is None:
+                return
+            row_factory, raw.row_factory = raw.row_factory, None
+            try:
+                busy = raw.execute(TRUNCATE).fetchone()[0]
+                self._wal.look()
+            except (sqlite3.Error, DatabaseGone) as failure:
+                logger.warning("The WAL of %r was not recovered: %s", self._wal.database, failure)
+                return
+            finally:
+                raw.row_factory = row_factory
         with self._lock:
             if not busy:
                 self._synced = max(self._synced, begun)

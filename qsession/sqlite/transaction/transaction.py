@@ -8,6 +8,7 @@ a statement needs is decided by :func:`.decide.decide`; this class does it.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
 import time
 import warnings
@@ -459,7 +460,7 @@ class Transaction:
             lease = self._last.take_up()
         if lease is None:
             work.version = None
-            lease = self._pool.lease(work.holds)
+            lease = work.lease = self._pool.lease(work.holds)
             if self.work is not work:
                 lease.end()
             self._check(work)
@@ -766,10 +767,10 @@ class Transaction:
 
     def _clean_up_after(self, error: BaseException, statement: Statement) -> None:
         """Keep no ticket for what was not begun, and nothing of what was cancelled."""
-        work = self.work
+        work, told = self.work, isinstance(error, sqlite3.Error | errors.QSessionError)
+        if statement.kind in _SETTINGS and work.lease is not None and not told:
+            work.lease.driver.suspect = True  # it may have been set, and nobody took note
         if not isinstance(error, Exception):
-            if statement.kind in _SETTINGS and work.lease is not None:
-                work.lease.driver.suspect = True  # it may have been set, and nobody took note
             self.abandon(errors.QSessionError("The transaction was rolled back: it was cancelled."))
         elif work.state is State.IDLE and not (self._lent or work.remembered or work.by_hand):
             self._end()
@@ -944,7 +945,10 @@ class Transaction:
             return
         driver = lease.driver
         self._queue.counters.commits += 1
-        syncer = self._pool.syncer(driver) if driver.sync is Sync.SHARED else None
+        shared = driver.sync is Sync.SHARED
+        # Behind frames that the disk has lost, what SQLite has synced by itself is lost as well.
+        looks = shared or (driver.sync is Sync.SQLITE and driver.identity is not None)
+        syncer = self._pool.syncer(driver) if looks else None
         number = 0 if syncer is None else syncer.committed()
         when = self._pool.checkpointer.due()
         try:
@@ -955,7 +959,7 @@ class Transaction:
                 driver.run_to_end(recover, syncer)
         finally:
             self._end(checkpoints=when is When.AFTER)
-        if syncer is not None:
+        if syncer is not None and (shared or syncer.failed):
             quiet = self._queue.is_idle and not self.runner.crowded
             try:
                 await_only(syncer.wait(number, now=quiet))

@@ -16,8 +16,9 @@ from engines import metadata, notes
 from folders import TESTS
 from load_child import TASKS
 from shims import build, needs_shim
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 
+from qsession import DurabilityError
 from qsession.sqlite.driver.setup import FULL
 
 SLOW_MACHINE = 60.0
@@ -181,3 +182,30 @@ async def test_strict_returns_only_what_is_on_disk(make, monkeypatch, statement)
         running.end()
         assert await reader == "new"
         await writer
+
+
+async def test_a_commit_that_sqlite_syncs_behind_a_failed_sync(make, monkeypatch):
+    """Behind frames that the disk has lost it would be lost as well: nothing is acknowledged
+    before a checkpoint.
+    """
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    async with engine.connect() as own, engine.connect() as reader:
+        await own.execute(text("PRAGMA synchronous=FULL"))
+        with slow_disk(monkeypatch) as disk:
+            await reader.execution_options(qsession_access="read")
+            await reader.execute(select(notes.c.id))  # it keeps the WAL from being reused
+            async with engine.connect() as connection:
+                await connection.execute(insert(notes), {"id": 1})
+                committing = asyncio.create_task(connection.commit())
+                (await disk.next()).fail()
+                with pytest.raises(DurabilityError):
+                    await committing
+            await own.execute(insert(notes), {"id": 2})
+            with pytest.raises(DurabilityError):
+                await own.commit()
+            await own.rollback()
+        await reader.rollback()
+        await own.execute(insert(notes), {"id": 3})
+        await own.commit()

@@ -26,6 +26,7 @@ from qsession.sqlite.durability import syncer as module
 from qsession.sqlite.durability import wal_file
 from qsession.sqlite.durability.syncer import recover, syncer_of
 from qsession.sqlite.files.filesystem import file_identity
+from qsession.sqlite.processes.checkpoint_lock import right_to_checkpoint
 
 NEVER = 3600.0
 
@@ -294,8 +295,25 @@ async def test_a_checkpoint_that_is_not_complete_makes_up_for_nothing(disk, tmp_
     await ended()
 
 
-async def test_a_failure_during_the_checkpoint_is_not_made_up_for(syncer, disk):
-    """Two connections recover; the slower one began before a sync that failed after the faster."""
+async def test_one_process_at_a_time_makes_up_for_a_failure(syncer, disk, path):
+    """Two checkpoints at once can damage a file: while another one runs, none is made here."""
+    task = await waiting(syncer)
+    (await disk.next()).fail()
+    with pytest.raises(DurabilityError):
+        await task
+    with right_to_checkpoint(path) as right:
+        assert right is not None
+        recover(Checkpointed(), syncer)
+        assert syncer.failed
+    recover(Checkpointed(), syncer)
+    assert not syncer.failed
+
+
+async def test_a_failure_during_the_checkpoint_is_not_made_up_for(syncer, disk, path):
+    """Two connections recover, where there can be no lock file; the slower one began before a sync
+    that failed after the faster.
+    """
+    os.mkdir(f"{path}-qsession-checkpoint")
 
     class Slow(Checkpointed):
         def fetchone(self):

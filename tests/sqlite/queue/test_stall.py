@@ -11,7 +11,7 @@ import pytest
 from cancelling import COUNT_ENDLESSLY, PATIENCE, Bench, assert_free, eventually, rows
 from sqlalchemy import event, text
 
-from qsession import HoldTimeout
+from qsession import ConflictError, HoldTimeout
 from qsession.sqlite.queue.stall import LONG_READ, Look, Verdict, judge
 
 RAISE = text("UPDATE items SET value = value + 1")
@@ -280,6 +280,39 @@ async def test_a_snapshot_gives_way_when_its_statement_has_ended(tmp_path):
         await asyncio.wait_for(writing, PATIENCE)
     await bench.check()
     await bench.engine.dispose()
+
+
+async def test_a_snapshot_of_another_loop_gives_way(tmp_path):
+    """It idles with the connection that is kept for the holder of the ticket, in a loop that turns;
+    all others read.
+    """
+    bench = await Bench.ready(
+        tmp_path / "app.db", stall_after=0.01, pool_size=1, max_overflow=0, pool_timeout=NEVER
+    )
+    engine = bench.engine
+    readers, writers = (
+        engine.execution_options(qsession_access=access) for access in ("read", "write")
+    )
+    idles, over = threading.Event(), threading.Event()
+
+    async def idle():
+        async with writers.connect() as connection:
+            await connection.execute(SUM)
+            idles.set()
+            await asyncio.to_thread(over.wait, PATIENCE)
+            with pytest.raises(ConflictError):
+                await connection.execute(RAISE)
+
+    thread = threading.Thread(target=asyncio.run, args=(idle(),))
+    thread.start()
+    await eventually(idles.is_set)
+    async with readers.connect() as reader:
+        await reader.execute(SUM)
+        await asyncio.wait_for(write(engine), PATIENCE)
+    over.set()
+    await asyncio.to_thread(thread.join)
+    await bench.check()
+    await engine.dispose()
 
 
 async def test_no_turn_with_a_ticket_that_was_taken_away(tmp_path, monkeypatch):

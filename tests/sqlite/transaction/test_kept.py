@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from qsession import QSessionError, create_async_engine
 from qsession.sqlite.transaction import sending
+from qsession.sqlite.transaction.kept import Kept
 
 LEVELS = pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
 ADD = text("INSERT INTO marks (run) VALUES (:run), (:run), (:run)")
@@ -568,6 +569,22 @@ async def test_cancelled_anywhere(bench, level, when):
         await write(bench, n)
     assert n > 2
     assert marks(bench) == list(range(1, n + 1))
+
+
+async def test_no_memory_to_take_note(bench, monkeypatch):
+    """What was set, and nobody has taken note of, is closed, and not for others to find."""
+
+    def add(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as short_of:
+        short_of.setattr(Kept, "add", add)
+        short_of.setattr(Kept, "let_go", lambda self: self.lease.end())
+        connection = await bench.engine.connect()
+        with pytest.raises(MemoryError):
+            await connection.execute(text("PRAGMA cache_size=7"))
+        await connection.close()
+    assert await settings(bench, "cache_size") != 7
 
 
 async def test_many_at_once(bench):
