@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 WAIT = 600.0
 """Seconds a worker waits for that of another; on SQLite the URL may set ``queue_timeout``."""
 
-_OURS, _BACKUP = "qsession_connection", "qsession_backup"  # from upgrade() to run(), through env.py
+# From upgrade() to run(), through env.py, and back.
+_OURS, _BACKUP, _CAME = "qsession_connection", "qsession_backup", "qsession_came"
+_OTHER_ENV = (
+    "env.py has not called qsession.migrate.run(), which does the work of qsession.upgrade(): "
+    "replace its contents by that call, or use the alembic command"
+)
 
 # The names in alembic.context belong to one run at a time in a process, so that two upgrades,
 # even of two files on two event loops, take turns (alembic.util.langhelpers.ModuleClsProxy).
@@ -68,6 +73,7 @@ def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -
         return
     attributes = config.attributes
     if (ours := attributes.get(_OURS)) is not None:
+        attributes[_CAME].append(ours)
         _migrate(ours, options, attributes[_BACKUP])
         return
     if (theirs := attributes.get("connection")) is not None:
@@ -100,10 +106,11 @@ async def upgrade(
     the working folder. ``backup`` names a file that does not exist yet: if there is something to
     migrate, the SQLite database is copied there first.
 
-    Raises what the migration raises, and ``alembic.util.CommandError`` as :func:`run` does. After
-    an error or a cancellation the transaction is rolled back and the schema is as it was.
+    ``env.py`` has to call :func:`run`. Raises what the migration raises, and
+    ``alembic.util.CommandError`` as :func:`run` does. After an error or a cancellation the
+    transaction is rolled back and the schema is as it was.
     """
-    from alembic import command
+    from alembic import command, util
 
     alembic_config = _load_config(config)
     database = engine if engine is not None else url
@@ -111,10 +118,17 @@ async def upgrade(
         database = database_of(alembic_config)
 
     def work(connection: Connection) -> None:
-        handed_over = {_OURS: connection, _BACKUP: backup}
+        handed_over: dict[str, Any] = {_OURS: connection, _BACKUP: backup, _CAME: []}
         alembic_config.attributes.update(handed_over)
         try:
             command.upgrade(alembic_config, revision)
+        except RuntimeError as error:
+            if "running event loop" not in str(error):
+                raise
+            raise util.CommandError(_OTHER_ENV) from error  # by its asyncio.run()
+        else:
+            if not alembic_config.attributes[_CAME]:
+                raise util.CommandError(_OTHER_ENV)
         finally:
             for name in handed_over:
                 del alembic_config.attributes[name]
@@ -194,8 +208,8 @@ def _refuse_stock_memory(url: URL) -> None:
 def _migrate(
     connection: Connection, options: dict[str, Any], backup: str | os.PathLike[str] | None = None
 ) -> None:
-    """Run the current Alembic command on a connection of our own, in one transaction."""
-    from alembic import context
+    """Run the current Alembic command on a connection of our own."""
+    from alembic import context, util
 
     on_server = connection.dialect.name != "sqlite"
     context.configure(connection=connection, **_defaults(connection.dialect) | options)
@@ -203,6 +217,8 @@ def _migrate(
     looks_only = bool(asked.get("dont_mutate"))  # alembic current
     migrates = "destination_rev" in asked and not looks_only  # upgrade, downgrade, stamp
     if on_server:
+        if backup is not None:
+            raise util.CommandError("backup= is for SQLite: use the tools of the server")
         turn = servers.one_at_a_time(connection, WAIT) if migrates else contextlib.nullcontext()
         with turn, context.begin_transaction():
             context.run_migrations()

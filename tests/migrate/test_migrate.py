@@ -227,3 +227,44 @@ async def test_no_ini_file_is_a_clear_error(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CommandError, match="qsession init"):
         await upgrade()
+
+
+STOCK_ENV = """
+import asyncio
+from alembic import context
+from sqlalchemy.ext.asyncio import create_async_engine
+
+def migrate(connection):
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+async def main():
+    engine = create_async_engine(context.config.get_main_option("sqlalchemy.url"))
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+
+work = main()
+try:
+    asyncio.run(work)
+finally:
+    work.close()
+"""
+
+
+@pytest.mark.parametrize("env", [STOCK_ENV, "from alembic import context\n"])
+async def test_an_env_that_does_not_call_run(project: Project, env: str) -> None:
+    """Alembic's own, and one that does nothing: nobody is told that all is done."""
+    project.add(FAMILY)
+    (project.folder / "migrations" / "env.py").write_text(env)
+    with pytest.raises(CommandError, match=r"has not called qsession\.migrate\.run\(\)"):
+        await upgrade(config=project.config)
+    assert not project.config.attributes
+
+
+async def test_an_error_of_a_migration_that_is_a_runtime_error(project: Project) -> None:
+    """It is raised as it is."""
+    project.add("raise RuntimeError('no')")
+    with pytest.raises(RuntimeError, match="no"):
+        await upgrade(config=project.config)

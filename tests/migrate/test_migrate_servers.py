@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.util import CommandError
 from project import Project
 from server_databases import database_on
 from sqlalchemy import text
@@ -120,6 +121,15 @@ def test_who_waits_has_no_statement_under_way(
     project.add("op.execute('CREATE TABLE made (n INTEGER)')")
     with database_on(driver.partition("+")[0]) as server:
         asyncio.run(asyncio.wait_for(look(server.set(drivername=driver)), 60))
+
+
+def test_a_backup_of_a_server_is_refused(project: Project) -> None:
+    """It would not be made, and nothing would say so."""
+    project.add("op.execute('CREATE TABLE made (n INTEGER)')")
+    with database_on("postgresql") as server:
+        url = server.set(drivername="postgresql+asyncpg")
+        with pytest.raises(CommandError, match="backup= is for SQLite"):
+            asyncio.run(upgrade(url=url, config=project.config, backup=project.folder / "b.db"))
 
 
 def test_a_server_that_cannot_tell(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
