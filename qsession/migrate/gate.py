@@ -31,7 +31,10 @@ def one_at_a_time(path: str, wait: float) -> Iterator[None]:
         return
     try:
         if not wait_until(file.try_lock, wait):
-            raise QueueTimeout(f"Another process has been migrating {path!r} for {wait:g} s.")
+            raise QueueTimeout(
+                f"Another process has been migrating {path!r} for {wait:g} s; nothing was migrated "
+                "here. If it takes that long, set a longer queue_timeout"
+            )
         try:
             yield
         finally:

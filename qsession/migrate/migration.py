@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
 WAIT = 600.0
-"""Seconds a worker waits for that of another; on SQLite the URL may set ``queue_timeout``."""
+"""Seconds a worker waits for that of another; on SQLite a ``queue_timeout`` may say otherwise."""
 
 # From upgrade() to run(), through env.py, and back.
 _OURS, _BACKUP, _CAME = "qsession_connection", "qsession_backup", "qsession_came"
@@ -244,7 +244,8 @@ def _in_transaction(connection: Connection) -> contextlib.AbstractContextManager
 
 def _gate(connection: Connection) -> contextlib.AbstractContextManager[None]:
     dialect: Any = connection.dialect
-    return gate.one_at_a_time(path_of(dialect.database), dialect.settings.queue_timeout)
+    asked = dialect.asked_timeout
+    return gate.one_at_a_time(path_of(dialect.database), WAIT if asked is None else asked)
 
 
 def _migrate_through(connection: Connection, options: dict[str, Any]) -> None:

@@ -57,8 +57,8 @@ def refuse_new_orphans(connection: Connection, outside: Connection) -> None:
             )
         raise util.CommandError(
             f"the migration would leave references to rows that do not exist: {broken}. "
-            "It was rolled back. Foreign keys are off while it runs, and so is ON DELETE: change or "
-            "delete the rows that refer to others as well"
+            "It was rolled back. Foreign keys are off while it runs, and so is ON DELETE: delete "
+            "or change the rows that refer to others as well"
         )
 
 

@@ -174,6 +174,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             cargs = (self._memory.enter(self), *cargs[1:])
         timeout = cparams.pop("timeout", None)
         if timeout is not None and "queue_timeout" not in self._given:
+            self._given["queue_timeout"] = timeout
             self.settings = self.settings.with_options({"queue_timeout": timeout})
         cparams.pop("autocommit", None)  # as isolation_level: BEGIN is ours to send
         cparams.update(timeout=0, isolation_level=None, check_same_thread=False)
@@ -225,6 +226,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         and not elsewhere (https://sqlite.org/psow.html).
         """
         return self.settings.durability != "normal" and "psow=0" not in self.database
+
+    @property
+    def asked_timeout(self) -> float | None:
+        """The ``queue_timeout``, in seconds, if the application has set one."""
+        return self.settings.queue_timeout if "queue_timeout" in self._given else None
 
     def discard_memory(self) -> None:
         if self._memory is not None:

@@ -1,4 +1,8 @@
-"""The Python code in README.md and docs/ runs as it is printed."""
+"""The code in README.md and docs/ runs as it is printed.
+
+Blocks of Python and of bash are run, in their order, in one empty folder. One that begins with the
+name of a file, as ``# models.py``, is written to that file. Blocks of sh and text are not run.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]  # this file is run as a program as well
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# (\S+\.\w+)\n")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 ON_SERVERS = {"move-to-postgresql.md"}
 """Pages that need one; their own tests run them."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def blocks(page: Path) -> list[tuple[int, str]]:
-    """The Python blocks of a page, each with the number of the line it begins on."""
+def blocks(page: Path) -> list[tuple[int, str, str]]:
+    """The blocks of a page that are run, each with the line it begins on and its language."""
     text = page.read_text(encoding="utf-8")
-    return [(text.count("\n", 0, each.start()) + 2, each[1]) for each in BLOCK.finditer(text)]
+    return [
+        (text.count("\n", 0, each.start()) + 2, *each.groups()) for each in BLOCK.finditer(text)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -37,22 +44,32 @@ def blocks(page: Path) -> list[tuple[int, str]]:
 )
 def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
     """The blocks of one page, in their order, in one fresh interpreter and an empty folder."""
+    run_page(page, tmp_path)
+
+
+def run_page(page: Path, folder: Path) -> str:
+    """Run a page in a process of its own, in a folder; returns what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "QSESSION_URL"}
+    paths = [str(folder), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    programs = [str(Path(sys.executable).parent), environment.get("PATH", "")]
+    environment["PATH"] = os.pathsep.join(programs)
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, str(page)],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_the_first_program_can_be_run_twice(tmp_path: Path) -> None:
     """Whoever tries it out runs it again; it prints the same."""
-    _, program = blocks(ROOT / "README.md")[0]
+    _, _, program = blocks(ROOT / "README.md")[0]
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program],
@@ -76,7 +93,15 @@ def run_blocks(page: Path) -> None:
     """Run a page's blocks in one namespace. They may await at the top level."""
     loop = asyncio.new_event_loop()
     namespace: dict[str, object] = {"__name__": "__main__"}
-    for line, block in blocks(page):
+    for line, language, block in blocks(page):
+        if (named := FILE.match(block)) is not None:
+            Path(named[1]).parent.mkdir(parents=True, exist_ok=True)
+            Path(named[1]).write_text(block, encoding="utf-8")
+            continue
+        if language == "bash":
+            for command in block.splitlines():
+                subprocess.run(command, shell=True, check=True)
+            continue
         source = "\n" * (line - 1) + block  # so that a traceback names the line of the page
         code = compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         if code.co_flags & inspect.CO_COROUTINE:

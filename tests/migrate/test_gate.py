@@ -104,6 +104,42 @@ async def test_a_wait_at_the_gate_that_lasts_too_long(project: Project) -> None:
     assert "parent" not in "".join(project.dump())
 
 
+@pytest.mark.parametrize(
+    ("query", "options", "seconds"),
+    [
+        ("", {}, 600),
+        ("?queue_timeout=30", {}, 30),
+        ("", {"queue_timeout": 7}, 7),
+        ("", {"connect_args": {"timeout": 8}}, 8),
+        ("", None, 600),
+        ("?queue_timeout=30", None, 30),
+    ],
+)
+async def test_how_long_it_waits_at_the_gate(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    query: str,
+    options: dict[str, Any] | None,
+    seconds: float,
+) -> None:
+    """Ten minutes, unless its engine or URL says otherwise: a migration may take long."""
+    waits: list[float] = []
+
+    @contextmanager
+    def noted(_path: str, wait: float) -> Iterator[None]:
+        waits.append(wait)
+        yield
+
+    monkeypatch.setattr(gate, "one_at_a_time", noted)
+    if options is None:
+        await upgrade(config=project.config, url=project.url + query)
+    else:
+        engine = create_async_engine(project.url + query, **options)
+        await upgrade(config=project.config, engine=engine)
+        await engine.dispose()
+    assert waits == [seconds]
+
+
 async def test_a_cancelled_wait_leaves_no_lock(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
