@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ ROOT = Path(__file__).parents[2]  # this file is run as a program as well
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.\w+)\n")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
-ON_SERVERS = {"move-to-postgresql.md"}
-"""Pages that need one; their own tests run them."""
+ELSEWHERE = {"move-to-postgresql.md", "litestar.md"}
+"""Pages that need a server or another package; their own tests run them."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -39,7 +40,7 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
     [
         pytest.param(page, id=str(page.relative_to(ROOT)))
         for page in PAGES
-        if blocks(page) and page.name not in ON_SERVERS
+        if blocks(page) and page.name not in ELSEWHERE
     ],
 )
 def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
     run_page(page, tmp_path)
 
 
-def run_page(page: Path, folder: Path) -> str:
+def run_page(page: Path, folder: Path, warnings: Sequence[str] = ("error",)) -> str:
     """Run a page in a process of its own, in a folder; returns what it printed."""
     environment = {name: value for name, value in os.environ.items() if name != "QSESSION_URL"}
     paths = [str(folder), environment.get("PYTHONPATH", "")]
@@ -55,7 +56,7 @@ def run_page(page: Path, folder: Path) -> str:
     programs = [str(Path(sys.executable).parent), environment.get("PATH", "")]
     environment["PATH"] = os.pathsep.join(programs)
     done = subprocess.run(
-        [sys.executable, "-W", "error", __file__, str(page)],
+        [sys.executable, *(f"-W{each}" for each in warnings), __file__, str(page)],
         cwd=folder,
         env=environment,
         capture_output=True,
