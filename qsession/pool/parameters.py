@@ -7,7 +7,7 @@ quoted identifier or a comment is a placeholder. What those look like differs be
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -51,6 +51,10 @@ _PATTERN = (
     r"(?P<quoted>{quoted})|(?P<nesting>{nesting})|(?<![\w$])\$(?P<position>\d+)\b"
     r"|::+|(?<![\w\\]):(?P<name>[^\W\d]\w*)|(?<!\\):"
 )
+_ESCAPED = re.compile(r"\\(:[\w$]*)(?![:\w$])")
+"""A colon that the application has escaped, outside of quotes, as `text` knows it."""
+LONG = 10_000
+"""Characters past which a text is not kept."""
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _CONTROL = re.compile(
     rf"(?:\s|{_LINE}|/\*.*?\*/)*"
@@ -70,12 +74,21 @@ def _pattern(backend: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """A text as SQLAlchemy takes it, and the placeholders it has."""
+    """A text as SQLAlchemy takes it and as SQLite does, and the placeholders it has."""
 
     clause: TextClause
+    sql: str
+    """The text with ``?`` for each placeholder."""
+    keys: tuple[str, ...]
+    """What each of those stands for, as SQLAlchemy names it."""
     positions: int
     """The highest number behind a ``$``; 0 for none."""
     names: frozenset[str]
+    indexes: tuple[int, ...] | None
+    """Which argument each placeholder stands for; None if it is just the one at its own place."""
+
+
+Given = Sequence[Any] | Mapping[str, Any]
 
 
 def bind(
@@ -86,67 +99,107 @@ def bind(
     Raises :class:`sqlalchemy.exc.ArgumentError` where text and arguments do not fit together, and
     :class:`sqlalchemy.exc.InvalidRequestError` for text that begins or ends a transaction.
     """
-    parsed = _parse(sql, backend)
-    if parsed.names and len(args) == 1 and isinstance(args[0], Mapping) and not named:
-        return parsed.clause, _named(parsed, sql, args[0])
-    if parsed.names:
-        if args:
-            raise ArgumentError(
-                f"{sql!r} has the placeholders {_list(parsed.names)}: give keyword arguments, or "
-                f"one mapping, not {len(args)} positional arguments"
-            )
-        unknown = named.keys() - parsed.names
-        if unknown:
-            raise ArgumentError(f"{sql!r} has no placeholder {_list(unknown)}")
-        return parsed.clause, _named(parsed, sql, named)
-    if named:
-        raise ArgumentError(f"{sql!r} has no placeholder {_list(named)}")
-    return parsed.clause, _positional(parsed, sql, args)
+    parsed = _parsed(sql, backend)
+    return parsed.clause, _by_name(parsed, sql, _given(parsed, sql, args, named))
+
+
+def bind_in_order(
+    sql: str, args: Sequence[Any], named: Mapping[str, Any]
+) -> tuple[str, tuple[Any, ...]]:
+    """The same as SQLite's driver takes them: a text with ``?``, and what each stands for."""
+    parsed = _parsed(sql, "sqlite")
+    return parsed.sql, _in_order(parsed, sql, _given(parsed, sql, args, named))
 
 
 def bind_many(
-    backend: str, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]]
+    backend: str, sql: str, rows: Iterable[Given]
 ) -> tuple[TextClause, list[dict[str, Any]]]:
-    """The same for many sets of parameters: sequences for ``$1``, mappings for ``:name``."""
-    parsed = _parse(sql, backend)
-    parameters = []
+    """As `bind` for many sets of parameters: sequences for ``$1``, mappings for ``:name``."""
+    parsed = _parsed(sql, backend)
+    return parsed.clause, [_by_name(parsed, sql, each) for each in _rows(parsed, sql, rows)]
+
+
+def bind_many_in_order(sql: str, rows: Iterable[Given]) -> tuple[str, list[tuple[Any, ...]]]:
+    """As `bind_in_order` for many sets of parameters."""
+    parsed = _parsed(sql, "sqlite")
+    return parsed.sql, [_in_order(parsed, sql, each) for each in _rows(parsed, sql, rows)]
+
+
+def _given(parsed: _Parsed, sql: str, args: Sequence[Any], named: Mapping[str, Any]) -> Given:
+    """The arguments that are meant."""
+    if not parsed.names:
+        if named:
+            raise ArgumentError(f"{sql!r} has no placeholder {_list(named)}")
+        return args
+    if len(args) == 1 and isinstance(args[0], Mapping) and not named:
+        return args[0]
+    if args:
+        raise ArgumentError(
+            f"{sql!r} has the placeholders {_list(parsed.names)}: give keyword arguments, or "
+            f"one mapping, not {len(args)} positional arguments"
+        )
+    unknown = named.keys() - parsed.names
+    if unknown:
+        raise ArgumentError(f"{sql!r} has no placeholder {_list(unknown)}")
+    return named
+
+
+def _rows(parsed: _Parsed, sql: str, rows: Iterable[Given]) -> Iterator[Given]:
     for row in rows:
         wrong = isinstance(row, (str, bytes)) or not hasattr(row, "__len__")
         if wrong or isinstance(row, Mapping) != bool(parsed.names):
             wanted = f"mappings for {_list(parsed.names)}" if parsed.names else "sequences for $1"
             raise ArgumentError(f"{sql!r} takes {wanted}, not {row!r}")
-        if isinstance(row, Mapping):
-            parameters.append(_named(parsed, sql, row))
-        else:
-            parameters.append(_positional(parsed, sql, row))
-    return parsed.clause, parameters
+        yield row
 
 
-def _named(parsed: _Parsed, sql: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(parsed: _Parsed, sql: str, given: Given) -> dict[str, Any]:
+    if parsed.names:
+        return _named(parsed, sql, given)
+    return {f"p{number}": value for number, value in enumerate(_checked(parsed, sql, given), 1)}
+
+
+def _in_order(parsed: _Parsed, sql: str, given: Given) -> tuple[Any, ...]:
+    if parsed.names:
+        values = _named(parsed, sql, given)
+        return tuple(values[name] for name in parsed.keys)
+    values = _checked(parsed, sql, given)
+    if parsed.indexes is None:
+        return tuple(values)
+    return tuple(values[index] for index in parsed.indexes)
+
+
+def _named(parsed: _Parsed, sql: str, given: Any) -> dict[str, Any]:
     missing = parsed.names - given.keys()
     if missing:
         raise ArgumentError(f"{sql!r} has the placeholder {_list(missing)}, but no value for it")
     return {name: given[name] for name in parsed.names}
 
 
-def _positional(parsed: _Parsed, sql: str, given: Sequence[Any]) -> dict[str, Any]:
+def _checked(parsed: _Parsed, sql: str, given: Any) -> Any:
+    """Positional arguments, of which there are as many as there should be."""
     if len(given) != parsed.positions:
         raise ArgumentError(
             f"{sql!r} takes {parsed.positions} positional arguments ($1, $2, ...), "
             f"{len(given)} were given"
         )
-    return {f"p{number}": value for number, value in enumerate(given, 1)}
+    return given
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(f":{name}" for name in sorted(names))
 
 
-@lru_cache(maxsize=1_000)
-def _parse(sql: Any, backend: str) -> _Parsed:
-    """Find the placeholders. Every other colon is escaped, as `text` wants it."""
+def _parsed(sql: Any, backend: str) -> _Parsed:
+    """A text, as it was found the last time. One that is very long is looked at each time."""
     if not isinstance(sql, str):
         raise ArgumentError(f"give SQL as a string, not {sql!r}; expressions run on pool.engine")
+    return (_parse if len(sql) <= LONG else _parse.__wrapped__)(sql, backend)
+
+
+@lru_cache(maxsize=1_000)
+def _parse(sql: str, backend: str) -> _Parsed:
+    """Find the placeholders. Every other colon is escaped, as `text` wants it."""
     control = _CONTROL.match(sql)
     if control:
         raise InvalidRequestError(
@@ -154,25 +207,36 @@ def _parse(sql: Any, backend: str) -> _Parsed:
         )
     positions: set[int] = set()
     names: set[str] = set()
-    parts: list[str] = []
+    keys: list[str] = []
+    escaped: list[str] = []
+    plain: list[str] = []
     at = 0
     pattern = _pattern(backend)
     while match := pattern.search(sql, at):
-        parts.append(sql[at : match.start()])
+        before = sql[at : match.start()]
+        escaped.append(before)
+        plain.append(_ESCAPED.sub(r"\1", before))
         at = match.end()
         token = match[0]
         if match["nesting"]:
             at = _comment_end(sql, at)
             token = sql[match.start() : at]
-        if match["position"]:
-            positions.add(int(match["position"]))
-            parts.append(_placeholder(sql, match.start(), f"p{match['position']}"))
-        elif match["name"]:
-            names.add(match["name"])
-            parts.append(_placeholder(sql, match.start(), match["name"]))
+        if match["position"] or match["name"]:
+            if match["name"]:
+                names.add(match["name"])
+            else:
+                positions.add(int(match["position"]))
+            key = match["name"] or f"p{match['position']}"
+            keys.append(key)
+            # `text` takes no placeholder for one right behind a colon ([1:$1])
+            space = " " if sql[: match.start()].endswith(":") else ""
+            escaped.append(f"{space}:{key}")
+            plain.append(f"{space}?")
         else:
-            parts.append(token.replace(":", r"\:"))
-    parts.append(sql[at:])
+            escaped.append(token.replace(":", r"\:"))
+            plain.append(token)
+    escaped.append(sql[at:])
+    plain.append(_ESCAPED.sub(r"\1", sql[at:]))
     if positions and names:
         raise ArgumentError(
             f"{sql!r} has both ${min(positions)} and {_list(names)}: use one kind of placeholder, "
@@ -180,12 +244,17 @@ def _parse(sql: Any, backend: str) -> _Parsed:
         )
     if 0 in positions:
         raise ArgumentError(f"{sql!r} has $0, but placeholders begin with $1")
-    return _Parsed(text("".join(parts)), max(positions, default=0), frozenset(names))
-
-
-def _placeholder(sql: str, at: int, name: str) -> str:
-    """What `text` takes for a placeholder; it would not, right behind a colon (``[1:$1]``)."""
-    return f" :{name}" if sql[:at].endswith(":") else f":{name}"
+    highest = max(positions, default=0)
+    indexes = tuple(int(key[1:]) - 1 for key in keys) if positions else ()
+    straight = indexes == tuple(range(highest))
+    return _Parsed(
+        text("".join(escaped)),
+        "".join(plain),
+        tuple(keys),
+        highest,
+        frozenset(names),
+        None if straight else indexes,
+    )
 
 
 def _comment_end(sql: str, at: int) -> int:

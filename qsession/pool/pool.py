@@ -21,16 +21,21 @@ from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
 from qsession.config import Settings
-from qsession.engine import QueuedAsyncEngine, create_async_engine
+from qsession.engine import QueuedAsyncEngine, create_async_engine, is_queued
 from qsession.errors import QueueTimeout
 from qsession.pool.connection import PoolConnection
-from qsession.pool.statements import Statements, Take
+from qsession.pool.general import GeneralLink
+from qsession.pool.link import Link, Take
+from qsession.pool.running import Running
+from qsession.pool.statements import Statements
 from qsession.session import retry
 from qsession.urls import with_driver
 from qsession.waiting.handoff import Waiter, to_end
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from qsession.pool.sqlite import Direct
 
 _T = TypeVar("_T")
 
@@ -68,7 +73,8 @@ class AsyncConnectionPool(Statements):
         self._engine = create_async_engine(url, min_size=min_size, max_size=max_size, **kw)
         self._settings: Settings = getattr(self._engine.pool, "settings", Settings())
         self._state = _State.OPEN
-        self._acquired: dict[PoolConnection, None] = {}
+        self._direct = _direct(self._engine, self._settings)
+        self._acquired: dict[PoolConnection | Running, None] = {}
         self._closing: list[Waiter] = []
 
     def __repr__(self) -> str:
@@ -119,10 +125,14 @@ class AsyncConnectionPool(Statements):
         try:
             await to_end(connection._close())
         finally:
-            self._acquired.pop(connection, None)
-            if not self._acquired:
-                while self._closing:
-                    self._closing.pop().wake()
+            self._forget(connection)
+
+    def _forget(self, user: PoolConnection | Running) -> None:
+        """It is done with the pool; ``close()`` waits for all of them."""
+        self._acquired.pop(user, None)
+        if not self._acquired:
+            while self._closing:
+                self._closing.pop().wake()
 
     @asynccontextmanager
     async def transaction(
@@ -158,22 +168,43 @@ class AsyncConnectionPool(Statements):
     async def _run(
         self, take: Take[_T], sql: str, args: Sequence[Any], named: Mapping[str, Any]
     ) -> _T:
+        direct = self._direct
+        if direct is not None and not direct.is_observed:
+            return await self._run_direct(direct.run, take, sql, args, named)
         connection = self._admit()
         try:
             return await connection._run(take, sql, args, named)
         finally:
             await self.release(connection)
 
+    async def _run_direct(self, run: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        self._refuse_unless_open()
+        running = Running()
+        self._acquired[running] = None
+        try:
+            return await run(*args)
+        except asyncio.CancelledError:
+            if running.was_broken_off():
+                self._refuse_unless_open()
+            raise
+        finally:
+            running.end()
+            self._forget(running)
+
     def _admit(self) -> PoolConnection:
         self._refuse_unless_open()
-        access, timeout = self._settings.access, self._settings.queue_timeout
-        connection = PoolConnection(self._engine.sync_engine, access, timeout)
+        engine, settings, direct = self._engine.sync_engine, self._settings, self._direct
+        if direct is None or direct.is_observed:
+            link: Link = GeneralLink(engine, {"qsession_access": settings.access})
+        else:
+            link = direct.link()
+        connection = PoolConnection(engine, link, settings.access, settings.queue_timeout)
         self._acquired[connection] = None
         return connection
 
     async def _acquire(self, timeout: float | None) -> PoolConnection:
         connection = self._admit()
-        opening = asyncio.ensure_future(connection._in_turn(connection._open))
+        opening = asyncio.ensure_future(connection._open())
         opening.add_done_callback(_look_at)
         try:
             await asyncio.wait([opening], timeout=timeout)
@@ -222,8 +253,8 @@ class AsyncConnectionPool(Statements):
     async def terminate(self) -> None:
         """Close all connections, those that are in use as well: what is open is rolled back."""
         self._state = _State.CLOSED
-        for connection in list(self._acquired):
-            await connection._terminate()
+        for user in list(self._acquired):
+            await user._terminate()
         await self._dispose()
 
     async def _dispose(self) -> None:
@@ -253,6 +284,15 @@ def _look_at(opening: asyncio.Future[Any]) -> None:
     """Nobody else does, where `acquire` was cancelled."""
     if not opening.cancelled():
         opening.exception()
+
+
+def _direct(engine: QueuedAsyncEngine, settings: Settings) -> Direct | None:
+    """How statements get to SQLite without SQLAlchemy's connection; None for other databases."""
+    if not is_queued(engine):
+        return None
+    from qsession.pool.sqlite import Direct  # with the dialect, which the engine has imported
+
+    return Direct(engine.sync_engine, {"qsession_access": settings.access})
 
 
 def create_pool(

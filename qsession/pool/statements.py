@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import CursorResult, Row
+from sqlalchemy import Row
+
+from qsession.pool.link import Take
+from qsession.pool.rows import Answer
 
 _T = TypeVar("_T")
-Take = Callable[[CursorResult[Any]], _T]
-"""What is taken from a result before its cursor is closed."""
 
 
 class Statements:
@@ -64,18 +65,18 @@ class Statements:
         raise NotImplementedError
 
 
-def _count(result: CursorResult[Any]) -> int:
+def _count(result: Answer) -> int:
     return len(result.all()) if result.returns_rows else max(result.rowcount, 0)
 
 
-def _all(result: CursorResult[Any]) -> list[Row[Any]]:
+def _all(result: Answer) -> list[Row[Any]]:
     return list(result.all()) if result.returns_rows else []
 
 
-def _first(result: CursorResult[Any]) -> Row[Any] | None:
+def _first(result: Answer) -> Row[Any] | None:
     return result.first() if result.returns_rows else None
 
 
-def _value(result: CursorResult[Any]) -> Any:
+def _value(result: Answer) -> Any:
     row = _first(result)
     return None if row is None else row[0]

@@ -9,9 +9,7 @@ import sys
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
-from sqlalchemy import Transaction as SQLTransaction
 from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
-from sqlalchemy.util import greenlet_spawn
 
 from qsession.pool.scope import Scope
 from qsession.waiting.handoff import to_end
@@ -30,9 +28,9 @@ class Connected(Protocol):
 
     def _refuse_if_released(self) -> None: ...
 
-    def _begin(self, options: dict[str, Any]) -> SQLTransaction: ...
+    async def _begin(self, options: dict[str, Any]) -> Any: ...
 
-    def _end(self, transaction: SQLTransaction, commit: bool) -> None: ...
+    async def _end(self, begun: Any, commit: bool) -> None: ...
 
 
 _C = TypeVar("_C", bound=Connected)
@@ -70,7 +68,7 @@ class Transaction(Generic[_C]):
         turn = await connection._scope.turn(connection._timeout)
         try:
             self._refuse_to_start()
-            self._transaction = await greenlet_spawn(connection._begin, self._options)
+            self._begun = await connection._begin(self._options)
         except BaseException:
             turn.give()
             raise
@@ -129,7 +127,7 @@ class Transaction(Generic[_C]):
                         "released, its pool terminated, or the transaction around it ended."
                     )
                 return
-            await greenlet_spawn(self._connection._end, self._transaction, commit)
+            await self._connection._end(self._begun, commit)
             self._state = _State.COMMITTED if commit else _State.ROLLED_BACK
         finally:
             if self._outer.block is self._scope:

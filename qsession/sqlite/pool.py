@@ -94,6 +94,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._initialized = False
         self._initializing = TicketQueue()
         self._syncer: Syncer | None = None
+        self.gathers: asyncio.AbstractEventLoop | None = None
+        """A loop that runs lone writes now, and says itself when there are no more."""
         self.admission = Admission()
         self.checkpointer = Checkpointer(self._warn_of_wal, self.settings.wal_warn)
         self.write_queue = WriteQueue(self.settings, self.database)
@@ -156,9 +158,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         ``holder``: for the holder of the ticket, who has one in reserve. Where somebody listens,
         SQLAlchemy's own checkout is used.
         """
-        dispatch = self.dispatch
         self._asking.holder = holder
-        if self._pre_ping or self.echo or dispatch.checkout or dispatch.checkin or dispatch.reset:
+        if self._is_observed:
             proxied: Any = super().connect()
             record, fail = proxied._connection_record, proxied.invalidate
             give_back: Callable[[Lease], None] = partial(self._end_observed, proxied)
@@ -171,6 +172,26 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             fail(error)
             raise
         return self._leased(record, give_back)
+
+    @property
+    def _is_observed(self) -> bool:
+        """Whether somebody is to be told of connections that are taken and given back."""
+        told = self.dispatch
+        return bool(self._pre_ping or self.echo or told.checkout or told.checkin or told.reset)
+
+    def ready_lease(self, holder: bool) -> Lease | None:
+        """As :meth:`lease`, where nothing has to be waited for; else None."""
+        if self._is_observed or self._recycle > -1:
+            return None
+        record = (holder and self._reserved.take()) or self._pool.take()
+        if record is None:
+            return None
+        driver = record.dbapi_connection
+        past = max(self._invalidate_time, record._soft_invalidate_time)
+        if driver is None or not (driver.is_ready and driver.quiet) or past > record.starttime:
+            self._do_return_conn(record)
+            return None
+        return self._leased(record, self._checkin)
 
     def idle_lease(self) -> Lease | None:
         """An idle connection, where nothing can be waited for; None if there is none."""
@@ -339,10 +360,17 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         syncer: Syncer = driver.syncer
         return syncer
 
+    @property
+    def running_syncer(self) -> Syncer | None:
+        """What makes commits durable, once there was one."""
+        return self._syncer
+
     def _sync_if_quiet(self) -> None:
         """Nobody holds the ticket. Tasks that are about to go on may commit as well."""
         loop = running_loop()
-        if self._syncer is not None and (loop is None or not turns.of(loop).waiting):
+        if loop is not None and (loop is self.gathers or turns.of(loop).waiting):
+            return
+        if self._syncer is not None:
             self._syncer.hurry()
 
     def check_file(self, driver: DriverConnection, again: bool = False) -> None:

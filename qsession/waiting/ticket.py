@@ -13,6 +13,7 @@ thread blocks.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ class Ticket(Waiter):
         "claimed",
         "gives_up",
         "granted_at",
+        "on_granted",
         "owner",
         "priority",
         "state",
@@ -65,6 +67,10 @@ class Ticket(Waiter):
         self.granted_at = 0.0
         self.claimed = False
         """Whether nobody can take it away any more."""
+        self.on_granted: Callable[[], bool] | None = None
+        """Called when it is granted, in whatever thread, instead of waking a task. It must not
+        wait; False if it can no longer be taken.
+        """
         self._removable: list[None] = [None]
 
     def claim(self) -> bool:
@@ -137,6 +143,15 @@ class TicketQueue:
         await ticket.wait(future, timeout, self._serial, self._expire, self._leave)
         return ticket.state
 
+    async def answer(
+        self, ticket: Ticket, future: asyncio.Future[None], timeout: float | None
+    ) -> None:
+        """Await the future of a ticket that has ``on_granted``, whoever resolves it.
+
+        Cancelled: as in :meth:`wait`, and a ticket that is held still is released.
+        """
+        await ticket.wait(future, timeout, self._serial, self._expire, self._leave)
+
     def release(self, ticket: Ticket) -> None:
         """Give the ticket back; the next in the queue holds it from now on.
 
@@ -191,7 +206,7 @@ class TicketQueue:
         """
         before, now = ticket.state, time.monotonic()
         ticket.state, ticket.granted_at, self.holder = TicketState.HELD, now, ticket
-        if not ticket.wake():
+        if not (ticket.wake if ticket.on_granted is None else ticket.on_granted)():
             ticket.state, self.holder = before, None
             return False
         self.acquired += 1

@@ -121,24 +121,49 @@ class Syncer:
         """
         if number < self._synced:
             return
-        error = self._error
-        if error is None:
-            future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(_Waiter(number, future))
+        future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.answer(number, future, now=now)
+        error = await future
+        if error is not None:
+            raise self.unconfirmed(error) from error
+
+    def answer(self, number: int, future: asyncio.Future[Exception | None], *, now: bool) -> None:
+        """Resolve ``future`` when the commit with this number is on disk, or with what has failed.
+
+        ``now``: as for :meth:`wait`. In the loop of the future.
+        """
+        if self.enlist(number, future):
             if now:
                 self._urgent = next(self._numbers)
-            try:
-                if not self._runs:
-                    self._start()
-                elif self._sleeps or number < self._urgent:
-                    self._alarm.ring()
-            except RuntimeError as refused:  # no more threads
-                future.cancel()
-                error = refused
-            else:
-                error = await future
-        if error is not None:
-            raise _unconfirmed(self._wal.database, error) from error
+            if self._sleeps or number < self._urgent:
+                self._alarm.ring()
+
+    def enlist(self, number: int, future: asyncio.Future[Exception | None]) -> bool:
+        """As :meth:`answer`, for one who calls :meth:`hurry` or :meth:`gather` soon.
+
+        False if it has been answered.
+        """
+        error = self._error
+        if number < self._synced or error is not None:
+            future.set_result(None if number < self._synced else error)
+            return False
+        self._waiters.append(_Waiter(number, future))
+        try:
+            if not self._runs:
+                self._start()
+        except RuntimeError as refused:  # no more threads
+            future.set_result(refused)
+            return False
+        return True
+
+    def gather(self) -> None:
+        """There are new ones, and more are to come: they are not to wait for ever."""
+        if self._sleeps and self._waiters:
+            self._alarm.ring()
+
+    def unconfirmed(self, error: Exception) -> DurabilityError:
+        """What is raised for a commit that the disk has not confirmed."""
+        return _unconfirmed(self._wal.database, error)
 
     def hurry(self) -> None:
         """The queue has become empty: what has been committed is gathered no more. Any thread."""

@@ -42,13 +42,23 @@ class WriteQueue:
         self.path = ""
         self.identity: Any = None
         """Device and inode of the file."""
-        self.queue.on_given_up = self.turn.release
+        self.more_to_come = False
+        """Whether a loop runs writes that are about to be followed by others."""
+        self.queue.on_given_up = self._given_up
 
     def on(self, path: str, identity: Any) -> None:
         """Say which file it is about."""
         if (path, identity) != (self.path, self.identity):
             self.path, self.identity = path, identity
             self.turn.on(path, identity)
+
+    def _given_up(self, wanted_here: bool) -> None:
+        self.turn.release(wanted_here or self.more_to_come)
+
+    def no_more_to_come(self) -> None:
+        """Whoever has said that there would be more has seen that there is nothing."""
+        self.more_to_come = False
+        self.queue.if_free(partial(self.turn.release, False))
 
     @property
     def is_idle(self) -> bool:
@@ -96,6 +106,29 @@ class WriteQueue:
         if not ticket.held:  # taken away meanwhile: the turn is for whoever has the ticket now
             self.queue.if_free(partial(self.turn.release, False))
         return ticket
+
+    def wait_for_turn(self, ticket: Ticket, settings: Settings) -> None:
+        """Wait for the turn, for somebody who has the ticket. In a greenlet.
+
+        Raises :class:`QueueTimeout`. Then, or cancelled, the ticket moves on. It may be taken away
+        meanwhile.
+        """
+        try:
+            if not self._wait_for_turn(ticket, settings):
+                self._has_failed(ticket, settings, waited=True)
+        except BaseException:
+            self.queue.leave(ticket)
+            raise
+        if not ticket.held:  # the turn is for whoever has the ticket now
+            self.queue.if_free(partial(self.turn.release, False))
+
+    def refuse(self, ticket: Ticket, settings: Settings) -> None:
+        """Raise for a ticket that was waited for and did not come, if that is so.
+
+        Raises :class:`QueueFull` and :class:`QueueTimeout`.
+        """
+        if ticket.state in (TicketState.REFUSED, TicketState.EXPIRED):
+            self._has_failed(ticket, settings, waited=True)
 
     def _wait_for_turn(self, ticket: Ticket, settings: Settings) -> bool:
         self.watch.start()

@@ -181,6 +181,11 @@ class Transaction:
             return work.snapshot_began
         return work.last_read if work.lease is not None and work.lease.streams else None
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was sent since its last end, and nothing is kept from before it."""
+        return self.work.access is None and self._kept is None and self._last is None
+
     # Statements.
 
     def execute(self, statement: Statement, options: Any) -> Outcome:

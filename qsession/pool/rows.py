@@ -1,0 +1,71 @@
+"""Rows as SQLAlchemy has them, of a statement that was run without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+from sqlalchemy import Row
+from sqlalchemy.engine.result import SimpleResultMetaData
+from sqlalchemy.exc import NoSuchColumnError
+
+
+class Answer(Protocol):
+    """What comes back for a statement; SQLAlchemy's `CursorResult` is one."""
+
+    @property
+    def returns_rows(self) -> bool: ...
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows were changed; -1 where that is not known."""
+
+    def all(self) -> Sequence[Row[Any]]: ...
+
+    def first(self) -> Row[Any] | None: ...
+
+
+class Found:
+    """The answer of a driver whose rows have all been fetched."""
+
+    __slots__ = ("_description", "_rows", "rowcount")
+
+    def __init__(self, rows: list[Any], description: Any, rowcount: int) -> None:
+        self._rows = rows
+        self._description = description
+        self.rowcount = rowcount
+
+    @property
+    def returns_rows(self) -> bool:
+        return self._description is not None
+
+    def all(self) -> list[Row[Any]]:
+        columns = self._columns()
+        index = columns._key_to_index
+        return [Row(columns, None, index, row) for row in self._rows]
+
+    def first(self) -> Row[Any] | None:
+        if not self._rows:
+            return None
+        columns = self._columns()
+        return Row(columns, None, columns._key_to_index, self._rows[0])
+
+    def _columns(self) -> _Columns:
+        return _columns(tuple([column[0] for column in self._description]))
+
+
+class _Columns(SimpleResultMetaData):
+    """What rows have in common. A name that none of them has is the same error as elsewhere."""
+
+    __slots__ = ()
+
+    def _key_fallback(self, key: Any, err: Exception | None, raiseerr: bool = True) -> Any:
+        if raiseerr:
+            raise NoSuchColumnError(f"Could not locate column in row for column '{key}'") from err
+
+
+@lru_cache(maxsize=1_000)
+def _columns(names: tuple[str, ...]) -> _Columns:
+    """What the rows of these columns have in common. Of two of one name the last is meant."""
+    return _Columns(names)
