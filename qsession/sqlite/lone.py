@@ -267,6 +267,7 @@ class Lane:
                 self.loop.call_soon_threadsafe(self._serve)
             except RuntimeError:
                 self._granted.remove(lone)
+                self.pool.admission.leave(lone)  # which keeps it, and what waits for it, alive
                 return False
         elif not self._serves:
             self.loop.call_soon(self._serve)

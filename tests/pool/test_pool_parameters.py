@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +13,14 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.dialects.sqlite import aiosqlite
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
-from qsession.pool.parameters import bind, bind_many
+from qsession.pool.parameters import (
+    LONG,
+    _parse,
+    bind,
+    bind_in_order,
+    bind_many,
+    bind_many_in_order,
+)
 
 DIALECTS = {
     "sqlite": aiosqlite.dialect(),
@@ -134,3 +144,52 @@ def test_text_without_placeholders_arrives_as_it_is(backend: str, sql: str) -> N
     if backend == "mysql":
         arrived = arrived.replace("%%", "%")
     assert arrived in (sql, sql.replace(r"\:", ":")) or "\\:" in sql
+
+
+@given(st.text("a1 :$'\"`[]\\/*-#\n?p", max_size=30))
+def test_sqlite_gets_the_same_text_without_sqlalchemy(sql: str) -> None:
+    """The text with ``?`` is what SQLAlchemy would have made of it, for the same parameters."""
+    given_ = range(100, 200)
+    try:
+        _, named = bind("sqlite", sql, (), {name: name for name in "apx"})
+    except (ArgumentError, InvalidRequestError):
+        named = {}
+    highest = max((int(n) for n in re.findall(r"\$(\d{1,2})(?!\d)", sql)), default=0)
+    for args, kw in ((tuple(given_[:highest]), {}), ((), named), ((), {})):
+        try:
+            clause, values = bind("sqlite", sql, args, kw)
+        except (ArgumentError, InvalidRequestError) as error:
+            with pytest.raises(type(error), match=re.escape(str(error))):
+                bind_in_order(sql, args, kw)
+            continue
+        compiled = clause.compile(dialect=DIALECTS["sqlite"])
+        text, ordered = bind_in_order(sql, args, kw)
+        assert text == str(compiled)
+        assert ordered == tuple(values[key] for key in compiled.positiontup or ())
+
+
+@pytest.mark.parametrize(
+    ("sql", "args", "named", "expected"),
+    [
+        ("VALUES ($1, $2)", (5, 6), {}, ("VALUES (?, ?)", (5, 6))),
+        ("VALUES ($2, $1, $2)", (5, 6), {}, ("VALUES (?, ?, ?)", (6, 5, 6))),
+        ("VALUES (:b, :a, :b)", (), {"a": 1, "b": 2}, ("VALUES (?, ?, ?)", (2, 1, 2))),
+        ("VALUES (:a)", ({"a": 1, "c": 3},), {}, ("VALUES (?)", (1,))),
+        ("SELECT ':a', $1", (5,), {}, ("SELECT ':a', ?", (5,))),
+    ],
+)
+def test_parameters_in_order(
+    sql: str, args: tuple[object, ...], named: dict[str, object], expected: tuple[str, object]
+) -> None:
+    """Each placeholder gets its value, however often and in whatever order they come."""
+    assert bind_in_order(sql, args, named) == expected
+    row: Any = named or (args[0] if isinstance(args[0], dict) else args)
+    text, values = expected
+    assert bind_many_in_order(sql, [row, row]) == (text, [values, values])
+
+
+def test_long_texts_are_not_kept() -> None:
+    """A thousand texts of a megabyte would stay in memory for ever."""
+    kept = _parse.cache_info().currsize
+    assert bind_in_order(f"SELECT $1 -- {'x' * LONG}", (1,), {})[1] == (1,)
+    assert _parse.cache_info().currsize == kept
