@@ -5,6 +5,8 @@
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
 # make bench     measure against other libraries, about ten minutes;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy
+# make dist      the archives of a release in dist/, looked at by twine
+# make release   the same, then the tag of the version; CONTRIBUTING.md says what comes before and after
 # make clean     remove what make made
 
 SHELL := /bin/bash
@@ -24,7 +26,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test test-all storm bench check clean
+.PHONY: help demo test test-all storm bench check dist release clean
 
 help:
 	@sed -n '/^# make/,/^$$/s/^# //p' Makefile
@@ -83,6 +85,18 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+dist: .venv/dist
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+.venv/dist: .venv/made
+	$(PIP) install build twine
+	touch $@
+
+release:
+	.ci/release
 
 clean:
 	rm -rf .venv .venvs .make .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

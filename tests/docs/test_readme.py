@@ -24,7 +24,7 @@ FILE = re.compile(r"# (\S+\.\w+)\n")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 ELSEWHERE = {"move-to-postgresql.md", "litestar.md"}
 """Pages that need a server or another package; their own tests run them."""
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path) -> list[tuple[int, str, str]]:
