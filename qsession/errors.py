@@ -198,6 +198,8 @@ def sqlite_code(error: BaseException) -> int:
         return int(code) & 0xFF
     if not isinstance(error, sqlite3.Error):
         return 0
+    if str(error).startswith("malformed database schema"):  # and what is malformed
+        return SQLITE_CORRUPT
     # A trigger's RAISE() says whatever it likes.
     other = SQLITE_CONSTRAINT if isinstance(error, sqlite3.IntegrityError) else 0
     return _MESSAGES.get(str(error), other)

@@ -143,6 +143,8 @@ def test_sqlite_codes() -> None:
         connection.execute("CREATE TABLE t (a)")
     assert sqlite_code(caught.value) == errors.SQLITE_READONLY
     assert sqlite_code(sqlite3.OperationalError("database is locked")) == errors.SQLITE_BUSY
+    malformed = sqlite3.DatabaseError("malformed database schema (t) - near x: syntax error")
+    assert sqlite_code(malformed) == errors.SQLITE_CORRUPT
     assert sqlite_code(sqlite3.OperationalError("something else")) == 0
     assert sqlite_code(ValueError("database is locked")) == 0
 
