@@ -37,7 +37,7 @@ class RoutedCursor:
 
     def __init__(self, connection: Connected) -> None:
         self._connection = connection
-        self._rows: deque[Any] = deque()
+        self._rows: list[Any] | deque[Any] = []
 
     def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
         self.run(operation, parameters)
@@ -49,7 +49,7 @@ class RoutedCursor:
 
     def run(self, sql: str, parameters: Any, context: Any = None, many: bool = False) -> None:
         """Send one statement; ``context`` is what SQLAlchemy knows of it."""
-        self._rows.clear()
+        self._rows = []
         kind, nowait, words = kind_of(context, sql)
         options = util.EMPTY_DICT if context is None else context.execution_options
         if many and not isinstance(parameters, list):
@@ -60,7 +60,7 @@ class RoutedCursor:
         self._take(self._connection.transaction.execute(statement, options))
 
     def _take(self, outcome: Outcome) -> None:
-        self._rows.extend(outcome.rows)
+        self._rows = outcome.rows
         self.description = outcome.description
         self.rowcount = outcome.rowcount
         self.lastrowid = outcome.lastrowid
@@ -68,29 +68,35 @@ class RoutedCursor:
     def _fetch(self, size: int | None) -> None:
         """Fetch more rows, all of them for None; there are none."""
 
+    def _one_by_one(self) -> deque[Any]:
+        """The rows that are left, to be taken from the front. All at once need no such copy."""
+        if isinstance(self._rows, list):
+            self._rows = deque(self._rows)
+        return self._rows
+
     def fetchone(self) -> Any:
         if not self._rows:
             self._fetch(1)
-        return self._rows.popleft() if self._rows else None
+        return self._one_by_one().popleft() if self._rows else None
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
-        wanted, rows = size or self.arraysize, self._rows
-        if len(rows) < wanted:
-            self._fetch(wanted - len(rows))
+        wanted = size or self.arraysize
+        if len(self._rows) < wanted:
+            self._fetch(wanted - len(self._rows))
+        rows = self._one_by_one()
         return [rows.popleft() for _ in range(min(wanted, len(rows)))]
 
     def fetchall(self) -> list[Any]:
         self._fetch(None)
-        rows = list(self._rows)
-        self._rows.clear()
-        return rows
+        rows, self._rows = self._rows, []
+        return rows if isinstance(rows, list) else list(rows)
 
     def __iter__(self) -> Iterator[Any]:
         while (row := self.fetchone()) is not None:
             yield row
 
     def close(self) -> None:
-        self._rows.clear()
+        self._rows = []
 
     async def _async_soft_close(self) -> None:
         return

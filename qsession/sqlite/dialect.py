@@ -8,11 +8,16 @@ import time
 from typing import Any
 
 import aiosqlite
-from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_dbapi, SQLiteDialect_aiosqlite
+from sqlalchemy.dialects.sqlite.aiosqlite import (
+    AsyncAdapt_aiosqlite_dbapi,
+    SQLiteDialect_aiosqlite,
+    SQLiteExecutionContext_aiosqlite,
+)
 from sqlalchemy.engine import URL, Dialect, Engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, Pool
 from sqlalchemy.util import await_only
+from sqlalchemy.util.concurrency import in_greenlet
 
 from qsession.config import NAMES, Settings
 from qsession.errors import QueueTimeout
@@ -31,6 +36,8 @@ from qsession.waiting.handoff import to_end
 
 RETRY = 0.005
 """Seconds between two tries to switch a file to WAL mode that another program uses."""
+MANY = 2_000
+"""Parameter sets of an executemany that SQLAlchemy needs a millisecond to collect."""
 _EXCLUSIVE = "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener would do that: take it out."
 
 
@@ -78,10 +85,23 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
         return driver
 
 
+class QSessionExecutionContext(SQLiteExecutionContext_aiosqlite):
+    """One statement, as SQLAlchemy prepares it."""
+
+    def create_default_cursor(self) -> Any:
+        """A cursor. SQLAlchemy asks for it between the two passes that it makes over the parameter
+        sets of an executemany. For many sets each takes long, so the loop gets a turn in between.
+        """
+        if len(getattr(self, "compiled_parameters", ())) > MANY and in_greenlet():
+            await_only(asyncio.sleep(0))
+        return super().create_default_cursor()
+
+
 class QSessionDialect(SQLiteDialect_aiosqlite):
     """SQLite through the write queue: ``sqlite+qsession://``."""
 
     driver = "qsession"
+    execution_ctx_cls = QSessionExecutionContext
     supports_statement_cache = True
     has_terminate = True
 

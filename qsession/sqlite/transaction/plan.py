@@ -34,6 +34,8 @@ class Plan:
     """Whether nothing more is sent."""
     reads: bool = False
     """Whether it cannot write."""
+    logs: bool = False
+    """Whether what comes back is digested, to be compared later. In the thread: it may be much."""
     in_transaction: bool = False
     """Whether SQLite has a transaction already that is to go on."""
     budget: float | None = None
@@ -93,6 +95,7 @@ def plan_of(
         # On a connection that is lent, the driver begins a transaction that nobody would commit.
         plan.begin, plan.commits = "BEGIN IMMEDIATE", True
     plan.in_transaction = work.state is State.LOCKED
+    plan.logs = action.logs
     plan.reads = statement.kind in (Kind.READ, Kind.UNKNOWN) and not plan.in_transaction
     if plan.reads:
         plan.budget = BUDGET

@@ -11,8 +11,9 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, cast
 
+from greenlet import getcurrent
 from sqlalchemy.util import await_only
 
 from qsession import errors
@@ -32,12 +33,14 @@ FEW = 20
 class Runner:
     """The statements of one connection, one at a time."""
 
-    __slots__ = ("_counters", "_pace", "_task", "_turn", "admitted", "loop", "reading")
+    __slots__ = ("_counters", "_mark", "_pace", "_task", "_turn", "admitted", "loop", "reading")
 
     def __init__(self, pace: Pace, counters: Counters) -> None:
         self._pace = pace
         self._counters = counters
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
+        self._mark: object | None = None
+        """Of the greenlet that used it last: it has waited once, and its task is known."""
         self._turn: LoopTurn | None = None
         self.admitted: object | None = None
         """The turn of the loop in which its connection was let in: its first statement is, too."""
@@ -47,7 +50,16 @@ class Runner:
         """Where a statement that only reads runs, and since when: by its thread, by the clock."""
 
     def use_here(self) -> None:
-        """Remember the task and the loop that use it."""
+        """Remember the task and the loop that use it. In a greenlet, which awaits something once.
+
+        SQLAlchemy insists on that: https://docs.sqlalchemy.org/en/20/errors.html#error-xd1r.
+        """
+        greenlet = cast("Any", getcurrent())
+        if self._mark is not None and getattr(greenlet, "qsession_mark", None) is self._mark:
+            return
+        await_only(READY)
+        # Not the greenlet itself: one that waits for ever has to be collected.
+        self._mark = greenlet.qsession_mark = object()
         task = asyncio.current_task()
         if task is not self.task:
             self._task = None if task is None else weakref.ref(task)
@@ -73,19 +85,17 @@ class Runner:
         """Whether others wait to go on on this loop, and may be about to commit as well."""
         return self._turn is not None and self._turn.waiting > 0
 
-    def pace(self, holder: bool) -> bool:
-        """Wait for a later turn of the loop, where this one is over. False if it need not."""
+    def pace(self, holder: bool) -> None:
+        """Wait for a later turn of the loop, where this one is over."""
         turn, admitted = self._turn, self.admitted
         assert turn is not None
         if admitted is not None:
             self.admitted = None
             if admitted is turn.mark:
-                return False
+                return
         future = turn.enter(holder)
-        if future is None:
-            return False
-        await_only(future)
-        return True
+        if future is not None:
+            await_only(future)
 
     def run(
         self, driver: DriverConnection, plan: Plan, holder: bool, check: Callable[[], None]
@@ -97,8 +107,7 @@ class Runner:
         is not begun, or interrupted, and not waited for.
         """
         if self._is_short(driver, plan):
-            if not self.pace(holder):
-                await_only(READY)
+            self.pace(holder)
             check()
             if driver.quiet:  # else another task was faster
                 report = self.run_here(driver, plan)

@@ -33,6 +33,8 @@ class Outcome:
     changed: bool = False
     """Whether rows were changed, or something was done that yields no rows."""
     cursor: Any = None
+    seen: Any = None
+    """The digest of what came back, where the plan asks for it."""
 
     def add(self, part: Outcome) -> None:
         """What came back for the next rows of an executemany."""
@@ -122,6 +124,8 @@ def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = Tr
             report.outcome = Outcome() if plan.only_begins else execute(raw, plan.statement, report)
         finally:
             report.spent = None if started is None else spent(started)
+        if plan.logs and report.outcome.cursor is None:
+            report.outcome.seen = digest(report.outcome)
         if plan.watches is not None:
             report.now = pragma(raw, plan.watches)
             report.was = before if before != report.now else None
