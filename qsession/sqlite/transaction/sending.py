@@ -37,8 +37,8 @@ class Outcome:
     """The digest of what came back, where the plan asks for it."""
 
     def add(self, part: Outcome) -> None:
-        """What came back for the next rows of an executemany."""
-        self.rowcount += part.rowcount
+        """What came back for the next rows of an executemany; sqlite3 may not count them: -1."""
+        self.rowcount = -1 if part.rowcount < 0 else self.rowcount + part.rowcount
         self.lastrowid = part.lastrowid
         self.changed = self.changed or part.changed
         self.description = part.description

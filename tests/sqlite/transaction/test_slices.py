@@ -179,3 +179,12 @@ async def test_ended_elsewhere_between_slices(bench, monkeypatch):
             await asyncio.wait_for(task, PATIENCE)
         await asyncio.wait_for(other, PATIENCE)
     assert found(bench) == 0
+
+
+async def test_rows_that_nobody_counts(bench):
+    """sqlite3 counts no rows of a text that begins with WITH; the sum of that is no number either."""
+    sql = text("WITH one AS (SELECT :value) INSERT INTO items (id, value) SELECT :id, * FROM one")
+    async with bench.engine.begin() as connection:
+        few = await connection.execute(sql, numbers(FEW))
+        many = await connection.execute(sql, numbers(5 * FEW, 1_000))
+    assert many.rowcount == few.rowcount == -1
