@@ -90,7 +90,7 @@ async def test_the_wait_ends_with_queue_timeout(tmp_path: Path) -> None:
             with pytest.raises(QueueTimeout) as caught:
                 await insert(engine)
             message = str(caught.value)
-            assert "Another program held a lock on" in message
+            assert "Another connection held a lock on" in message
             assert "queue_timeout=0.05 s" in message
             assert "INSERT INTO t" in message
             assert "database is locked" not in message

@@ -14,7 +14,7 @@ from typing import Any
 import aiosqlite
 import pytest
 from engines import Make
-from sqlalchemy import event, exc, select, text
+from sqlalchemy import event, exc, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import create_async_engine as stock_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -339,3 +339,25 @@ async def test_a_commit_in_disguise(make: Make, prefix: str) -> None:
         await session.rollback()
     assert await count(engine) == 1
     assert engine.stats().holder is None
+
+
+async def test_a_select_that_writes_is_rolled_back(make: Make) -> None:
+    """A function may write on its connection, as those of SpatiaLite do; in a snapshot it is part
+    of the transaction.
+    """
+    engine = make(access="write")
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        raw = connection.raw
+        raw.create_function("put", 0, lambda: raw.execute("INSERT INTO t VALUES (1)").rowcount)
+
+    await run(engine, "CREATE TABLE t (x)")
+    async with engine.connect() as connection:
+        await connection.execute(select(func.put()))
+        await connection.rollback()
+    assert await count(engine) == 0
+    async with engine.connect() as connection:
+        await connection.execute(select(func.put()))
+        await connection.commit()
+    assert await count(engine) == 1

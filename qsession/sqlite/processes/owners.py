@@ -18,7 +18,7 @@ def shorten(sql: str, limit: int = 200) -> str:
 def describe_process(pid: int) -> str:
     """A process in words: its id, and its command line where that can be read."""
     if pid == os.getpid():
-        return f"this process (pid {pid})"
+        return f"this process (pid {pid}), by something that this engine knows nothing of"
     command = command_line(pid)
     return f"pid {pid} ({command})" if command else f"pid {pid}"
 

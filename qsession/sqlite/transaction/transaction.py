@@ -796,7 +796,7 @@ class Transaction:
         lease = self.work.lease
         path = lease.driver.path if lease is not None else self._pool.database
         return errors.QueueTimeout(
-            f"Another program held a lock on {self._pool.database!r} for longer than "
+            f"Another connection held a lock on {self._pool.database!r} for longer than "
             f"queue_timeout={self._settings.queue_timeout:g} s; {sql!r} was not run. "
             f"The lock is held by {lock_owner(path)}."
         )
@@ -1051,7 +1051,8 @@ class Transaction:
                 self._undo(lease, hurry=lent)
         else:
             if lease is not None and state is State.SNAPSHOT:
-                lease.tidy(sending.finish_reading)
+                # A function of the application may have written. ROLLBACK would break off streams.
+                lease.tidy(sending.finish_reading if lease.streams else sending.clean_up)
             self._end()
         if work.defined is not None:
             _tell_of_lost_changes(work.defined)

@@ -182,7 +182,7 @@ async def test_ended_elsewhere_between_slices(bench, monkeypatch):
 
 
 async def test_rows_that_nobody_counts(bench):
-    """sqlite3 counts no rows of a text that begins with WITH; the sum of that is no number either."""
+    """sqlite3 counts no rows of a text that begins with WITH; nor is there a sum of them."""
     sql = text("WITH one AS (SELECT :value) INSERT INTO items (id, value) SELECT :id, * FROM one")
     async with bench.engine.begin() as connection:
         few = await connection.execute(sql, numbers(FEW))
