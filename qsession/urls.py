@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 from sqlalchemy import URL, make_url
 
+_ENCODE = "In a password, write @ : / ? # % as %40 %3A %2F %3F %23 %25"
+
 _POSTGRESQL = ("postgresql+asyncpg", "postgresql+psycopg")
 _DRIVERS = {
     "sqlite": ("sqlite+qsession",),
@@ -23,9 +25,12 @@ def with_driver(given: str | URL) -> URL:
 
     The first of the drivers that is installed is taken; if none is, the error that follows names
     the first. Raises :class:`sqlalchemy.exc.ArgumentError`, or ``ValueError`` for a port that is no
-    number.
+    number. What stands in its place is not repeated: it may be a part of a password.
     """
-    url = make_url(given)
+    try:
+        url = make_url(given)
+    except ValueError:
+        raise ValueError(f"the port is not a number. {_ENCODE}") from None
     drivers = _DRIVERS.get(url.drivername)
     if drivers is not None:
         installed = (each for each in drivers if len(drivers) == 1 or find_spec(_module(each)))
@@ -39,3 +44,21 @@ def with_driver(given: str | URL) -> URL:
 
 def _module(drivername: str) -> str:
     return drivername.rpartition("+")[2]
+
+
+_PRODUCTS = {
+    "postgresql": "PostgreSQL",
+    "mysql": "MySQL or MariaDB",  # which of them, only the server knows
+    "mariadb": "MariaDB",
+}
+
+
+def place_of(url: URL) -> str:
+    """Which database a URL leads to, for people: no user, no password, no other parameter of it."""
+    product = _PRODUCTS.get(url.get_backend_name())
+    if product is None:
+        return f"the file {url.database!r}"
+    host = url.host or url.query.get("host") or url.query.get("unix_socket") or "the default host"
+    at = host if isinstance(host, str) else ", ".join(host)
+    at = f"[{at}]" if ":" in at and url.host else at
+    return f"{product} at {at}{f':{url.port}' if url.port else ''}"

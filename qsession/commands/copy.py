@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 import stat
 import sys
+from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +65,7 @@ def copy(
     SOURCE may be in use; what is committed when the copy begins is copied. Values are converted to
     the types of TARGET; those that do not fit are listed, and nothing is copied. Exit code 0: it is
     done; 1: it was refused or failed, and TARGET is as it was; 2: one of the two could not be
-    opened, or the arguments make no sense.
+    opened, or the arguments make no sense; 130: Ctrl-C.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -71,8 +74,7 @@ def copy(
         _Rate(),
         TimeRemainingColumn(),
     )
-    addresses = _url(source), _url(target)
-    console = Console(stderr=True)
+    urls, console = (_url(source), _url(target)), Console(stderr=True)
     if metadata:
         sys.path.insert(0, str(Path.cwd()))  # where `python -m` would look for the models
     try:
@@ -80,27 +82,72 @@ def copy(
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as bar:
             task = bar.add_task("opening", total=None)
-            report = asyncio.run(
-                copy_database(
-                    *addresses,
-                    metadata=metadata or None,
-                    resume=resume,
-                    replace=replace,
-                    verify=verify,
-                    check=check,
-                    zone=zone or None,
-                    progress=_Shown(bar, task),
-                )
+            copying = copy_database(
+                *urls,
+                metadata=metadata or None,
+                resume=resume,
+                replace=replace,
+                verify=verify,
+                check=check,
+                zone=zone or None,
+                progress=_Shown(bar, task),
             )
+            report = asyncio.run(_until_interrupted(copying))
     except CopyError as error:
         typer.secho(error.message, err=True)
         raise typer.Exit(1) from None
     except (SQLAlchemyError, sqlite3.Error, ImportError, OSError) as error:
-        from qsession.transfer.loading import reason_of
+        from qsession.transfer.notes import notes_of
+        from qsession.transfer.wording import reason_of
 
-        typer.secho(f"Nothing was copied: {reason_of(error)}", err=True)
+        told = ": ".join(("Nothing was copied", *notes_of(error), reason_of(error)))
+        typer.secho(told, err=True)
         raise typer.Exit(2) from None
+    except _Interrupted as interrupted:
+        typer.secho(f"Interrupted. {interrupted}", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    except KeyboardInterrupt:
+        typer.secho(f"Interrupted twice. {_IN_THE_MIDDLE}", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
     _print(report)
+
+
+_INTERRUPTED = 130
+"""As a shell has it: 128, and the number of SIGINT."""
+_IN_THE_MIDDLE = (
+    "The copy stopped while it was cleaning up. A server rolls back what was not committed. Look "
+    "for tables that were made on MySQL or MariaDB, and for a new file of SQLite"
+)
+
+
+class _Interrupted(Exception):
+    """Somebody pressed Ctrl-C; the text says what is left where."""
+
+
+async def _until_interrupted(copying: Coroutine[Any, Any, Report]) -> Report:
+    """Run a copy. Ctrl-C lets it clean up; the second one ends the process at once.
+
+    ``asyncio.run`` would do the first from Python 3.11 on, and lose what the copy says.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        typer.secho("Cleaning up. Ctrl-C again stops at once.", err=True)
+        task.cancel()
+
+    with suppress(NotImplementedError, RuntimeError):  # of Windows, and outside the main thread
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await copying
+    except asyncio.CancelledError as cancelled:
+        from qsession.transfer.notes import notes_of
+
+        raise _Interrupted("; ".join(notes_of(cancelled)) or "Nothing was copied") from None
+    finally:
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(signal.SIGINT)
 
 
 class _Shown:
@@ -137,15 +184,19 @@ def _url(target: str) -> URL:
 
 def _print(report: Report) -> None:
     table = Table(box=None, pad_edge=False)
-    for name in ("table", "rows", "checksum"):
-        table.add_column(name, justify="right" if name == "rows" else "left")
+    table.add_column("table")
+    table.add_column("rows", justify="right")
+    if any(each.checksum for each in report.tables):
+        table.add_column("checksum")
     for each in report.tables:
-        table.add_row(Text(each.name), f"{each.rows:,}", each.checksum)
+        row = Text(each.name), f"{each.rows:,}", each.checksum
+        table.add_row(*row[: len(table.columns)])
     Console().print(table)
     for note in report.notes:
         typer.echo(f"note: {note}")
     done = "copied and verified" if report.verified else "copied"
     if not report.written:
-        done = "looked at: everything fits, and nothing was written"
+        done = "checked: everything fits, and nothing was written"
     rate = report.rows / max(report.seconds, 1e-9)
-    typer.echo(f"{report.rows:,} rows {done}, in {report.seconds:,.1f} s ({rate:,.0f} rows/s)")
+    rows = "1 row" if report.rows == 1 else f"{report.rows:,} rows"
+    typer.echo(f"{rows} {done}, in {report.seconds:,.1f} s ({rate:,.0f} rows/s)")

@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
 from qsession.sqlite.files.read_only import path_of
-from qsession.urls import with_driver
+from qsession.urls import place_of, with_driver
 
 Database = Annotated[
     str, typer.Argument(help="The database: a file or its URL.", metavar="DATABASE")
@@ -55,7 +55,7 @@ def url_of(target: str) -> URL | None:
     try:
         return with_driver(target)
     except (ArgumentError, ValueError) as error:  # of a port that is no number, a ValueError
-        raise typer.BadParameter(f"this is no URL of a database: {error}") from None
+        raise typer.BadParameter(f"this is not the URL of a database: {error}") from None
 
 
 def file_of(target: str) -> Path:
@@ -64,7 +64,7 @@ def file_of(target: str) -> Path:
     if url is None:
         file = Path(target)
     elif url.get_backend_name() != "sqlite":
-        raise typer.BadParameter(f"{url.render_as_string()} is not a file: this is for SQLite")
+        raise typer.BadParameter(f"{place_of(url)} is not a file: this command is for SQLite")
     elif not url.database or ":memory:" in url.database or url.query.get("mode") == "memory":
         raise typer.BadParameter(f"{target!r} is a database in memory: it has no file")
     else:

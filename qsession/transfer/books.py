@@ -102,7 +102,7 @@ async def note(target: AsyncConnection, name: str, before: Entry, now: Entry) ->
     if done.rowcount != 1:
         raise CopyError(
             f"another copy into this database is at work: it wrote rows of {name}. This one "
-            "stopped, and wrote none of them twice"
+            "stopped, and no row was written twice"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy import Connection, exc, inspect, text
 
 from qsession.transfer.inheritance import not_inherited
@@ -47,15 +49,11 @@ _OF_MYSQL = text(
     ORDER BY 1, 2
     """
 )
-_OF_SQLITE = text(
-    "SELECT name, 'left out, as it is a trigger' FROM sqlite_master WHERE type = 'trigger' "
-    "ORDER BY 1"
-)
+_TRIGGERS_OF_SQLITE = text("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY 1")
 _REST = {
     "postgresql": _OF_POSTGRESQL,
     "mysql": _OF_MYSQL,
     "mariadb": _OF_MYSQL,
-    "sqlite": _OF_SQLITE,
 }
 
 
@@ -64,17 +62,21 @@ def left_out(connection: Connection, schema_too: bool) -> list[str]:
 
     Where the models make the schema, or migrations, what they leave out was left out on purpose.
     """
-    notes = [
-        f"{name}: not copied, as it is a virtual table or part of one"
-        for name in sorted(virtual_tables(connection))
-    ]
+    notes = _listed("virtual tables and what belongs to them", sorted(virtual_tables(connection)))
     if not schema_too:
         return notes
-    views = inspect(connection).get_view_names()
-    notes += [f"{name}: left out, as it is a view" for name in views]
+    notes += _listed("views", inspect(connection).get_view_names())
     notes += not_inherited(connection)
+    if connection.dialect.name == "sqlite":
+        return notes + _listed("triggers", connection.scalars(_TRIGGERS_OF_SQLITE))
     rest = connection.execute(_REST[connection.dialect.name])
     return notes + [f"{name}: {what}" for name, what in rest]
+
+
+def _listed(kind: str, names: Iterable[str]) -> list[str]:
+    """One note for all that is of one kind, as a file may have dozens of triggers."""
+    found = ", ".join(names)
+    return [f"not copied, {kind}: {found}"] if found else []
 
 
 def virtual_tables(connection: Connection) -> set[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import Select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from qsession.errors import CopyError, QSessionError
-from qsession.servers.failures import code_of
+from qsession.errors import CopyError
 from qsession.transfer import books
 from qsession.transfer.digest import Digest
 from qsession.transfer.events import Progress, Stage, TableReport
@@ -19,18 +19,8 @@ from qsession.transfer.plan import TablePlan
 from qsession.transfer.problems import Problems
 from qsession.transfer.reading import batches, count_rows, order_of, select_rows
 from qsession.transfer.target import begin
+from qsession.transfer.wording import counted, place_of, reason_of
 from qsession.transfer.writing import write
-
-_REASON = 500
-"""Characters that are shown of what a database says."""
-_REFUSED = "42501"
-"""insufficient_privilege of PostgreSQL."""
-_RIGHTS = (
-    "A copy needs SELECT on the tables and sequences of the source. In the target it needs SELECT, "
-    "INSERT and UPDATE on the tables, SELECT and UPDATE on their sequences, CREATE on the schema "
-    "where tables are missing or the copy can be resumed, TRUNCATE to replace, and to own tables "
-    "that refer to themselves or to one another in a circle"
-)
 
 
 class Loading:
@@ -62,7 +52,8 @@ class Loading:
     async def run(self) -> None:
         """Copy table after table. Cancelled, the transaction is the caller's to roll back."""
         for plan in self.plans:
-            self._total += await count_rows(self.source, plan.source)
+            with _reading(self.source, plan):
+                self._total += await count_rows(self.source, plan.source)
         for plan in self.plans:
             await self._copy(plan)
 
@@ -80,7 +71,7 @@ class Loading:
             await begin(self.target)
         query = select_rows(plan.source, plan.names, self.source.dialect, order)
         self._tell(plan, 0)
-        async with contextlib.aclosing(batches(self.source, query)) as read:
+        async with contextlib.aclosing(self._batches(plan, query)) as read:
             async for rows in read:
                 old = len(rows) if already and not order else min(len(rows), already - number)
                 if old > 0:
@@ -102,8 +93,20 @@ class Loading:
             await books.note(self.target, plan.name, entry, _entry(digest))
             await self.target.commit()
         self._digests.append(digest)
-        checksum = digest.text if digest.rows == number else ""
+        taken = resume or self.options.verify
+        checksum = digest.text if taken and digest.rows == number else ""
         self.reports.append(TableReport(plan.name, number, already, checksum))
+
+    async def _batches(
+        self, plan: TablePlan, query: Select[Any]
+    ) -> AsyncGenerator[list[Any], None]:
+        async with contextlib.aclosing(batches(self.source, query)) as read:
+            while True:
+                with _reading(self.source, plan):
+                    rows = await anext(read, None)
+                if rows is None:
+                    return
+                yield rows
 
     async def _write(
         self,
@@ -127,7 +130,8 @@ class Loading:
             raise
         except Exception as error:
             raise CopyError(
-                f"the target refused rows of {plan.name}: {reason_of(error)}"
+                f"the target, {place_of(self.target)}, refused rows of {plan.name}: "
+                f"{reason_of(error)}"
             ) from error
 
     async def verify(self) -> None:
@@ -143,7 +147,8 @@ class Loading:
                     found.add(plan.convert_back(rows, unfit))
                     self._tell(plan, len(rows), Stage.VERIFYING)
             if found.rows + unfit.total != expected.rows:
-                wrong.append(f"{plan.name} has {found.rows} rows instead of {expected.rows}")
+                rows_found = counted(found.rows, "row")
+                wrong.append(f"{plan.name} has {rows_found} instead of {expected.rows:,}")
             elif unfit or found.total != expected.total:
                 wrong.append(f"{plan.name} has the checksum {found.text}, not {expected.text}")
         if wrong:
@@ -156,6 +161,18 @@ class Loading:
             self.options.progress(Progress(doing, plan.name, self._done, self._total))
 
 
+@contextlib.contextmanager
+def _reading(source: AsyncConnection, plan: TablePlan) -> Iterator[None]:
+    """Name the table in what the source says: a function that it lacks, a right, damage."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise CopyError(
+            f"the table {plan.source.fullname} of the source, {place_of(source)}, cannot be read: "
+            f"{reason_of(error)}"
+        ) from error
+
+
 def _entry(digest: Digest) -> books.Entry:
     return books.Entry(digest.rows, digest.text)
 
@@ -163,17 +180,7 @@ def _entry(digest: Digest) -> books.Entry:
 def _refuse_changes(plan: TablePlan, entry: books.Entry, digest: Digest) -> None:
     if (digest.rows, digest.text) != (entry.rows, entry.digest):
         raise books.SourceChanged(
-            f"the source has changed since the copy was begun: the first {entry.rows} rows of "
-            f"{plan.source.fullname} are not those that were copied. Begin anew with replace "
-            "(--replace) and resume"
+            f"the source has changed since the copy began: the first {counted(entry.rows, 'row')} "
+            f"of {plan.source.fullname} are not those that were copied. Begin anew with --replace "
+            "--resume"
         )
-
-
-def reason_of(error: BaseException) -> str:
-    """What a database says, without the statement and its parameters; and the rights to ask for."""
-    ours = isinstance(error, QSessionError)
-    said = (isinstance(error, DBAPIError) and not ours and error.orig) or error
-    text = str(said) or type(said).__name__
-    text = text if len(text) <= _REASON else f"{text[:_REASON]}..."
-    refused = code_of(said) == _REFUSED and "row-level security" not in text
-    return f"{text}. {_RIGHTS}" if refused else text

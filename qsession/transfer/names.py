@@ -35,7 +35,7 @@ def called_there(wanted: Iterable[str], there: Iterable[str], any_case: bool) ->
             other = next(each for each, its in found.items() if its == called)
             raise CopyError(
                 f"nothing was copied: {other} and {name} are one table in the target, which does "
-                "not tell upper and lower case apart"
+                "not tell upper and lower case apart. Rename one of them in the source"
             )
         found[name] = called
     return found

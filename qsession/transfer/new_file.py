@@ -34,8 +34,8 @@ class Opened:
         """Raise :class:`CopyError` if it is not the file by this name. The caller may write."""
         if file_identity(str(self.file)) != self.identity:
             raise CopyError(
-                f"nothing was copied: {self.file} was removed before its turn to write came, by "
-                "another copy that has failed"
+                f"nothing was copied: another copy, which failed, removed {self.file} before this "
+                "one could write. Start this one again"
             )
 
     def drop_unused(self) -> None:
@@ -52,6 +52,15 @@ def open_or_make(path: Path) -> Opened:
     except OSError:
         return Opened(file, False, file_identity(str(file)))
     return Opened(file, True, file_identity(str(file)))
+
+
+def refuse_to_make(path: Path | None) -> None:
+    """Raise ``OSError`` if no file can be made at a path where there is none."""
+    folder = None if path is None else Path(os.path.realpath(path)).parent
+    if folder is None or not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"you may not make files in the folder {str(folder)!r}")
 
 
 def remove(file: Path) -> bool:

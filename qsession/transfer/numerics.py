@@ -10,6 +10,7 @@ from typing import Any
 
 from qsession.transfer.kinds import Wanted
 from qsession.transfer.times import Unfit
+from qsession.transfer.wording import name_of
 
 WHOLE = re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
@@ -17,7 +18,7 @@ _TRUE, _FALSE = {"1", "t", "true"}, {"0", "f", "false"}
 _HUGE = Decimal(10) ** 40
 """Larger than any integer of a database."""
 INT64 = 2**63
-_NEGATIVE = "a negative number in a column that takes none"
+_NEGATIVE = "a negative number in a column that is unsigned"
 _EXACT = 2**53
 """Up to here every integer is a float."""
 
@@ -33,7 +34,7 @@ def to_boolean(value: Any, takes: Wanted) -> bool:
         return bool(value)
     elif value in (b"\0", b"\1"):  # BIT(1) of MySQL
         return bool(value[0])
-    raise Unfit("neither true nor false, nor 1 or 0")
+    raise Unfit("neither true nor false, and neither 1 nor 0")
 
 
 def to_integer(value: Any, takes: Wanted) -> int:
@@ -126,11 +127,6 @@ def _check_extent(found: Decimal, takes: Wanted) -> None:
     if takes.precision is not None and digits > takes.precision - (takes.scale or 0):
         before = takes.precision - (takes.scale or 0)
         raise Unfit(f"more than {before} digits before the point")
-
-
-def name_of(value: Any) -> str:
-    names = {str: "text", bytes: "a blob", float: "a float", int: "an integer", bool: "a boolean"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _is_whole(value: float | Decimal) -> bool:

@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from sqlalchemy import URL, MetaData, exc
 
 from qsession.transfer.events import Listener
-from qsession.transfer.reading import sqlite_file
 from qsession.transfer.schema import load_metadata
-from qsession.urls import with_driver
+from qsession.transfer.untouched import sqlite_file
+from qsession.urls import place_of, with_driver
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def url_of(given: str | URL) -> URL:
     try:
         return with_driver(given)
     except ValueError as error:  # the port is no number
-        raise exc.ArgumentError(f"this is no URL of a database: {error}") from None
+        raise exc.ArgumentError(f"this is not the URL of a database: {error}") from None
 
 
 def refuse_wrong_urls(source: URL, target: URL) -> None:
@@ -83,7 +83,7 @@ def refuse_wrong_urls(source: URL, target: URL) -> None:
         if url.get_backend_name() == "sqlite" and sqlite_file(url) is None:
             raise exc.ArgumentError("a database in memory cannot be copied by its URL")
         if url.get_backend_name() in ("mysql", "mariadb") and not url.database:
-            raise exc.ArgumentError(f"{url!r} names no database: append /name")
+            raise exc.ArgumentError(f"the URL of {place_of(url)} names no database: append /name")
     file, other = sqlite_file(source), sqlite_file(target)
     if file is None:
         return

@@ -98,8 +98,9 @@ def _columns(source: Table, target: Table) -> list[str]:
     ]
     if lost:
         raise CopyError(
-            f"nothing was copied: the table {target.fullname} of the target lacks the columns "
-            f"{', '.join(lost)}; migrate it first"
+            f"nothing was copied: the table {target.fullname} of the target lacks the "
+            f"column{'' if len(lost) == 1 else 's'} {', '.join(lost)}. Add what is missing there, "
+            "or drop the table, and the copy makes it"
         )
     return [
         column.name
@@ -126,7 +127,8 @@ def _takes(
     if takes.kind is Kind.OTHER and not same_driver:
         raise CopyError(
             f"nothing was copied: {target.fullname}.{name} has the type {column.type!r} in the "
-            f"target, and it is not known how to make that of {source.columns[name].type!r}"
+            f"target, and qsession cannot convert {source.columns[name].type!r} to it. Give the "
+            "column another type there, or name your models (--metadata)"
         )
     return takes
 

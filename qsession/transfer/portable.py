@@ -26,6 +26,7 @@ from qsession.transfer.defaults import default_of, keep_sequences
 from qsession.transfer.kinds import Kind, kind_of, plain, text_length
 from qsession.transfer.sequence_options import options_of
 from qsession.transfer.sqlite_schema import LOST, WRITTEN
+from qsession.transfer.wording import product_of
 
 KEY_LENGTH = 255
 """Characters of a text in a key of MySQL, which wants to know a greatest length."""
@@ -199,9 +200,9 @@ def _type_for(
     make = _MAKE.get(kind)
     if make is None:
         raise NoEqual(
-            f"{column.table.name}.{column.name} has the type {column.type!r}, and {target.name} "
-            "has nothing that is known to be like it: create the table there, with a column of "
-            "another type, or name your models (--metadata)"
+            f"{column.table.name}.{column.name} has the type {column.type!r}, and qsession knows "
+            f"nothing like it in {product_of(target)}. Create the table there first, with a column "
+            "of another type, or name your models (--metadata)"
         )
     type_ = make(found, column, source)
     if target.name in ("mysql", "mariadb"):

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qsession.transfer.wording import counted
+
 SAMPLES = 5
 """Rows that are named of each kind of problem; all of them are counted."""
+ORPHANED = "refers to a row of "
+"""How the reason begins where a foreign key leads to nothing."""
 _SHOWN = 60
 """Characters of a value that are shown."""
 
@@ -57,11 +61,38 @@ class Problems:
     def total(self) -> int:
         return sum(self.counts.values())
 
+    def told(self, between_files: bool) -> str:
+        """For people: what does not fit, and what to do."""
+        fit = "does not fit" if self.total == 1 else "do not fit"
+        lines = "\n".join(f"  {line}" for line in self.lines())
+        return (
+            f"{counted(self.total, 'value')} of {counted(len(self.counts), 'kind')} {fit} into the "
+            f"target:\n{lines}\n{self._way_out(between_files)}"
+        )
+
+    def _way_out(self, between_files: bool) -> str:
+        """What helps against the kinds that were found."""
+        reasons = {reason for _, _, reason in self.counts}
+        orphans = {reason for reason in reasons if reason.startswith(ORPHANED)}
+        zones = {reason for reason in reasons if "--zone" in reason}
+        ways = ["Say which time zone is meant (--zone UTC)"] if zones else []
+        how = ["with a column of another type"] if reasons - orphans - zones else []
+        if orphans:
+            how.append("without the foreign key")
+        if how:
+            ways.append("Correct the rows in the source")
+            whole = ", or copy the file as it is (qsession backup)" if between_files else ""
+            ways.append(
+                f"Or create the table in the target first, {' and '.join(how)}, or name your "
+                f"models (--metadata){whole}"
+            )
+        return ". ".join(ways)
+
     def lines(self) -> list[str]:
         """For people: each kind of problem, then rows that show it."""
         told = []
         for (table, column, reason), count in self.counts.items():
-            told.append(f"{table}.{column}: {reason} ({count:,} rows)")
+            told.append(f"{table}.{column}: {reason} ({counted(count, 'row')})")
             told += [
                 f"    {each.row}: {each.value}"
                 for each in self.samples

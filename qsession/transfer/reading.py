@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from datetime import datetime, timezone
 from operator import methodcaller
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -33,10 +31,12 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from qsession.engine import create_async_engine
-from qsession.sqlite.files.read_only import path_of, uri_of
 from qsession.transfer.codecs import teach
+from qsession.transfer.collations import stand_in
 from qsession.transfer.inheritance import own_rows
 from qsession.transfer.kinds import Kind, kind_of, plain
+from qsession.transfer.notes import naming
+from qsession.transfer.untouched import untouched
 from qsession.waiting.handoff import to_end
 
 BATCH_ROWS = 2_000
@@ -69,11 +69,12 @@ Which quotes names have is what SQLAlchemy has asked for before, so that stays.
 https://mariadb.com/kb/en/sql-mode/"""
 
 
-def open_engine(url: URL) -> AsyncEngine:
+def open_engine(url: URL, collations: Iterable[str] = ()) -> AsyncEngine:
     """An engine for a copy: what SQLite does runs in a thread, whatever its length.
 
     A text in SQLite need not be valid UTF-8. Then it comes with surrogates, so that the row can be
-    named, instead of an error that names none.
+    named, instead of an error that names none. A collation that the file names and SQLite lacks is
+    stood in for, and so are ``collations``.
     """
     if url.get_backend_name() != "sqlite":
         engine = create_async_engine(url)
@@ -81,34 +82,32 @@ def open_engine(url: URL) -> AsyncEngine:
         return engine
     engine = create_async_engine(url, inline=False)
 
-    def keep_any_text(connection: Any, record: Any) -> None:
+    def prepare_file(connection: Any, record: Any) -> None:
         connection.raw.text_factory = methodcaller("decode", "utf-8", "surrogateescape")
+        stand_in(connection.raw, collations)
 
-    event.listen(engine.sync_engine, "connect", keep_any_text)
+    event.listen(engine.sync_engine, "connect", prepare_file)
     return engine
 
 
-def sqlite_file(url: URL) -> Path | None:
-    """The file of a database; None for a server, or for one in memory."""
-    if url.get_backend_name() != "sqlite" or not url.database or ":memory:" in url.database:
-        return None
-    return Path(path_of(url.database))
-
-
 @contextlib.asynccontextmanager
-async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def connected(
+    engine: AsyncEngine, side: str = "", url: URL | None = None
+) -> AsyncIterator[AsyncConnection]:
     """A connection, rolled back at the end. Cancelled, that to a server is dropped instead.
 
     Its driver may be anywhere in a statement or a COPY then, and a ROLLBACK would fail. One that
     fails all the same is no error: the connection is lost, so the server rolls back by itself, and
     what is raised is what was raised before.
 
-    Raises what SQLAlchemy and the driver raise when it cannot be opened.
+    Raises what SQLAlchemy and the driver raise when it cannot be opened, with a note on ``side``
+    and on ``url``, if the user knows it by another one than the engine.
     """
-    try:
-        connection = await engine.connect()
-    except (TypeError, ValueError) as error:  # of arguments in the URL that the driver lacks
-        raise exc.ArgumentError(f"{engine.url!r} cannot be opened: {error}") from error
+    with naming(side, url or engine.url):
+        try:
+            connection = await engine.connect()
+        except (TypeError, ValueError) as error:  # of arguments in the URL that the driver lacks
+            raise exc.ArgumentError(f"a parameter of the URL is wrong: {error}") from error
     try:
         yield connection
     except asyncio.CancelledError:
@@ -134,9 +133,10 @@ async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
     On SQLite in WAL mode it waits for no writer, and none waits for it. A file in another mode
     stays in that: while it is read, nobody can write to it. Cancelled: it is rolled back.
     """
-    engine = open_engine(await asyncio.to_thread(_as_it_is, url))
+    with naming("source", url):
+        engine = open_engine(await asyncio.to_thread(untouched, url))
     try:
-        async with connected(engine) as connection:
+        async with connected(engine, "source", url) as connection:
             dialect = connection.dialect.name
             if dialect == "sqlite":
                 await connection.execution_options(qsession_access="read")
@@ -155,26 +155,6 @@ async def snapshot(url: URL) -> AsyncIterator[AsyncConnection]:
             yield connection
     finally:
         await engine.dispose()
-
-
-def _as_it_is(url: URL) -> URL:
-    """The URL of a source that is not switched to WAL mode, which would change the file for good.
-
-    A read-only connection cannot do that. One that is in WAL mode is opened as ever: a read-only
-    connection leaves files beside it that it may not remove (https://sqlite.org/wal.html).
-    """
-    file = sqlite_file(url)
-    if file is None:
-        return url
-    address = f"{uri_of(str(file))}?mode=rw"
-    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE)) as raw:
-        (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
-    if mode == "wal":
-        return url
-    database = url.database or ""
-    if not database.startswith("file:"):
-        url = url.set(database=uri_of(database))
-    return url.update_query_dict({"uri": "true", "mode": "ro"})
 
 
 async def settle(connection: AsyncConnection) -> None:

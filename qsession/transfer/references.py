@@ -11,6 +11,7 @@ from sqlalchemy import (
     and_,
     column,
     func,
+    literal_column,
     select,
     table,
     text,
@@ -21,9 +22,11 @@ from qsession.errors import CopyError
 from qsession.transfer.inheritance import own_rows
 from qsession.transfer.names import as_statement, as_value, referred
 from qsession.transfer.plan import TablePlan
-from qsession.transfer.problems import SAMPLES, Problems
+from qsession.transfer.problems import ORPHANED, SAMPLES, Problems
 from qsession.transfer.reading import bare
 from qsession.transfer.schema import Completing
+from qsession.transfer.sqlite_schema import UNSORTED
+from qsession.transfer.wording import counted
 
 
 async def find_orphans(
@@ -62,17 +65,22 @@ async def _find(
 ) -> None:
     rows, others = bare(child.source).alias("child"), bare(parent.source).alias("parent")
     pairs = list(zip(local, remote, strict=True))
-    joined = rows.outerjoin(others, and_(*(rows.c[a] == others.c[b] for a, b in pairs)))
+    unsorted = parent.source.info.get(UNSORTED, ())
+    others_of = {b: others.c[b].collate("BINARY") if b in unsorted else others.c[b] for b in remote}
+    joined = rows.outerjoin(others, and_(*(rows.c[a] == others_of[b] for a, b in pairs)))
     orphaned = (*(rows.c[name].is_not(None) for name in local), others.c[remote[0]].is_(None))
-    counted = select(func.count()).select_from(joined).where(*orphaned)
-    counted = own_rows(counted, rows, child.source)
-    count = await source.scalar(counted)
+    total = select(func.count()).select_from(joined).where(*orphaned)
+    total = own_rows(total, rows, child.source)
+    count = await source.scalar(total)
     if not count:
         return
-    reason = f"refers to a row of {parent.name} that is not there"
+    reason = f"{ORPHANED}{parent.name} that is not there"
     key = [each.name for each in child.source.primary_key]
+    named_by = [rows.c[name] for name in key]
+    if not key and source.dialect.name == "sqlite":
+        key, named_by = ["rowid"], [literal_column("child.rowid")]
     some = (
-        select(*(rows.c[name] for name in (*local, *key)))
+        select(*(rows.c[name] for name in local), *named_by)
         .select_from(joined)
         .where(*orphaned)
         .limit(SAMPLES)
@@ -135,8 +143,9 @@ async def refuse_orphans(target: AsyncConnection, plans: Sequence[TablePlan]) ->
         count = await target.scalar(select(func.count()).select_from(joined).where(*orphaned))
         if count:
             raise CopyError(
-                f"{count:,} rows of {key.table.fullname} refer to rows of {referred(key)} that are "
-                "not there; that table was not copied"
+                f"{counted(count, 'row')} of {key.table.fullname} ({', '.join(key.column_keys)}) "
+                f"{'refers' if count == 1 else 'refer'} to rows of {referred(key)} that are not "
+                "there, and that table is not copied. Fill it first, or correct the source"
             )
 
 

@@ -24,7 +24,7 @@ async def agree(
     if ours and theirs and ours != theirs:
         raise CopyError(
             f"nothing was copied: the source is at revision {', '.join(sorted(theirs))}, the "
-            f"target at {', '.join(sorted(ours))}; migrate both to the same one (alembic upgrade)"
+            f"target at {', '.join(sorted(ours))}. Migrate both to the same one (alembic upgrade)"
         )
     if ours and not copied and REVISIONS in declared.tables:
         declared.remove(declared.tables[REVISIONS])

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import AbstractAsyncContextManager
 
-from sqlalchemy import URL, ForeignKeyConstraint, MetaData
+from sqlalchemy import URL, ForeignKeyConstraint, MetaData, Table
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from qsession.errors import CopyError
 from qsession.transfer import books
 from qsession.transfer import target as targets
 from qsession.transfer.arrays import find_shifted
+from qsession.transfer.collations import collations_of, collations_of_file, refuse_strangers
 from qsession.transfer.events import Report
 from qsession.transfer.identity import refuse_the_same
 from qsession.transfer.left_out import left_out
-from qsession.transfer.loading import Loading, reason_of
+from qsession.transfer.loading import Loading
+from qsession.transfer.notes import add_note
 from qsession.transfer.options import Options, refuse_wrong_urls
 from qsession.transfer.plan import TablePlan
-from qsession.transfer.problems import Problems
+from qsession.transfer.problems import shorten
 from qsession.transfer.reading import count_rows, snapshot
 from qsession.transfer.references import find_orphans, refuse_orphans, take_off, unenforced
 from qsession.transfer.revisions import agree
@@ -25,6 +30,7 @@ from qsession.transfer.schema import (
     BOOKS,
     REVISIONS,
     Completing,
+    add,
     create,
     declare,
     missing_tables,
@@ -33,8 +39,10 @@ from qsession.transfer.schema import (
     refuse_what_is_no_table,
     sort,
 )
+from qsession.transfer.scratch import made_in_memory
 from qsession.transfer.sequences import after_commit, past_the_rows
-from qsession.transfer.target import Traces, open_target
+from qsession.transfer.target import Traces, look_at_target, open_target
+from qsession.transfer.wording import counted, place_of, reason_of
 from qsession.waiting.handoff import to_end
 
 
@@ -43,51 +51,62 @@ async def run(source: URL, target: URL, options: Options) -> Report:
     started = time.monotonic()
     refuse_wrong_urls(source, target)
     traces = Traces()
+    one = _Run(options, traces)
     failed: Exception | None = None
-    async with snapshot(source) as reading, open_target(target, traces) as writing:
-        await refuse_the_same(reading, writing)
-        one = _Run(reading, writing, options, traces)
-        try:
-            loading = await one.load()
-            if not options.check:
-                await one.commit()
-                one.notes += await after_commit(writing, one.later)
-        except Exception as error:
-            failed = error  # told when all is cleaned up, and it is known what is left
-    if traces.tables:
-        names = ", ".join(each.fullname for each in traces.tables)
-        why = "not dropped, as others use them, or the server did not let us"
-        one.notes.append(f"{names}: made by this copy, and {why}")
-        one.left += f"; tables that were made are {why}: {names}"
-    if traces.file is not None:
-        one.notes.append(f"{traces.file}: made by this copy, and not removed, as others use it")
-        one.left += f"; {traces.file} was made and is not removed, as others use it"
+    try:
+        async with snapshot(source) as one.source:
+            one.collations = await one.source.run_sync(collations_of_file)
+            if options.metadata is not None:
+                one.collations |= collations_of(options.metadata)
+            async with _opened(target, one) as one.target:
+                await refuse_the_same(one.source, one.target)
+                try:
+                    loading = await one.load()
+                    if not options.check:
+                        await one.commit()
+                        one.notes += await after_commit(one.target, one.later)
+                except Exception as error:
+                    failed = error  # told when all is cleaned up, and it is known what is left
+    except asyncio.CancelledError as cancelled:
+        add_note(cancelled, f"{one.left}{''.join(f'; {each}' for each in traces.told())}")
+        raise
+    one.notes += traces.told()
     if isinstance(failed, books.SourceChanged):
         one.left = "Until then the target keeps what was copied"
+    left = "; ".join((one.left, *traces.told()))
     if isinstance(failed, CopyError):
-        told = f"{failed}. {one.left}"
+        told = f"{failed}. {left}"
         raise CopyError(told, failed.problems, failed.counts) from failed.__cause__
     if failed is not None:
-        raise CopyError(f"the copy failed: {reason_of(failed)}. {one.left}") from failed
+        raise CopyError(f"the copy failed: {one.where(failed)}. {left}") from failed
     seconds = time.monotonic() - started
     return Report(
         tuple(loading.reports), tuple(one.notes), not options.check, options.verify, seconds
     )
 
 
-class _Run:
-    """One copy between two connections."""
+def _opened(target: URL, one: _Run) -> AbstractAsyncContextManager[AsyncConnection]:
+    """The target; a check changes no file, not even its journal mode."""
+    if one.looks_only(target):
+        return look_at_target(target)
+    return open_target(target, one.traces, one.collations)
 
-    def __init__(
-        self, source: AsyncConnection, target: AsyncConnection, options: Options, traces: Traces
-    ) -> None:
-        self.source = source
-        self.target = target
+
+class _Run:
+    """One copy between two connections, which are set when they are open."""
+
+    source: AsyncConnection
+    target: AsyncConnection
+
+    def __init__(self, options: Options, traces: Traces) -> None:
         self.options = options
         self.traces = traces
+        self.collations: set[str] = set()
         self.notes: list[str] = []
         self.later: list[str] = []
         self.begins_anew = False
+        self.unmade: set[str] = set()
+        """Tables that are missing in a target that is only looked at."""
         self.left = "The target is as it was"
 
     async def load(self) -> Loading:
@@ -102,6 +121,8 @@ class _Run:
             await self._refuse_strangers(plans, entries)
         else:
             await self._make_room(plans)
+        if self.options.check:
+            await self.target.rollback()  # from here on nobody has to wait for it
         loading = Loading(self.source, self.target, plans, entries, self.options)
         if unenforced(self.source.dialect, self.target.dialect):
             await find_orphans(self.source, plans, keys, loading.problems)
@@ -111,7 +132,8 @@ class _Run:
         await loading.run()
         if loading.problems:
             found = loading.problems
-            raise CopyError(_told(found), found.samples, found.counts)
+            between_files = self.source.dialect.name == self.target.dialect.name == "sqlite"
+            raise CopyError(found.told(between_files), found.samples, found.counts)
         if not self.options.check:
             await targets.begin(self.target)
             await targets.complete(self.target, completing)
@@ -125,13 +147,16 @@ class _Run:
 
     async def commit(self) -> None:
         """The last COMMIT. Where the connection is lost in it, nobody here knows how it ended."""
+        before = self.left
+        self.left = "It is not known whether COMMIT took effect: look into the target"
         try:
             await self.target.commit()
         except Exception:
-            if self.target.invalidated:
-                self.left = "It is not known whether COMMIT took effect: look into the target"
+            if not self.target.invalidated:
+                self.left = before
             raise
         self.traces.keep()
+        self.left = "The copy is complete, and stays in the target"
 
     async def _open_books(self) -> tuple[dict[str, books.Entry], Completing]:
         """How far an earlier copy came, and what completes the schema that it left.
@@ -147,7 +172,8 @@ class _Run:
         if not self.options.resume:
             raise CopyError(
                 "nothing was copied: an earlier copy into this database is not complete. Go on "
-                f"with it (--resume), or begin anew (--replace). Its progress is in {BOOKS}"
+                "with it (--resume), or begin anew (--replace). Its progress is in the table "
+                f"{BOOKS}"
             )
         return entries, unfinished
 
@@ -164,10 +190,11 @@ class _Run:
         wanted = list(declared.tables.values())
         if not wanted:
             raise CopyError("nothing was copied: there is no table to copy")
-        keys = [each for table in wanted for each in table.foreign_key_constraints]
-        made, completing = await self._create(declared)
+        missing = await self.target.run_sync(missing_tables, declared)
+        keys = [each for table in missing for each in table.foreign_key_constraints]
+        there, completing = await self._there(declared, missing)
+        made = {table.key for table in missing}
         completing += [each for each in unfinished if each[0] not in made]
-        there: MetaData = await self.target.run_sync(reflect_only, wanted)
         refuse_what_is_no_table(wanted, there)
         await targets.refuse_without_transactions(self.target, there.tables.values())
         ordered, _ = sort(there.tables.values())
@@ -184,21 +211,54 @@ class _Run:
         keys += [each for table in ordered for each in table.foreign_key_constraints]
         return plans, keys, completing
 
-    async def _create(self, declared: MetaData) -> tuple[set[str], Completing]:
-        """Make the missing tables: their keys, and what completes them.
+    def where(self, failed: Exception) -> str:
+        """The reason of a failure, and the side where a connection was lost."""
+        for side, connection in (("source", self.source), ("target", self.target)):
+            if connection.invalidated:
+                place = place_of(connection)
+                return f"the connection to the {side}, {place}, was lost: {reason_of(failed)}"
+        return reason_of(failed)
+
+    def looks_only(self, target: URL) -> bool:
+        """Whether a target is not even opened to be written."""
+        return self.options.check and target.get_backend_name() == "sqlite"
+
+    async def _there(self, declared: MetaData, missing: list[Table]) -> tuple[MetaData, Completing]:
+        """The tables as they are in the target, the missing ones made; and what completes them."""
+        completing: Completing = []
+        on_sqlite = self.target.dialect.name == "sqlite"
+        looks_only = on_sqlite and self.options.check
+        if missing and not looks_only:
+            completing = await self._create(declared, missing)
+        wanted = list(declared.tables.values())
+        there: MetaData = await self.target.run_sync(reflect_only, wanted)
+        if on_sqlite:
+            await self.target.run_sync(refuse_strangers, [each.name for each in wanted])
+        if missing and looks_only:
+            self.unmade = {each.fullname for each in missing}
+            add(there, await asyncio.to_thread(made_in_memory, declared, missing, self.collations))
+        return there, completing
+
+    async def _create(self, declared: MetaData, missing: list[Table]) -> Completing:
+        """Make tables: the statements that complete them when the rows are there.
 
         On MySQL each is there for good at once. So it goes on to the end through a cancellation,
         and what is to be removed is known before any is made.
         """
-        missing = await self.target.run_sync(missing_tables, declared)
         dialect = self.target.dialect.name
         making = self.target.run_sync(create, declared, missing, dialect == "postgresql")
-        if dialect in ("mysql", "mariadb"):
+        try:
+            if dialect not in ("mysql", "mariadb"):
+                return await making
             self.traces.tables += missing
-            completing = await to_end(making)
-        else:
-            completing = await making
-        return {table.key for table in missing}, completing
+            return await to_end(making)
+        except DBAPIError as error:
+            statement = " ".join(str(error.statement).split())
+            raise CopyError(
+                f"nothing was copied: the target, {place_of(self.target)}, refused "
+                f"{shorten(statement)}: "
+                f"{reason_of(error)}. Create the table there first"
+            ) from error
 
     async def _refuse_strangers(
         self, plans: list[TablePlan], entries: dict[str, books.Entry]
@@ -206,14 +266,15 @@ class _Run:
         """Raise :class:`CopyError` if somebody else was here since the earlier copy stopped."""
         if set(entries) != {plan.name for plan in plans}:
             raise CopyError(
-                "the earlier copy was one of other tables: begin anew with replace (--replace)"
+                "the earlier copy was one of other tables. Begin anew (--replace --resume)"
             )
         for plan in plans:
             count = await count_rows(self.target, plan.target)
             if count != entries[plan.name].rows:
                 raise CopyError(
-                    f"{plan.name} has {count} rows in the target, but {entries[plan.name].rows} "
-                    "were copied: somebody else changed it. Begin anew with replace (--replace)"
+                    f"{plan.name} has {counted(count, 'row')} in the target, and this copy wrote "
+                    f"{entries[plan.name].rows:,}: somebody else changed the table. Begin anew "
+                    "(--replace --resume)"
                 )
 
     async def _make_room(self, plans: list[TablePlan]) -> None:
@@ -221,7 +282,8 @@ class _Run:
 
         Rows are deleted only with ``replace``: others may commit some while this waits for them.
         """
-        tables, replace = [plan.target for plan in plans], self.options.replace
+        replace = self.options.replace
+        tables = [plan.target for plan in plans if plan.name not in self.unmade]
         writes = not self.options.check
         if writes:
             await targets.keep_out(self.target, tables, replace)
@@ -231,9 +293,11 @@ class _Run:
             return
         if occupied := await targets.occupied(self.target, tables, locked=writes):
             names = ", ".join(each.fullname for each in occupied)
+            ways = "Choose another target, or have these rows deleted (--replace)"
+            if self.options.check:
+                ways = "To check as if they were deleted, add --replace: they stay"
             raise CopyError(
-                f"nothing was copied: the target is not empty, there are rows in {names}. Choose "
-                "another one, or have them deleted (--replace)"
+                f"nothing was copied: the target is not empty, there are rows in {names}. {ways}"
             )
 
     async def _begin(
@@ -250,11 +314,3 @@ class _Run:
             self.traces.keep()
             self.left = "Go on with --resume, or begin anew with --replace"
         return completing
-
-
-def _told(found: Problems) -> str:
-    lines = "\n".join(f"  {line}" for line in found.lines())
-    return (
-        f"{found.total:,} values of {len(found.counts)} kinds do not fit into the target. Correct "
-        f"them in the source, or change the column there:\n{lines}\n"
-    )

@@ -115,13 +115,20 @@ def _reflect(connection: Connection, metadata: MetaData, tables: Sequence[Table]
             found.to_metadata(metadata, name=name)
 
 
+def add(there: MetaData, others: MetaData) -> None:
+    """Add tables of SQLite to those that are known."""
+    for table in others.tables.values():
+        table.to_metadata(there)
+    resolve_references(there)
+
+
 def refuse_what_is_no_table(wanted: Iterable[Table], there: MetaData) -> None:
     """Raise :class:`CopyError` if the target has something else by the name of a table."""
     names = ", ".join(sorted({table.key for table in wanted} - set(there.tables)))
     if names:
         raise CopyError(
-            f"nothing was copied: in the target, {names} is no table that rows can be copied to. "
-            "If it is a view, rename or drop it; or another copy has made it, and dropped it"
+            f"nothing was copied: {names} in the target is not a table that takes rows. If it is a "
+            "view, rename or drop it. If another copy was at work, start this one again"
         )
 
 
@@ -151,14 +158,14 @@ def declare(
         there = {column.name for column in theirs.columns}
         wrong += [f"the source has no column {key}.{name}" for name in sorted(ours - there)]
         lost = there - {column.name for column in table.columns}
-        wrong += [f"the metadata does not know {key}.{name}" for name in sorted(lost)]
+        wrong += [f"the models do not have {key}.{name}" for name in sorted(lost)]
     if wrong:
         raise CopyError(
-            "nothing was copied: source and metadata differ; migrate the source first. "
-            + "; ".join(wrong)
+            f"nothing was copied: source and models differ: {'; '.join(wrong)}. Migrate the source "
+            "first, or correct the models (--metadata)"
         )
     return metadata, [
-        f"{key}: not copied, as the metadata does not know this table"
+        f"{key}: not copied, as the models do not have this table"
         for key in sorted(set(reflected.tables) - set(metadata.tables))
         if reflected.tables[key].name != REVISIONS
     ]

@@ -12,10 +12,10 @@ from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from qsession.errors import ConflictError
-from qsession.transfer.loading import reason_of
 from qsession.transfer.names import as_value
 from qsession.transfer.plan import TablePlan
 from qsession.transfer.reading import bare
+from qsession.transfer.wording import reason_of
 
 # Of each column: the sequence behind "serial" and "identity", or behind a default of nextval();
 # its first number, its bounds and steps, and the last one that it gave out.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import Any
 
@@ -16,10 +15,14 @@ from sqlalchemy import (
     text,
 )
 
+from qsession.transfer.collations import collations_in, sorted_by_strangers
+
 WRITTEN = "qsession_written"
 """In ``Table.info``: the statements that make the table, as they were written."""
 LOST = "qsession_lost"
 """In ``Table.info``: what such a table has, and one of another database would not; for people."""
+UNSORTED = "qsession_unsorted"
+"""In ``Table.info``: columns with an index in an order that only the program of the file knows."""
 
 _UNIQUE = text(
     "SELECT l.name, i.name FROM pragma_index_list(:table) l, pragma_index_info(l.name) i "
@@ -33,9 +36,6 @@ _STATEMENTS = text(
     "SELECT sql FROM sqlite_master WHERE tbl_name = :table COLLATE NOCASE AND sql IS NOT NULL "
     "AND type IN ('table', 'index') ORDER BY type = 'index', rowid"
 )
-_COLLATION = re.compile(r"\bCOLLATE\s+[\"'\[`]?(\w+)", re.IGNORECASE)
-
-
 _WITHOUT_KEY = text(
     'SELECT group_concat(f."from"), f."table" FROM pragma_foreign_key_list(:table) f '
     'WHERE f."to" IS NULL GROUP BY f.id HAVING count(*) <> '
@@ -86,13 +86,14 @@ def complete(connection: Connection, metadata: MetaData) -> None:
         _add_unique_constraints(connection, table)
         of = {"table": table.name}
         statements = [str(sql) for (sql,) in connection.execute(_STATEMENTS, of)]
-        collations = {found.upper() for found in _COLLATION.findall(" ".join(statements))}
+        collations = {name.upper() for name in collations_in(" ".join(statements))}
         lost = [f"COLLATE {name}" for name in sorted(collations - {"BINARY"})]
         for (name,) in connection.execute(_OF_EXPRESSIONS, of):
             lost.append(f"the index {name}, of an expression")
         for columns, parent in connection.execute(_WITHOUT_KEY, of):
             lost.append(f"the foreign key of {columns} to {parent}, which has no such primary key")
-        table.info.update({WRITTEN: statements, LOST: lost})
+        strange = frozenset(sorted_by_strangers(connection, table.name))
+        table.info.update({WRITTEN: statements, LOST: lost, UNSORTED: strange})
 
 
 def _add_unique_constraints(connection: Connection, table: Table) -> None:

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Table, delete, literal, select, text
+from sqlalchemy import URL, Table, delete, literal, make_url, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from qsession.errors import ConflictError, CopyError
 from qsession.servers.failures import code_of
 from qsession.transfer.inheritance import names_alone, own_rows
-from qsession.transfer.new_file import Opened, open_or_make, remove
-from qsession.transfer.reading import bare, connected, open_engine, settle, sqlite_file
+from qsession.transfer.new_file import Opened, open_or_make, refuse_to_make, remove
+from qsession.transfer.notes import naming
+from qsession.transfer.reading import bare, connected, open_engine, settle
 from qsession.transfer.schema import Completing, reflect_only
+from qsession.transfer.untouched import sqlite_file, untouched
 from qsession.waiting.handoff import to_end
 
 _ATTEMPTS, _PAUSE = 300, 0.2
@@ -57,6 +59,17 @@ class Traces:
     """A file of SQLite that was not there before, and that nobody else has written to. In the end:
     one that stayed, as others have it open by then."""
 
+    def told(self) -> list[str]:
+        """What stayed, and why, for people."""
+        told = []
+        if self.tables:
+            names = ", ".join(each.fullname for each in self.tables)
+            why = "others use them, or the server did not let us drop them"
+            told.append(f"this copy made the tables {names}, and they stay: {why}")
+        if self.file is not None:
+            told.append(f"this copy made {self.file}, and it stays: others use it")
+        return told
+
     def keep(self) -> None:
         """From now on the copy can be resumed."""
         self.tables.clear()
@@ -64,17 +77,41 @@ class Traces:
 
 
 @contextlib.asynccontextmanager
-async def open_target(url: URL, traces: Traces) -> AsyncIterator[AsyncConnection]:
+async def look_at_target(url: URL) -> AsyncIterator[AsyncConnection]:
+    """A connection to a target on SQLite that leaves it as it is, also its journal mode.
+
+    If there is no file, an empty database in memory stands for it.
+    """
+    path = sqlite_file(url)
+    with naming("target", url):
+        if path is not None and path.exists():
+            engine = open_engine(await asyncio.to_thread(untouched, url))
+        else:
+            refuse_to_make(path)
+            engine = open_engine(make_url("sqlite+qsession://"))
+    try:
+        async with connected(engine, "target", url) as connection:
+            await connection.execution_options(qsession_access="read")
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def open_target(
+    url: URL, traces: Traces, collations: Iterable[str] = ()
+) -> AsyncIterator[AsyncConnection]:
     """A connection to write on, in SQLite's queue of writers. The caller commits.
 
     What was not committed is rolled back, and what ``traces`` still has then is removed, to the
-    end, through a cancellation.
+    end, through a cancellation. SQLite gets stand-ins for ``collations`` that it lacks.
     """
-    engine = open_engine(url)
     path = sqlite_file(url)
+    with naming("target", url):
+        engine = open_engine(url, collations)
     opened = None if path is None else open_or_make(path)
     try:
-        async with connected(engine) as connection:
+        async with connected(engine, "target", url) as connection:
             await connection.execution_options(**_OPTIONS[connection.dialect.name])
             if opened is not None:
                 await _take_turn(connection, opened, traces)

@@ -7,6 +7,7 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any, NamedTuple
 
 from qsession.transfer.kinds import Wanted
+from qsession.transfer.wording import name_of
 
 EPOCH = datetime.combine(date(1970, 1, 1), time())
 """SQLAlchemy keeps an interval as a timestamp this far from it, where there is no such type."""
@@ -57,16 +58,16 @@ def to_timestamp(value: Any, takes: Wanted) -> datetime | str:
     elif isinstance(value, str):
         found = parse_timestamp(value)
     elif isinstance(value, int | float):
-        raise Unfit("a number where a timestamp belongs; it does not say from when it counts")
+        raise Unfit("a number in a column of timestamps: nothing says from when it counts")
     else:
-        raise Unfit("no timestamp")
+        raise Unfit(f"{name_of(value)} in a column of timestamps")
     _check_digits(found.microsecond, takes)
     if takes.aware == (found.tzinfo is not None):
         return found
     if takes.zone is None:
         if takes.aware:
-            raise Unfit("a timestamp without time zone; name the zone it was meant in (--zone)")
-        raise Unfit("a timestamp with time zone; name the zone to keep the times of (--zone)")
+            raise Unfit("a timestamp without a time zone: say which one was meant (--zone)")
+        raise Unfit("a timestamp with a time zone: say which one the column is in (--zone)")
     return _with_zone(found, takes.zone) if takes.aware else _without_zone(found, takes.zone)
 
 
@@ -78,11 +79,13 @@ def to_date(value: Any, takes: Wanted) -> date | str:
         value = parse_timestamp(value)
     if isinstance(value, datetime):
         if value.time() != time.min or value.tzinfo is not None:
-            raise Unfit("a timestamp where a date belongs")
+            raise Unfit("a timestamp in a column of dates")
         return value.date()
     if isinstance(value, date):
         return value
-    raise Unfit("no date")
+    if isinstance(value, int | float):
+        raise Unfit("a number in a column of dates: nothing says from when it counts")
+    raise Unfit(f"{name_of(value)} in a column of dates")
 
 
 def _infinite(value: str, takes: Wanted) -> str:
@@ -100,12 +103,12 @@ def to_time(value: Any, takes: Wanted) -> time:
     elif isinstance(value, str):
         match = _TIME_ALONE.fullmatch(value)
         if match is None:
-            raise Unfit("no time of a day")
+            raise Unfit("not a time of day")
         value = _timestamp_of(match, 1970, 1, 1).time()
     if not isinstance(value, time):
-        raise Unfit("no time of a day")
+        raise Unfit("not a time of day")
     if value.tzinfo is not None:
-        raise Unfit("a time with time zone")
+        raise Unfit("a time with a time zone")
     _check_digits(value.microsecond, takes)
     return value
 
@@ -121,12 +124,12 @@ def to_interval(value: Any, takes: Wanted) -> timedelta | Period:
         value = parse_timestamp(value)
     if isinstance(value, datetime):
         if value.tzinfo is not None:
-            raise Unfit("a timestamp with time zone where an interval belongs")
+            raise Unfit("a timestamp with a time zone in a column of intervals")
         value -= EPOCH
     if isinstance(value, timedelta):
         value = Period(0, value.days, value.seconds * _SECOND + value.microseconds)
     if not isinstance(value, Period):
-        raise Unfit("no interval")
+        raise Unfit("not an interval")
     _check_digits(value.microseconds, takes)
     return value if takes.parts else _length_of(value)
 
@@ -142,7 +145,7 @@ def _length_of(period: Period) -> timedelta:
 
 def _check_digits(microsecond: int, takes: Wanted) -> None:
     if microsecond % 10 ** (6 - takes.digits):
-        raise Unfit(f"the column keeps {takes.digits} digits of the fraction of a second")
+        raise Unfit(f"more than {takes.digits} digits of the fraction of a second")
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -153,7 +156,7 @@ def parse_timestamp(text: str) -> datetime:
             pass
     match = _TIMESTAMP.fullmatch(text)
     if match is None:
-        raise Unfit("no date or timestamp of the years 1 to 9999 as ISO 8601 writes it")
+        raise Unfit("not a date or timestamp in ISO 8601, of the years 1 to 9999")
     return _timestamp_of(match, int(match["year"]), int(match["month"]), int(match["day"]))
 
 
@@ -183,7 +186,7 @@ def _parse_zone(text: str | None) -> tzinfo | None:
 def _parse_period(text: str) -> Period:
     match = _PERIOD.fullmatch(text)
     if match is None:
-        raise Unfit("no interval")
+        raise Unfit("not an interval")
     part = match.groupdict()
     seconds, _, fraction = (part["seconds"] or "0").partition(".")
     microseconds = int(fraction.ljust(6, "0")) * (-1 if seconds.startswith("-") else 1)

@@ -18,13 +18,13 @@ from qsession.transfer.kinds import Kind, Wanted
 from qsession.transfer.numerics import (
     INT64,
     WHOLE,
-    name_of,
     to_boolean,
     to_float,
     to_integer,
     to_numeric,
 )
 from qsession.transfer.times import Unfit, to_date, to_interval, to_time, to_timestamp
+from qsession.transfer.wording import name_of
 
 __all__ = ["Unfit", "converter"]
 
@@ -43,7 +43,7 @@ def converter(takes: Wanted) -> Convert:
             return convert(value, takes)
         if nullable:
             return None
-        raise Unfit("NULL in a column that takes none")
+        raise Unfit("NULL in a column that is NOT NULL")
 
     return checked
 
@@ -86,7 +86,7 @@ def to_bytes(value: Any, takes: Wanted) -> bytes:
     if takes.length is not None and len(found) > takes.length:
         raise Unfit(f"longer than {takes.length} bytes")
     if takes.fixed and takes.length is not None and len(found) < takes.length:
-        raise Unfit(f"shorter than {takes.length} bytes, to which the database would fill it up")
+        raise Unfit(f"shorter than {takes.length} bytes: the database would pad it")
     return found
 
 
@@ -100,16 +100,16 @@ def to_json(value: Any, takes: Wanted) -> str:
         found = json.loads(text, parse_constant=_refuse)
         plain = json.dumps(found, ensure_ascii=False) if escaped else ""
     except ValueError:
-        raise Unfit("text that is no JSON") from None
+        raise Unfit("text that is not JSON") from None
     except RecursionError:
-        raise Unfit("JSON of more levels than Python reads") from None
+        raise Unfit("JSON that is nested too deeply for Python") from None
     if escaped:
         if "\\u0000" in plain:
             raise Unfit("JSON with the character NUL, which the database does not take")
         try:
             plain.encode()
         except UnicodeEncodeError:
-            raise Unfit("JSON with half of a character that takes two") from None
+            raise Unfit("JSON with half of a surrogate pair") from None
     if not text.isascii():
         to_text(text, _ANY_TEXT)
     if takes.length is not None and len(text.encode()) > takes.length:
@@ -124,7 +124,7 @@ def _check_affinity(number: str) -> None:
     exact = Decimal(number)
     whole = WHOLE.fullmatch(number) is not None and abs(exact) < INT64
     if not (whole or Decimal(repr(float(exact))) == exact):
-        raise Unfit("JSON that is a number with more digits than SQLite keeps of one")
+        raise Unfit("JSON that is a number with more digits than SQLite keeps")
 
 
 def to_uuid(value: Any, takes: Wanted) -> UUID:
@@ -135,7 +135,7 @@ def to_uuid(value: Any, takes: Wanted) -> UUID:
         return UUID(value)
     if isinstance(value, bytes) and len(value) == 16:
         return UUID(bytes=value)
-    raise Unfit("no UUID")
+    raise Unfit("not a UUID")
 
 
 def to_label(value: Any, takes: Wanted) -> str:
@@ -143,7 +143,7 @@ def to_label(value: Any, takes: Wanted) -> str:
     if not isinstance(value, str):
         raise Unfit(f"{name_of(value)} in a column of an enum")
     if takes.labels and value not in takes.labels:
-        raise Unfit(f"none of the labels {', '.join(takes.labels)}")
+        raise Unfit(f"not one of the labels {', '.join(takes.labels)}")
     return value
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from qsession.errors import CopyError
 from qsession.transfer.kinds import Kind, Wanted
 from qsession.transfer.times import EPOCH
+from qsession.transfer.wording import counted
 
 Rows = list[tuple[Any, ...]]
 Encode = Callable[[Any], Any]
@@ -34,8 +35,8 @@ async def write(
     taken = await _send(connection, table, names, _encoded(rows, takes, connection.dialect.name))
     if taken != len(rows):
         raise CopyError(
-            f"the target took {taken} of {len(rows)} rows of {table.fullname}: a trigger there "
-            "left the others out. Disable it"
+            f"the target took {taken} of {counted(len(rows), 'row')} of {table.fullname}: a "
+            "trigger there left the others out. Disable it for the copy"
         )
 
 

@@ -32,7 +32,7 @@ async def test_a_view_of_the_same_name(new, tmp_path, kind):
         "CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1);"
         "CREATE TABLE u (id INTEGER PRIMARY KEY);",
     )
-    with pytest.raises(CopyError, match="in the target, t is no table"):
+    with pytest.raises(CopyError, match="t in the target is not a table"):
         await copy(source, here)
     assert await tables(here) == {"old"}
 

@@ -176,7 +176,7 @@ INSERT INTO loose VALUES
     (3, 'f', '8', 9, 4, 'é', NULL, '10:11:12.5', '2024-01-02', '[]', NULL, NULL);
 """
 BAD = [
-    ("flag", "2", "neither true nor false, nor 1 or 0"),
+    ("flag", "2", "neither true nor false, and neither 1 nor 0"),
     ("number", "'twelve'", "text in a column of integers"),
     ("number", "1.5", "a number with a fraction in a column of integers"),
     ("ratio", "'wide'", "text in a column of floats"),
@@ -185,19 +185,19 @@ BAD = [
     ("word", "'too long'", "longer than 5 characters"),
     ("word", "x'ff'", "a blob in a column of text"),
     ("day", "'2024-02-30'", "a date or time that does not exist"),
-    ("day", "20240102", "no date"),
-    ("hour", "'noon'", "no time of a day"),
+    ("day", "20240102", "a number in a column of dates: nothing says from when it counts"),
+    ("hour", "'noon'", "not a time of day"),
     (
         "moment",
         "1700000000",
-        "a number where a timestamp belongs; it does not say from when it counts",
+        "a number in a column of timestamps: nothing says from when it counts",
     ),
     (
         "moment",
         "'2024-01-02 03:04:05+02:00'",
-        "a timestamp with time zone; name the zone to keep the times of (--zone)",
+        "a timestamp with a time zone: say which one the column is in (--zone)",
     ),
-    ("extra", "'{'", "text that is no JSON"),
+    ("extra", "'{'", "text that is not JSON"),
     ("body", "5", "an integer in a column of blobs"),
     ("huge", "1e300", "a number with a fraction in a column of integers"),
 ]
@@ -325,7 +325,7 @@ async def test_references_to_tables_that_are_not_copied(new, tmp_path):
     INSERT INTO children VALUES (1, 1), (2, 2), (3, NULL);
     """
     source = made(tmp_path / "s.db", script)
-    with pytest.raises(CopyError, match="1 rows of children refer to rows of parents"):
+    with pytest.raises(CopyError, match=r"1 row of children \(parent\) refers to rows of parents"):
         await copy(source, here)
     assert await ask(here, "SELECT count(*) FROM children") == [(0,)]
     await ask(source, "UPDATE children SET parent = 1 WHERE id = 2")

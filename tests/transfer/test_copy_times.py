@@ -63,7 +63,7 @@ async def test_dates_before_the_first_year(new, kind):
         "CREATE TABLE t (id integer PRIMARY KEY, day date, at timestamp)",
         "INSERT INTO t VALUES (7, '0044-03-15 BC', '20000-01-01 00:00:00')",
     )
-    with pytest.raises(CopyError, match="no date or timestamp of the years 1 to 9999") as raised:
+    with pytest.raises(CopyError, match="not a date or timestamp in ISO 8601") as raised:
         await copy(there, here)
     assert [each.row for each in raised.value.problems] == ["id=7"] * 2
 
