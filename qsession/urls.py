@@ -55,10 +55,10 @@ _PRODUCTS = {
 
 def place_of(url: URL) -> str:
     """Which database a URL leads to, for people: no user, no password, no other parameter of it."""
-    product = _PRODUCTS.get(url.get_backend_name())
-    if product is None:
+    backend = url.get_backend_name()
+    if backend == "sqlite":
         return f"the file {url.database!r}"
     host = url.host or url.query.get("host") or url.query.get("unix_socket") or "the default host"
     at = host if isinstance(host, str) else ", ".join(host)
     at = f"[{at}]" if ":" in at and url.host else at
-    return f"{product} at {at}{f':{url.port}' if url.port else ''}"
+    return f"{_PRODUCTS.get(backend, backend)} at {at}{f':{url.port}' if url.port else ''}"

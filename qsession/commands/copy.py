@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 import stat
@@ -65,7 +66,7 @@ def copy(
     SOURCE may be in use; what is committed when the copy begins is copied. Values are converted to
     the types of TARGET; those that do not fit are listed, and nothing is copied. Exit code 0: it is
     done; 1: it was refused or failed, and TARGET is as it was; 2: one of the two could not be
-    opened, or the arguments make no sense; 130: Ctrl-C.
+    opened, or the arguments make no sense; 130: Ctrl-C, and it says what is left.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -92,7 +93,7 @@ def copy(
                 zone=zone or None,
                 progress=_Shown(bar, task),
             )
-            report = asyncio.run(_until_interrupted(copying))
+            report = asyncio.run(_until_interrupted(copying, console))
     except CopyError as error:
         typer.secho(error.message, err=True)
         raise typer.Exit(1) from None
@@ -105,49 +106,52 @@ def copy(
         raise typer.Exit(2) from None
     except _Interrupted as interrupted:
         typer.secho(f"Interrupted. {interrupted}", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
-    except KeyboardInterrupt:
-        typer.secho(f"Interrupted twice. {_IN_THE_MIDDLE}", err=True)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(128 + interrupted.number) from None  # as a shell has it
     _print(report)
 
 
-_INTERRUPTED = 130
-"""As a shell has it: 128, and the number of SIGINT."""
-_IN_THE_MIDDLE = (
-    "The copy stopped while it was cleaning up. A server rolls back what was not committed. Look "
-    "for tables that were made on MySQL or MariaDB, and for a new file of SQLite"
-)
-
-
 class _Interrupted(Exception):
-    """Somebody pressed Ctrl-C; the text says what is left where."""
+    """Ctrl-C, or a signal that ends a process; the text says what is left where."""
+
+    def __init__(self, left: str, number: int) -> None:
+        super().__init__(left)
+        self.number = number
 
 
-async def _until_interrupted(copying: Coroutine[Any, Any, Report]) -> Report:
-    """Run a copy. Ctrl-C lets it clean up; the second one ends the process at once.
+async def _until_interrupted(copying: Coroutine[Any, Any, Report], console: Console) -> Report:
+    """Run a copy. The first Ctrl-C lets it clean up; the second one ends the process at once.
 
     ``asyncio.run`` would do the first from Python 3.11 on, and lose what the copy says.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
+    came: list[int] = []
 
-    def interrupt() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        typer.secho("Cleaning up. Ctrl-C again stops at once.", err=True)
-        task.cancel()
+    def interrupt(number: int) -> None:
+        came.append(number)
+        if len(came) == 1 and task is not None:
+            typer.secho("Cleaning up. Ctrl-C again stops at once.", err=True)
+            task.cancel()
+            return
+        console.show_cursor()
+        typer.secho(f"Stopped while cleaning up. {_IN_THE_MIDDLE}", err=True)
+        os._exit(128 + number)
 
-    with suppress(NotImplementedError, RuntimeError):  # of Windows, and outside the main thread
-        loop.add_signal_handler(signal.SIGINT, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError, RuntimeError):  # of Windows, outside the main thread
+            loop.add_signal_handler(number, interrupt, number)
     try:
         return await copying
     except asyncio.CancelledError as cancelled:
         from qsession.transfer.notes import notes_of
 
-        raise _Interrupted("; ".join(notes_of(cancelled)) or "Nothing was copied") from None
-    finally:
-        with suppress(NotImplementedError):
-            loop.remove_signal_handler(signal.SIGINT)
+        left = "; ".join(notes_of(cancelled)) or "Nothing was copied"
+        raise _Interrupted(left, came[0] if came else signal.SIGINT) from None
+
+
+_IN_THE_MIDDLE = (
+    "A server rolls back what was not committed. Look for tables that this copy made on MySQL or "
+    "MariaDB, and for a new file of SQLite"
+)
 
 
 class _Shown:

@@ -46,7 +46,9 @@ def doctor(
 
 def _shown(target: str) -> str:
     url = url_of(target)
-    return target if url is None else url.render_as_string()
+    if url is None or url.get_backend_name() == "sqlite":
+        return target
+    return url.set(query={}).render_as_string()  # a parameter may be a password
 
 
 def _print(findings: list[Finding], target: str) -> None:

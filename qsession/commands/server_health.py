@@ -8,11 +8,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuc
 
 from qsession.engine import create_async_engine
 from qsession.tools.doctor import Finding, Level
+from qsession.urls import place_of
 
 
 async def examine_server(url: URL) -> list[Finding]:
     """Whether it answers, which version it is, and how it isolates transactions."""
-    shown = url.render_as_string()
+    shown = place_of(url)
     try:
         engine = create_async_engine(url, connect_args={})
     except (ArgumentError, ImportError, InvalidRequestError, NoSuchModuleError) as error:
@@ -22,7 +23,7 @@ async def examine_server(url: URL) -> list[Finding]:
             await connection.execute(text("SELECT 1"))
             version = ".".join(map(str, engine.dialect.server_version_info or ("unknown",)))
             isolation = await connection.get_isolation_level()
-    except (DBAPIError, OSError) as error:
+    except (DBAPIError, OSError, TypeError, ValueError) as error:  # of a parameter of the URL
         reason = str(getattr(error, "orig", None) or error)
         return [Finding("connection", Level.BLIND, reason, "Is it running, and may you connect?")]
     finally:

@@ -18,6 +18,8 @@ THEN = "qsession_then"
 """In ``Table.info``: statements that are sent before the table is made, and after that."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _TEXT = re.compile(r"'((?:[^']|'')*)'", re.DOTALL)
+_QUOTED = re.compile(r'"(?:[^"]|"")*"', re.DOTALL)
+"""A text of SQLite in the quotes of a name: https://sqlite.org/quirks.html, 8."""
 _MYSQL_TEXT = re.compile(r"'((?:[^'\\]|''|\\.)*)'", re.DOTALL)
 _ESCAPED = re.compile(r"''|\\(.)", re.DOTALL)
 _ESCAPES = {"0": "\0", "n": "\n", "r": "\r"}
@@ -73,6 +75,8 @@ def default_of(
         written = written[1:-1].strip()
     if "nextval(" in written and column is column.table.autoincrement_column:
         return None, ""  # what autoincrement stands for
+    if source.name == "sqlite" and _QUOTED.fullmatch(written):
+        written = "'{}'".format(written[1:-1].replace('""', '"').replace("'", "''"))
     literal = _without_cast(written)
     found = _for(literal, _value(literal, _is_mysql(source)), type_, target)
     return found, ("" if found else f"default {written}")

@@ -14,6 +14,8 @@ from qsession.transfer.schema import load_metadata
 from qsession.transfer.untouched import sqlite_file
 from qsession.urls import place_of, with_driver
 
+_KNOWN = frozenset(("sqlite", "postgresql", "mysql", "mariadb"))
+
 
 @dataclass(frozen=True)
 class Options:
@@ -34,7 +36,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.check and (self.resume or self.verify):
-            raise exc.ArgumentError("check writes nothing: give it without resume and verify")
+            raise exc.ArgumentError("--check writes nothing: it goes without --resume and --verify")
         if self.metadata is not None:
             object.__setattr__(self, "metadata", _load(self.metadata))
         object.__setattr__(self, "zone", _zone_of(self.zone))
@@ -60,7 +62,9 @@ def _zone_of(name: str | None) -> tzinfo | None:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise exc.ArgumentError(f"no time zone {name!r}: say UTC, or Europe/Berlin") from None
+        raise exc.ArgumentError(
+            f"no time zone is called {name!r}: say UTC or Europe/Berlin"
+        ) from None
 
 
 def url_of(given: str | URL) -> URL:
@@ -80,8 +84,12 @@ def refuse_wrong_urls(source: URL, target: URL) -> None:
     Two names of one database on a server are found out when it is open.
     """
     for url in (source, target):
+        if url.get_backend_name() not in _KNOWN:
+            raise exc.ArgumentError(
+                f"qsession copy knows SQLite, PostgreSQL, MySQL and MariaDB, not {url.drivername}"
+            )
         if url.get_backend_name() == "sqlite" and sqlite_file(url) is None:
-            raise exc.ArgumentError("a database in memory cannot be copied by its URL")
+            raise exc.ArgumentError("a database in memory cannot be copied: it has no URL")
         if url.get_backend_name() in ("mysql", "mariadb") and not url.database:
             raise exc.ArgumentError(f"the URL of {place_of(url)} names no database: append /name")
     file, other = sqlite_file(source), sqlite_file(target)

@@ -43,6 +43,7 @@ from qsession.transfer.scratch import made_in_memory
 from qsession.transfer.sequences import after_commit, past_the_rows
 from qsession.transfer.target import Traces, look_at_target, open_target
 from qsession.transfer.wording import counted, place_of, reason_of
+from qsession.urls import place_of as place_of_url
 from qsession.waiting.handoff import to_end
 
 
@@ -50,35 +51,38 @@ async def run(source: URL, target: URL, options: Options) -> Report:
     """What :func:`qsession.copy` promises."""
     started = time.monotonic()
     refuse_wrong_urls(source, target)
-    traces = Traces()
+    traces, place = Traces(), place_of_url(target)
     one = _Run(options, traces)
-    failed: Exception | None = None
+    failed: CopyError | None = None
     try:
         async with snapshot(source) as one.source:
             one.collations = await one.source.run_sync(collations_of_file)
             if options.metadata is not None:
                 one.collations |= collations_of(options.metadata)
             async with _opened(target, one) as one.target:
+                if not one.looks_only(target):
+                    place = place_of(one.target)
                 await refuse_the_same(one.source, one.target)
                 try:
                     loading = await one.load()
                     if not options.check:
                         await one.commit()
                         one.notes += await after_commit(one.target, one.later)
-                except Exception as error:
+                except CopyError as error:
                     failed = error  # told when all is cleaned up, and it is known what is left
+                except Exception as error:
+                    failed = CopyError(f"the copy failed: {one.where(error)}")
+                    failed.__cause__ = error
     except asyncio.CancelledError as cancelled:
-        add_note(cancelled, f"{one.left}{''.join(f'; {each}' for each in traces.told())}")
+        add_note(cancelled, f"{'; '.join((one.left, *traces.told()))}. Target: {place}")
         raise
     one.notes += traces.told()
     if isinstance(failed, books.SourceChanged):
         one.left = "Until then the target keeps what was copied"
     left = "; ".join((one.left, *traces.told()))
-    if isinstance(failed, CopyError):
+    if failed is not None:
         told = f"{failed}. {left}"
         raise CopyError(told, failed.problems, failed.counts) from failed.__cause__
-    if failed is not None:
-        raise CopyError(f"the copy failed: {one.where(failed)}. {left}") from failed
     seconds = time.monotonic() - started
     return Report(
         tuple(loading.reports), tuple(one.notes), not options.check, options.verify, seconds
@@ -227,16 +231,24 @@ class _Run:
         """The tables as they are in the target, the missing ones made; and what completes them."""
         completing: Completing = []
         on_sqlite = self.target.dialect.name == "sqlite"
-        looks_only = on_sqlite and self.options.check
-        if missing and not looks_only:
-            completing = await self._create(declared, missing)
+        made = MetaData()
+        try:
+            if missing and not self.looks_only(self.target.engine.url):
+                completing = await self._create(declared, missing)
+            elif missing:
+                self.unmade = {each.fullname for each in missing}
+                made = await asyncio.to_thread(made_in_memory, declared, missing, self.collations)
+        except DBAPIError as error:
+            statement = shorten(" ".join(str(error.statement).split()))
+            raise CopyError(
+                f"nothing was copied: the target, {place_of(self.target)}, refused {statement}: "
+                f"{reason_of(error)}. Create the table there first"
+            ) from error
         wanted = list(declared.tables.values())
         there: MetaData = await self.target.run_sync(reflect_only, wanted)
         if on_sqlite:
             await self.target.run_sync(refuse_strangers, [each.name for each in wanted])
-        if missing and looks_only:
-            self.unmade = {each.fullname for each in missing}
-            add(there, await asyncio.to_thread(made_in_memory, declared, missing, self.collations))
+        add(there, made)
         return there, completing
 
     async def _create(self, declared: MetaData, missing: list[Table]) -> Completing:
@@ -247,18 +259,10 @@ class _Run:
         """
         dialect = self.target.dialect.name
         making = self.target.run_sync(create, declared, missing, dialect == "postgresql")
-        try:
-            if dialect not in ("mysql", "mariadb"):
-                return await making
-            self.traces.tables += missing
-            return await to_end(making)
-        except DBAPIError as error:
-            statement = " ".join(str(error.statement).split())
-            raise CopyError(
-                f"nothing was copied: the target, {place_of(self.target)}, refused "
-                f"{shorten(statement)}: "
-                f"{reason_of(error)}. Create the table there first"
-            ) from error
+        if dialect not in ("mysql", "mariadb"):
+            return await making
+        self.traces.tables += missing
+        return await to_end(making)
 
     async def _refuse_strangers(
         self, plans: list[TablePlan], entries: dict[str, books.Entry]
@@ -312,5 +316,8 @@ class _Run:
                 await books.begin(self.target, [plan.name for plan in plans], completing)
             await self.target.commit()
             self.traces.keep()
-            self.left = "Go on with --resume, or begin anew with --replace"
+            self.left = (
+                "The target keeps what was copied so far. Go on with --resume, or begin anew with "
+                "--replace --resume"
+            )
         return completing

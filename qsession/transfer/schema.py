@@ -119,7 +119,8 @@ def add(there: MetaData, others: MetaData) -> None:
     """Add tables of SQLite to those that are known."""
     for table in others.tables.values():
         table.to_metadata(there)
-    resolve_references(there)
+    if others.tables:
+        resolve_references(there)
 
 
 def refuse_what_is_no_table(wanted: Iterable[Table], there: MetaData) -> None:

@@ -25,6 +25,9 @@ _RIGHTS = (
 )
 _PRODUCTS = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 
+_EXTRAS = {"asyncpg": "postgres", "psycopg": "psycopg", "asyncmy": "mysql"}
+"""The extra that brings each driver."""
+
 
 def counted(number: int, noun: str) -> str:
     """``1 row``, ``1,234 rows``."""
@@ -60,6 +63,8 @@ def reason_of(error: BaseException) -> str:
     if len(said.args) == 2 and isinstance(said.args[0], int) and not isinstance(said, OSError):
         text = f"{said.args[1]} (error {said.args[0]})"  # of a driver of MySQL
         text = text.replace("MySQL server", "the server")  # which may be MariaDB
+    if isinstance(said, ModuleNotFoundError) and said.name in _EXTRAS:
+        text = f"{text}. Install the driver: pip install 'qsession[{_EXTRAS[said.name]}]'"
     text = " ".join(text.split()) or type(said).__name__
     text = text if len(text) <= _REASON else f"{text[:_REASON]}..."
     refused = code_of(said) == _REFUSED and "row-level security" not in text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -79,6 +81,72 @@ def test_the_command_checks_a_target_with_rows(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     assert "nothing was written" in shown.output
     assert dump(tmp_path / "t.db") == before
+
+
+@pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "WAL"])
+@pytest.mark.parametrize("rows", [True, False])
+async def test_a_check_leaves_the_bytes_of_its_target(
+    tmp_path: Path, mode: str, rows: bool
+) -> None:
+    """It is not switched to WAL mode, a table that is missing is not made, nothing is beside it."""
+    source = made(tmp_path / "s.db", f"{TABLE}; CREATE TABLE more (id INTEGER PRIMARY KEY)")
+    folder = tmp_path / "target"
+    folder.mkdir()
+    target = made(folder / "t.db", TABLE if rows else TABLE.partition(";")[0], mode)
+    before = contents(folder)
+    if rows:
+        with pytest.raises(CopyError, match="rows in t"):
+            await copy(source, target, check=True)
+    report = await copy(source, target, check=True, replace=rows)
+    assert [each.rows for each in report.tables] == [0, 2]
+    assert contents(folder) == before
+
+
+async def test_a_check_makes_no_file(tmp_path: Path) -> None:
+    """Nor a file beside it; a folder that is not there is told, as a copy would."""
+    folder = tmp_path / "target"
+    folder.mkdir()
+    source = made(tmp_path / "s.db")
+    assert (await copy(source, f"sqlite:///{folder}/t.db", check=True)).rows == 2
+    assert contents(folder) == {}
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        await copy(source, f"sqlite:///{folder}/none/t.db", check=True)
+
+
+KILLED = """
+import os, sqlite3, sys
+raw = sqlite3.connect(sys.argv[1])
+raw.execute("PRAGMA journal_mode=WAL")
+raw.executescript(sys.argv[2])
+os.kill(os.getpid(), 9)
+"""
+
+
+def killed(path: Path) -> str:
+    """A database whose last program was killed: what it has committed is in its WAL."""
+    subprocess.run([sys.executable, "-c", KILLED, path, TABLE], check=False)
+    assert Path(f"{path}-wal").stat().st_size > 0
+    return f"sqlite:///{path}"
+
+
+@pytest.mark.parametrize("check", [True, False])
+async def test_a_wal_that_a_killed_program_has_left_stays_as_it_is(
+    tmp_path: Path, check: bool
+) -> None:
+    """Its rows are read. It is not moved into the file of a source, or of a checked target."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    left = killed(folder / "s.db")
+
+    def kept() -> dict[str, str]:
+        return {name: each for name, each in contents(folder).items() if "-shm" not in name}
+
+    before = kept()
+    assert (await copy(left, f"sqlite:///{tmp_path}/t.db", check=check)).rows == 2
+    assert kept() == before
+    other = made(tmp_path / "other.db")
+    assert (await copy(other, left, check=True, replace=True)).rows == 2
+    assert kept() == before
 
 
 async def test_a_check_leaves_an_unfinished_copy_as_it_is(tmp_path: Path) -> None:
