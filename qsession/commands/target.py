@@ -55,7 +55,7 @@ def url_of(target: str) -> URL | None:
     try:
         return with_driver(target)
     except (ArgumentError, ValueError) as error:  # of a port that is no number, a ValueError
-        raise typer.BadParameter(f"this is not the URL of a database: {error}") from None
+        raise typer.BadParameter(f"this is no URL of a database: {error}") from None
 
 
 def file_of(target: str) -> Path:
