@@ -158,13 +158,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         ``holder``: for the holder of the ticket, who has one in reserve. Where somebody listens,
         SQLAlchemy's own checkout is used.
         """
-        self._asking.holder = holder
         if self._is_observed:
+            self._asking.holder = holder
             proxied: Any = super().connect()
             record, fail = proxied._connection_record, proxied.invalidate
             give_back: Callable[[Lease], None] = partial(self._end_observed, proxied)
         else:
-            record, give_back = self._do_get(), self._checkin
+            record, give_back = self._record(holder), self._checkin
             fail = partial(record._checkin_failed, _fairy_was_created=False)
         try:
             self._make_ready(record.get_connection(), record)
@@ -232,10 +232,14 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         return cast("ConnectionPoolEntry", record)
 
     def _do_get(self) -> Any:
+        """What SQLAlchemy's own checkout asks for."""
+        holder, self._asking.holder = getattr(self._asking, "holder", False), False
+        return self._record(holder)
+
+    def _record(self, holder: bool) -> Any:
         """A record: the one in reserve, an idle one, a new one, a resting one, or one that is
         waited for, in this order.
         """
-        holder, self._asking.holder = getattr(self._asking, "holder", False), False
         record = (holder and self._reserved.take()) or self._pool.take()
         if record:
             return record

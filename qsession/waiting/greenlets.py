@@ -19,7 +19,7 @@ KEPT = 100
 """Idle greenlets that a thread keeps."""
 
 
-class _Worker(greenlet):
+class KeptGreenlet(greenlet):
     """Runs one function after the other; between two of them it stands in :meth:`run`.
 
     Invariant: an idle one refers to nothing of the function that it ran last.
@@ -50,10 +50,10 @@ class _Worker(greenlet):
 
 
 class _Idle(threading.local):
-    """The idle workers of a thread; none can change to another thread."""
+    """The idle ones of a thread; none can change to another thread."""
 
     def __init__(self) -> None:
-        self.workers: list[_Worker] = []
+        self.greenlets: list[KeptGreenlet] = []
 
 
 _idle = _Idle()
@@ -64,24 +64,24 @@ async def spawn(function: Callable[..., T], *args: Any, **kw: Any) -> T:
 
     Raises what the function raises. A cancellation is raised inside the function, where it waits.
     """
-    driver, idle = getcurrent(), _idle.workers
-    worker = idle.pop() if idle else _Worker()
-    worker.parent, worker.gr_context = driver, driver.gr_context
-    worker.call, worker.busy = (function, args, kw), True
-    awaited = worker.switch()
-    while worker.busy and not worker.dead:
+    driver, idle = getcurrent(), _idle.greenlets
+    kept = idle.pop() if idle else KeptGreenlet()
+    kept.parent, kept.gr_context = driver, driver.gr_context
+    kept.call, kept.busy = (function, args, kw), True
+    awaited = kept.switch()
+    while kept.busy and not kept.dead:
         try:
             found = await awaited
         except BaseException:
-            awaited = worker.throw(*sys.exc_info())
+            awaited = kept.throw(*sys.exc_info())
         else:
-            awaited = worker.switch(found)
-    if worker.dead:
+            awaited = kept.switch(found)
+    if kept.dead:
         return awaited  # type: ignore[no-any-return]
-    value, failure = worker.value, worker.failure
-    worker.value = worker.failure = worker.gr_context = None
+    value, failure = kept.value, kept.failure
+    kept.value = kept.failure = kept.gr_context = None
     if len(idle) < KEPT and driver.parent is None:  # an idle one keeps its driver alive
-        idle.append(worker)
+        idle.append(kept)
     if failure is not None:
         try:
             raise failure

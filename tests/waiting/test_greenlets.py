@@ -191,10 +191,10 @@ async def test_each_thread_has_its_own() -> None:
 async def test_idle_ones_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a burst, a thread keeps no more than the limit."""
     monkeypatch.setattr(greenlets, "KEPT", 2)
-    greenlets._idle.workers.clear()
+    greenlets._idle.greenlets.clear()
 
     def wait() -> None:
         await_only(same(None))
 
     await asyncio.gather(*(spawn(wait) for _ in range(5)))
-    assert len(greenlets._idle.workers) == 2
+    assert len(greenlets._idle.greenlets) == 2

@@ -13,8 +13,8 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
-ROWS_KEPT = 64
-"""More rows are digested, this many at a time."""
+ROWS_AT_ONCE = 256
+"""More rows than these are copied piece by piece."""
 BYTES_KEPT = 512
 """What takes more is kept as a digest."""
 
@@ -39,15 +39,6 @@ class StreamDigest:
             self._hash.update(data or b"")
             self.count += 1
 
-    def add_together(self, rows: list[Any]) -> None:
-        """Add rows that come in the same portion each time, which takes less than one by one."""
-        try:
-            self._hash.update(marshal.dumps(rows, 2))
-        except ValueError:
-            self.add(rows)
-        else:
-            self.count += len(rows)
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StreamDigest):
             return NotImplemented
@@ -63,15 +54,15 @@ def rows_seen(rows: list[Any]) -> object:
     """What was seen of rows that were all fetched: equal to another one of equal rows only."""
     if not rows:
         return b""
-    if len(rows) > ROWS_KEPT:
-        stream = StreamDigest()
-        for start in range(0, len(rows), ROWS_KEPT):
-            stream.add_together(rows[start : start + ROWS_KEPT])
-        return stream
-    data = _encode(rows)
-    if data is None:
-        return object()  # as good as changed: nobody can tell
-    return data if len(data) <= BYTES_KEPT else hashlib.blake2b(data).digest()
+    found = hashlib.blake2b()
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        data = _encode(rows[first : first + ROWS_AT_ONCE])
+        if data is None:
+            return object()  # as good as changed: nobody can tell
+        if len(data) <= BYTES_KEPT and len(rows) <= ROWS_AT_ONCE:
+            return data
+        found.update(data)
+    return len(rows), found.digest()
 
 
 def error_seen(error: Exception) -> object:

@@ -24,6 +24,7 @@ from qsession.sqlite.transaction.plan import Plan
 from qsession.sqlite.transaction.sending import Report
 from qsession.sqlite.transaction.statement import SAVEPOINTS, Statement
 from qsession.statistics import Counters
+from qsession.waiting.greenlets import KeptGreenlet
 from qsession.waiting.pacing import LoopTurn, turns
 
 FEW = 20
@@ -50,20 +51,19 @@ class Runner:
         """Where a statement that only reads runs, and since when: by its thread, by the clock."""
 
     def use_here(self) -> None:
-        """Remember the task and the loop that use it. In a greenlet, which awaits something once.
-
-        SQLAlchemy insists on that: https://docs.sqlalchemy.org/en/20/errors.html#error-xd1r.
-        """
+        """Remember the task and the loop that use it. In a greenlet."""
         greenlet = cast("Any", getcurrent())
-        if self._mark is not None and getattr(greenlet, "qsession_mark", None) is self._mark:
-            return
-        await_only(READY)
-        # Not the greenlet itself: one that waits for ever has to be collected.
-        self._mark = greenlet.qsession_mark = object()
-        task = asyncio.current_task()
+        if not isinstance(greenlet, KeptGreenlet):
+            if self._mark is not None and getattr(greenlet, "qsession_mark", None) is self._mark:
+                return  # it runs for one task, and has awaited something
+            # SQLAlchemy insists on that: https://sqlalche.me/e/20/xd1r.
+            await_only(READY)
+            # Not the greenlet itself: one that waits for ever has to be collected.
+            self._mark = greenlet.qsession_mark = object()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         if task is not self.task:
             self._task = None if task is None else weakref.ref(task)
-        loop = asyncio.get_running_loop()
         if loop is not self.loop or self._turn is None:
             self.loop, self._turn = loop, turns.of(loop)
 

@@ -12,7 +12,7 @@ import pytest
 
 from qsession.sqlite.transaction.digest import (
     BYTES_KEPT,
-    ROWS_KEPT,
+    ROWS_AT_ONCE,
     StreamDigest,
     error_seen,
     rows_seen,
@@ -29,7 +29,7 @@ class Masked:
         return "Masked('****')"
 
 
-@pytest.mark.parametrize("number", [1, ROWS_KEPT + 1])
+@pytest.mark.parametrize("number", [1, ROWS_AT_ONCE + 1])
 @pytest.mark.parametrize(
     "make",
     [
@@ -52,7 +52,7 @@ def test_values_of_any_kind(make: Any, number: int) -> None:
     assert rows_seen(rows) != rows_seen(rows[:-1])
 
 
-@pytest.mark.parametrize("number", [1, ROWS_KEPT + 1])
+@pytest.mark.parametrize("number", [1, ROWS_AT_ONCE + 1])
 def test_a_value_that_cannot_be_copied_is_like_no_other(number: int) -> None:
     """Nobody can tell whether it is the same again, so it is not."""
     rows = [(Masked(lambda: None),)] * number
