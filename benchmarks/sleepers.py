@@ -28,8 +28,6 @@ PARTS = ("from the start", "afterwards")
 """Call sites are new at the start; afterwards it is known which of them wait."""
 SECONDS = 3.0
 GOAL = 0.9
-GOAL_PEER = OursOrm.name
-"""`qsession()` promises that what was read does not change, so it waits for who sleeps."""
 
 
 def measure(setup: Setup) -> Iterator[Row]:
@@ -143,7 +141,7 @@ def report(rows: list[Row]) -> Report:
                     *(f"{each:,}" if last else "" for each in counts),
                 ]
             )
-            if peer == GOAL_PEER:
+            if peer in OURS:
                 what = f"{peer}: short writers beside sleepers to alone, {part}"
                 out.goals.append(at_least(what, GOAL, kept))
         out.bars[0].bars.append((peer, rates[1]))

@@ -48,7 +48,7 @@ def _stack(task: asyncio.Task[Any] | None) -> tuple[str, ...]:
     """The lines of the application that a task stands in, from the outside in."""
     return tuple(
         f"{code.co_filename}:{line} in {code.co_name}"
-        for code, line in _frames(None if task is None else task.get_coro())
+        for code, line in frames(None if task is None else task.get_coro())
         if not code.co_filename.startswith(_MACHINERY)
     )
 
@@ -59,7 +59,7 @@ def _no_place(task: asyncio.Task[Any] | None) -> str:
     return "an unknown place"
 
 
-def _frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
+def frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
     """The frames of a coroutine and of what it awaits, from the outside in."""
     while awaitable is not None:
         inner = None

@@ -52,8 +52,11 @@ class Owner(Protocol):
     def reads_for(self) -> tuple[float, float]:
         """Seconds that a statement which only reads has run for: by itself, and by the clock."""
 
-    def stalled(self) -> None:
-        """Take note that its ticket was taken away."""
+    def taken_away(self, place: int | None, stalled: bool) -> None:
+        """Take note that its ticket was taken away while it stood at ``place``.
+
+        ``stalled``: it had kept others waiting for long.
+        """
 
     def abandon(self, failure: Exception | None = None) -> None:
         """Roll it back without waiting, from any thread."""

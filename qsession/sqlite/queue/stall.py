@@ -20,6 +20,7 @@ from typing import Protocol
 from qsession.config import Settings
 from qsession.errors import QSessionError
 from qsession.sqlite.queue.holder import describe
+from qsession.sqlite.queue.idle_places import IdlePlaces, place_of
 from qsession.sqlite.queue.owner import Owner
 from qsession.waiting.ticket import Ticket, TicketQueue
 
@@ -65,6 +66,8 @@ class Look:
     """Seconds that its loop, which is another one, has not turned."""
     closed: bool = False
     """Whether its loop is closed."""
+    idles_long: bool = False
+    """Whether it stands where others have idled for ``stall_after``."""
 
 
 def judge(look: Look, stall_after: float, warn_after: float) -> Verdict:
@@ -80,7 +83,7 @@ def judge(look: Look, stall_after: float, warn_after: float) -> Verdict:
     # A report that reads a page, pauses, and reads on never idles for long, and is in the way.
     if not look.promised and (own >= LONG_READ or look.holds_for >= stall_after):
         return Verdict.TAKE
-    if not look.running and look.idles_for >= stall_after:
+    if not look.running and (look.idles_long or look.idles_for >= stall_after):
         return Verdict.TAKE
     return Verdict.WAIT
 
@@ -99,6 +102,7 @@ class StallWatch:
         self._queue = queue
         self._turn = turn
         self._settings = settings
+        self.places = IdlePlaces()
         self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopWatch] = (
             weakref.WeakKeyDictionary()
         )
@@ -109,11 +113,17 @@ class StallWatch:
         watch = self._watches.get(loop)
         if watch is None:
             watch = self._watches[loop] = _LoopWatch(
-                self._queue, self._turn, self._settings, weakref.ref(loop)
+                self._queue, self._turn, self._settings, self.places, weakref.ref(loop)
             )
         watch.start()
-        if waits and watch.knows(self._queue.holder):
+        if waits and (self.places or watch.knows(self._queue.holder)):
             watch.judge()
+
+    def look_soon(self) -> None:
+        """Look at the holder once its task waits for something: it has just read."""
+        watch = self._watches.get(asyncio.get_running_loop())
+        if watch is not None:
+            watch.judge_soon()
 
 
 class _LoopWatch:
@@ -124,11 +134,13 @@ class _LoopWatch:
         queue: TicketQueue,
         turn: Wanted,
         settings: Settings,
+        places: IdlePlaces,
         loop: weakref.ref[asyncio.AbstractEventLoop],
     ) -> None:
         self._queue = queue
         self._turn = turn
         self._settings = settings
+        self._places = places
         self._loop = loop
         self._interval = max(min(TICK, settings.stall_after / PER_STALL), 0.001)
         self._ticks = False
@@ -204,6 +216,12 @@ class _LoopWatch:
         holder, self._asked_at = self._holder, None
         self._idle_ticks += holder is not None and not holder.owner.running
 
+    def judge_soon(self) -> None:
+        """As :meth:`judge`, when the task that runs now waits for something."""
+        loop = self._loop()
+        if loop is not None:
+            loop.call_soon(self.judge)
+
     def judge(self) -> None:
         """Do something about the holder if others wait for it."""
         self._notice()
@@ -218,8 +236,9 @@ class _LoopWatch:
         if verdict is Verdict.WAIT or not (self._queue.waiting or self._turn.wanted()):
             return
         if verdict is Verdict.TAKE:
+            place = self._place(owner)
             if self._queue.take_away(holder):
-                owner.stalled()
+                owner.taken_away(place, stalled=not look.idles_long)
         elif verdict is Verdict.ABANDON:
             owner.abandon(
                 QSessionError(
@@ -249,7 +268,14 @@ class _LoopWatch:
             idles_for=self._idle_ticks * self._interval,
             stands_for=0.0 if asked_at is None else time.monotonic() - asked_at,
             closed=owner.loop is not None and owner.loop.is_closed(),
+            idles_long=bool(self._places) and self._place(owner) in self._places,
         )
+
+    def _place(self, owner: Owner) -> int | None:
+        """Where a holder idles, if it belongs to this loop."""
+        if owner.running or owner.loop is not self._loop():
+            return None
+        return place_of(owner.task)
 
 
 def _tick(watch: weakref.ref[_LoopWatch]) -> None:

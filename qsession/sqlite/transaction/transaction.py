@@ -196,7 +196,7 @@ class Transaction:
         """
         if not in_greenlet():
             await_only(READY)  # raises MissingGreenlet, as SQLAlchemy's own drivers do
-        statements = self.statements
+        statements, queue = self.statements, self._queue
         statements.wait()
         failure = self.work.failure
         if failure is not None:
@@ -215,6 +215,8 @@ class Transaction:
             statements.end()
             if self.work.state is State.SNAPSHOT and self._pool.wants_room:
                 self.give_up_snapshot()
+            if queue.watch.places and queue.queue.waiting and self.work.holds:
+                queue.watch.look_soon()
 
     def _execute(self, statement: Statement, options: Any) -> Outcome:
         if self.work.access is None:
@@ -377,6 +379,9 @@ class Transaction:
         read = work.last_read
         if read is not None and time.monotonic() - read >= settings.stall_after:
             work.idled = True
+        elif work.place is not None:
+            self._queue.watch.places.note(work.place, long=False)
+            work.place = None
         while True:
             ticket = work.ticket
             if ticket is not None:
@@ -404,13 +409,17 @@ class Transaction:
         """Its call site, if that is of interest."""
         return self.work.site
 
-    def stalled(self) -> None:
-        """Its ticket was taken away: those who wait with a SELECT of the same call site go without.
-
-        They would only stall as well, one after the other.
+    def taken_away(self, place: int | None, stalled: bool) -> None:
+        """Its ticket was taken away. If it had stalled, those who wait with a SELECT of the same
+        call site go without: they would only stall as well, one after the other.
         """
-        self.work.stalled = True
-        site, queue = self.work.site, self._queue
+        work, queue = self.work, self._queue
+        work.place = place
+        if not stalled:
+            return
+        work.stalled = True
+        queue.watch.places.note(place, long=True)
+        site = work.site
         if site is not None and queue.prediction.note_stall(site):
             queue.queue.dismiss(lambda ticket: bool(ticket.owner.site == site))
 

@@ -56,6 +56,8 @@ class Work:
     """Whether it has idled between reading and writing."""
     stalled = False
     """Whether its ticket was taken away because it idled."""
+    place: int | None = None
+    """Where its task stood when its ticket was taken away because it idled."""
     last_read: float | None = None
     """When it read last, by :func:`time.monotonic`."""
     snapshot_began: float | None = None

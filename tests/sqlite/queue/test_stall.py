@@ -23,6 +23,13 @@ LOOKS: list[tuple[str, Look, Verdict]] = [
     ("a holder that has just come is left alone", Look(), Verdict.WAIT),
     ("one that idles for less than stall_after, too", Look(idles_for=0.9), Verdict.WAIT),
     ("one that idles for longer loses the ticket", Look(idles_for=1.0), Verdict.TAKE),
+    (
+        "one that stands where others have idled for that long loses it at once",
+        Look(idles_long=True, promised=True),
+        Verdict.TAKE,
+    ),
+    ("not while its statement runs", Look(running=True, idles_long=True), Verdict.WAIT),
+    ("nor once it has written", Look(claimed=True, idles_long=True), Verdict.WAIT),
     ("one whose statement runs does not idle", Look(running=True, idles_for=9), Verdict.WAIT),
     (
         "one whose SELECT computes for long loses it",

@@ -1,0 +1,44 @@
+"""IdlePlaces: the lines of the application where holders of the ticket idle for long.
+
+A handler that asks another service between reading and writing does so each time it runs. The
+first one keeps the ticket from others until ``stall_after`` is over. The next ones give it up as
+soon as they get to that line. One that goes on sooner takes the line off the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Any
+
+from qsession.sqlite.driver.recent import keep
+from qsession.sqlite.queue.holder import frames
+
+
+class IdlePlaces:
+    """A bounded table of places."""
+
+    def __init__(self) -> None:
+        self._places: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def note(self, place: int | None, long: bool) -> None:
+        """Whether a holder that stood there did so for long."""
+        if place is None:
+            return
+        if long:
+            keep(self._places, place, None)
+        else:
+            self._places.pop(place, None)
+
+    def __contains__(self, place: int | None) -> bool:
+        return place in self._places
+
+
+def place_of(task: asyncio.Task[Any] | None) -> int | None:
+    """A key for the lines at which a task waits; None if it is not known. In the task's loop."""
+    if task is None or task.done():
+        return None
+    return hash(tuple((id(code), line) for code, line in frames(task.get_coro())))
