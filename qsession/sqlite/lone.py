@@ -104,7 +104,7 @@ class LoneWrite:
     def reads_for(self) -> tuple[float, float]:
         return 0.0, 0.0
 
-    def stalled(self) -> None:
+    def taken_away(self, place: int | None, stalled: bool) -> None:
         """Its loop stood still; it asks again."""
 
     def abandon(self, failure: Exception | None = None) -> None:
