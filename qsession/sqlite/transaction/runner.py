@@ -50,16 +50,22 @@ class Runner:
         self.reading: tuple[DriverConnection, float, float] | None = None
         """Where a statement that only reads runs, and since when: by its thread, by the clock."""
 
-    def use_here(self) -> None:
-        """Remember the task and the loop that use it. In a greenlet."""
+    def use_in_greenlet(self) -> None:
+        """As :meth:`use_here`, for a statement: it awaits something, as SQLAlchemy insists.
+
+        See https://sqlalche.me/e/20/xd1r. Once in a greenlet is enough.
+        """
         greenlet = cast("Any", getcurrent())
         if not isinstance(greenlet, KeptGreenlet):
             if self._mark is not None and getattr(greenlet, "qsession_mark", None) is self._mark:
-                return  # it runs for one task, and has awaited something
-            # SQLAlchemy insists on that: https://sqlalche.me/e/20/xd1r.
+                return  # it runs for one task only
             await_only(READY)
             # Not the greenlet itself: one that waits for ever has to be collected.
             self._mark = greenlet.qsession_mark = object()
+        self.use_here()
+
+    def use_here(self) -> None:
+        """Remember the task and the loop that use it."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         if task is not self.task:

@@ -206,7 +206,7 @@ class Transaction:
         statements.begin()
         self.last_statement = statement.sql
         try:
-            self.runner.use_here()
+            self.runner.use_in_greenlet()
             return self._execute(statement, options)
         except BaseException as error:
             self._clean_up_after(error, statement)
