@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from qsession.engine import QueuedAsyncEngine, create_async_engine, is_queued
 from qsession.migrate import gate, servers
@@ -248,10 +248,15 @@ def _gate(connection: Connection) -> contextlib.AbstractContextManager[None]:
     return gate.one_at_a_time(path_of(dialect.database), WAIT if asked is None else asked)
 
 
-def _migrate_through(connection: Connection, options: dict[str, Any]) -> None:
+def _migrate_through(connection: Connection | AsyncConnection, options: dict[str, Any]) -> None:
     """Run it on a connection whose transaction and settings are not ours to change."""
-    from alembic import context
+    from alembic import context, util
 
+    if isinstance(connection, AsyncConnection):
+        raise util.CommandError(
+            "attributes['connection'] is an AsyncConnection, and Alembic needs the one inside of "
+            "it: call the command in `await connection.run_sync(...)`, with what that gives you"
+        )
     context.configure(connection=connection, **_defaults(connection.dialect) | options)
     with context.begin_transaction():
         context.run_migrations()

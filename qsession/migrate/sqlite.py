@@ -32,8 +32,8 @@ def engine_beside(engine: Engine) -> Iterator[Engine]:
     What a migration sets on its connection, ``PRAGMA foreign_keys`` first, then never reaches the
     application's writer, whatever happens.
     """
-    pool = engine.pool.recreate()
-    assert isinstance(pool, WriteQueuePool)
+    assert isinstance(engine.pool, WriteQueuePool)
+    pool = engine.pool.beside()
     try:
         yield Engine(pool, engine.dialect, engine.url)
     finally:
@@ -70,6 +70,8 @@ def guarded(connection: Connection) -> Iterator[None]:
             except BaseException:
                 connection.connection.rollback()  # for SQLAlchemy it has ended with its COMMIT
                 raise
+            finally:
+                before.rollback()  # so that the WAL can be moved into the file behind COMMIT
 
         event.listen(connection, "begin", begin)
         event.listen(connection, "commit", commit)

@@ -449,12 +449,17 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     # The end, and forks.
 
-    def recreate(self) -> WriteQueuePool:
+    def beside(self) -> WriteQueuePool:
+        """Another pool for the same file, in the same queue, with connections of its own."""
         pool = super().recreate()
         assert isinstance(pool, WriteQueuePool)
         pool.write_queue = self.write_queue
         pool.pace = self.pace
         pool._keeps_idle = self._keeps_idle
+        return pool
+
+    def recreate(self) -> WriteQueuePool:
+        pool = self.beside()
         self._replaced = True
         for record in self._take_idle():  # begun here while the others were closed
             record.invalidate()

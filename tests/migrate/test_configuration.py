@@ -167,3 +167,25 @@ def test_a_connection_of_the_stock_driver_is_left_to_alembic(project: Project) -
             command.upgrade(project.config, "head")
     engine.dispose()
     assert project.execute("SELECT version_num FROM alembic_version") == [("0001",)]
+
+
+async def test_a_connection_of_ones_own(project: Project) -> None:
+    """It is used as it is, in its transaction; the wrong kind is refused."""
+    project.add(FAMILY)
+    engine = create_async_engine(project.url)
+
+    def migrate(connection: object) -> None:
+        project.config.attributes["connection"] = connection
+        command.upgrade(project.config, "head")
+
+    async with engine.connect() as connection:
+        with pytest.raises(CommandError, match=r"await connection\.run_sync"):
+            migrate(connection)
+        await connection.execute(text("CREATE TABLE mine (n)"))
+        await connection.run_sync(migrate)
+        await connection.rollback()
+        assert project.execute("SELECT * FROM sqlite_master") == []
+    async with engine.begin() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+    assert project.execute("SELECT version_num FROM alembic_version") == [("0001",)]

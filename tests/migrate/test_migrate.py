@@ -16,7 +16,7 @@ from alembic.util import CommandError
 from folders import ROOT
 from project import FAMILY, REBUILD_PARENT, Project
 from server_databases import database_on
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from qsession import QueueTimeout, create_async_engine
@@ -78,6 +78,26 @@ async def test_a_migration_waits_in_the_queue_of_the_application(project: Projec
     await task
     await engine.dispose()
     assert project.execute("SELECT * FROM before, parent") == []
+
+
+async def test_the_application_keeps_its_connections(project: Project) -> None:
+    """Those that were open stay open, and what comes after a migration opens no others."""
+    project.add(FAMILY)
+    engine = create_async_engine(project.url)
+    opened: list[object] = []
+    closed: list[object] = []
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE before (id INTEGER)"))
+    event.listen(engine.sync_engine, "connect", lambda each, _: opened.append(each))
+    event.listen(engine.sync_engine, "close", lambda each, _: closed.append(each))
+    await upgrade(engine=engine, config=project.config)
+    assert {*map(id, closed)} == {*map(id, opened)}  # those of the migration, which is over
+    del opened[:], closed[:]
+    for _ in range(3):
+        async with engine.begin() as connection:
+            await connection.execute(text("INSERT INTO before VALUES (1)"))
+    assert (opened, closed) == ([], [])
+    await engine.dispose()
 
 
 async def test_many_tasks_upgrade_at_once(project: Project) -> None:
