@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parents[2]  # this file is run as a program as well
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.\w+)\n")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
+PROGRAMS = {"qsession": "qsession.cli", "alembic": "alembic", "litestar": "litestar"}
+"""The modules behind the commands of the pages: they need not be installed to be tried."""
 ELSEWHERE = {"move-to-postgresql.md", "litestar.md"}
 """Pages that need a server or another package; their own tests run them."""
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,8 +56,6 @@ def run_page(page: Path, folder: Path, warnings: Sequence[str] = ("error",)) -> 
     environment = {name: value for name, value in os.environ.items() if name != "QSESSION_URL"}
     paths = [str(folder), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    programs = [str(Path(sys.executable).parent), environment.get("PATH", "")]
-    environment["PATH"] = os.pathsep.join(programs)
     done = subprocess.run(
         [sys.executable, *(f"-W{each}" for each in warnings), __file__, str(page)],
         cwd=folder,
@@ -101,7 +102,9 @@ def run_blocks(page: Path) -> None:
             continue
         if language == "bash":
             for command in block.splitlines():
-                subprocess.run(command, shell=True, check=True)
+                program, *arguments = shlex.split(command)
+                words = [sys.executable, "-m", PROGRAMS[program], *arguments]
+                subprocess.run(words, check=True)
             continue
         source = "\n" * (line - 1) + block  # so that a traceback names the line of the page
         code = compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
