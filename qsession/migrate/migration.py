@@ -21,7 +21,13 @@ from qsession.engine import QueuedAsyncEngine, create_async_engine, is_queued
 from qsession.migrate import gate, servers
 from qsession.migrate.configuration import database_of, options_of
 from qsession.migrate.emptiness import explained
-from qsession.migrate.sqlite import back_up, drop_stale_copies, engine_beside, guarded
+from qsession.migrate.sqlite import (
+    back_up,
+    drop_stale_copies,
+    engine_beside,
+    guarded,
+    refusing_ignored_pragmas,
+)
 from qsession.sqlite.files.memory import memory_database
 from qsession.sqlite.files.read_only import path_of
 from qsession.urls import with_driver
@@ -257,8 +263,11 @@ def _migrate_through(connection: Connection | AsyncConnection, options: dict[str
             "attributes['connection'] is an AsyncConnection, and Alembic needs the one inside of "
             "it: call the command in `await connection.run_sync(...)`, with what that gives you"
         )
-    context.configure(connection=connection, **_defaults(connection.dialect) | options)
-    with context.begin_transaction():
+    dialect = connection.dialect
+    context.configure(connection=connection, **_defaults(dialect) | options)
+    stock = dialect.name == "sqlite" and dialect.driver != "qsession"
+    guard = refusing_ignored_pragmas(connection) if stock else contextlib.nullcontext()
+    with guard, context.begin_transaction():
         context.run_migrations()
 
 

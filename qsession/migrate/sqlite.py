@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only
 
 from qsession.migrate.references import refuse_new_orphans
 from qsession.sqlite.pool import WriteQueuePool
-from qsession.sqlite.transaction.statement import Kind, words_of
+from qsession.sqlite.transaction.statement import Kind, means_on, words_of
 from qsession.tools import backup
 
 if TYPE_CHECKING:
@@ -97,6 +97,35 @@ def _leave_foreign_keys(
         return sql, parameters
     logger.info("%r is not sent: foreign keys are off until all migrations have run.", sql)
     return "PRAGMA foreign_keys", ()
+
+
+@contextlib.contextmanager
+def refusing_ignored_pragmas(connection: Connection) -> Iterator[None]:
+    """Raise where ``PRAGMA foreign_keys=OFF`` has no effect, on a connection of another driver.
+
+    SQLite ignores it inside a transaction, and the rebuild of a table that follows deletes rows.
+    """
+
+    def look(
+        connection: Connection, _cursor: Any, sql: str, _parameters: Any, _context: Any, _many: bool
+    ) -> None:
+        from alembic import util
+
+        words = words_of(sql)
+        if words.name != "foreign_keys" or words.value is None or means_on(words.value):
+            return
+        if connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
+            raise util.CommandError(
+                f"{sql!r} had no effect: SQLite ignores it inside of a transaction. Send it in "
+                "`with op.get_context().autocommit_block():`, or leave the connection to "
+                "qsession.migrate.run(), which takes care of foreign keys"
+            )
+
+    event.listen(connection, "after_cursor_execute", look)
+    try:
+        yield
+    finally:
+        event.remove(connection, "after_cursor_execute", look)
 
 
 def drop_stale_copies(connection: Connection) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from project import FAMILY, Project
-from sqlalchemy import URL, create_engine, text
+from project import FAMILY, REBUILD_PARENT, Project
+from sqlalchemy import URL, Connection, create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as stock_async_engine
 
@@ -189,3 +191,46 @@ async def test_a_connection_of_ones_own(project: Project) -> None:
         await connection.run_sync(migrate)
     await engine.dispose()
     assert project.execute("SELECT version_num FROM alembic_version") == [("0001",)]
+
+
+@pytest.mark.parametrize("make", [create_engine, create_async_engine, stock_async_engine])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_pragma_that_sqlite_ignores_on_a_connection_of_ones_own(
+    project: Project, make: Any, written: bool
+) -> None:
+    """Behind a write an error says so, whatever driver it is: no row is lost, and none is kept."""
+    project.add(FAMILY)
+    write = "op.execute(\"INSERT INTO parent VALUES (2, 'Ben')\")\n    " if written else ""
+    project.add(write + "op.execute('PRAGMA foreign_keys=OFF')" + REBUILD_PARENT)
+    driver = "" if make is create_engine else "+aiosqlite"
+    engine = make(f"sqlite{driver}:///{project.file}")
+    sync_engine = getattr(engine, "sync_engine", engine)
+    event.listen(sync_engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys=ON"))
+
+    def migrate(connection: Connection, revision: str) -> None:
+        project.config.attributes["connection"] = connection
+        command.upgrade(project.config, revision)
+
+    async def migrate_in_loop(revision: str) -> None:
+        try:
+            async with engine.connect() as connection:
+                await connection.run_sync(migrate, revision)
+        finally:
+            await engine.dispose()
+
+    def run(revision: str) -> None:
+        if make is create_engine:
+            with engine.connect() as connection:
+                migrate(connection, revision)
+            engine.dispose()
+        else:
+            asyncio.run(migrate_in_loop(revision))
+
+    run("0001")
+    refused = pytest.raises(Exception, match="SQLite ignores it inside of a transaction")
+    with refused if written else nullcontext():
+        run("head")
+    assert project.execute("SELECT id FROM child") == [(10,)]
+    assert project.execute("SELECT name FROM parent") == [("Ann",)]
+    done = "0001" if written else "0002"
+    assert project.execute("SELECT version_num FROM alembic_version") == [(done,)]
