@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qsession.commands.target import Database, file_of, in_words
+from qsession.errors import SQLITE_CANTOPEN, SQLITE_NOTADB, sqlite_code
 from qsession.tools.backup import back_up
 from qsession.tools.doctor import in_bytes
 
@@ -30,7 +31,7 @@ def backup(
 
     The application goes on reading and writing. The copy holds what was committed when it began.
     It is there whole or not at all. A database that it replaces must not be open anywhere. Exit
-    code 0: it was made; 1: it was not; 2: there is nothing to copy.
+    code 0: it was made; 1: it was not; 2: DATABASE cannot be opened.
     """
     file = file_of(source)
     try:
@@ -47,7 +48,8 @@ def backup(
         raise typer.Exit(1) from None
     except sqlite3.Error as error:
         typer.secho(f"Nothing was copied: {error}.", err=True)
-        raise typer.Exit(1) from None
+        opened = sqlite_code(error) not in (SQLITE_CANTOPEN, SQLITE_NOTADB)
+        raise typer.Exit(1 if opened else 2) from None
     typer.echo(f"{target}: {in_bytes(target.stat().st_size)}, checked")
     if unchecked:
         typer.echo(
