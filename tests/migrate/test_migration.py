@@ -345,15 +345,21 @@ async def test_a_backup_is_taken_only_if_there_is_something_to_do(project: Proje
 async def test_a_backup_says_what_it_could_not_check(
     project: Project, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A table whose index needs a collation of the application is copied, and named in the log."""
+    """A table whose index needs a collation of the application is copied, and named in the log.
+
+    References that are compared by it cannot be looked at, and are in no migration's way.
+    """
     with closing(sqlite3.connect(project.file)) as raw:
         raw.create_collation("unicase", lambda one, two: (one > two) - (one < two))
         raw.execute("CREATE TABLE tags (tag TEXT COLLATE unicase UNIQUE)")
+        raw.execute("CREATE TABLE tagged (tag TEXT COLLATE unicase REFERENCES tags (tag))")
         raw.execute("INSERT INTO tags VALUES ('a')")
+        raw.execute("INSERT INTO tagged VALUES ('a')")
         raw.commit()
     project.add('op.execute("CREATE TABLE t (id INTEGER PRIMARY KEY)")')
     await upgrade(config=project.config, backup=project.folder / "before.db")
     assert "INSERT INTO \"tags\" VALUES('a');" in project.dump(project.folder / "before.db")
+    assert project.execute("SELECT name FROM sqlite_master WHERE name = 't'")
     (told,) = [each.getMessage() for each in caplog.records if each.name == "qsession"]
     assert "before.db' is complete, but not all of tags could be checked" in told
 
