@@ -1,7 +1,7 @@
 # make demo      see it work: 200 tasks moving money, on the stock engine and on qsession, 20 s
 # make test      the test suite;  PYTEST_ARGS="-x -k name" narrows it
 # make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1,
-#                and once on uvloop
+#                once without the short ways of short statements, and once on uvloop
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
 # make bench     measure against other libraries, about ten minutes;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy

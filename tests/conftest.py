@@ -1,4 +1,8 @@
-"""Fixtures that several test files use. QSESSION_TEST_LOOP=uvloop runs all on its event loop."""
+"""Fixtures that several test files use.
+
+QSESSION_TEST_LOOP=uvloop runs all tests on its event loop. QSESSION_TEST_WAYS=general turns off the
+short ways of short statements: whatever they promise, the general way has to keep as well.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from folders import ROOT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from qsession import create_async_engine
+from qsession.sqlite.lone import Lane
+from qsession.sqlite.transaction.transaction import Transaction
 
 # Programs that a test starts, in whatever folder, use this checkout.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -24,6 +30,12 @@ if os.environ.get("QSESSION_TEST_LOOP") == "uvloop":
     import uvloop
 
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+if os.environ.get("QSESSION_TEST_WAYS") == "general":
+    Transaction._read_shortly = lambda *_: None  # type: ignore[method-assign]
+    Transaction._run_behind_write = lambda *_: None  # type: ignore[method-assign]
+    Lane._is_simple = lambda *_: False  # type: ignore[method-assign]
 
 
 @pytest.fixture

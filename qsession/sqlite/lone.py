@@ -155,8 +155,7 @@ class Lane:
         Raises what SQLite raises, and the errors of :mod:`qsession.errors`. Cancelled: it is not
         done, or undone; one that waits for the disk is committed.
         """
-        simple = self._simple and "qsession_priority" not in options
-        if simple and self._runner.is_short(statement.sql):
+        if self._is_simple(statement, options):
             if statement.kind is Kind.READ and self._access != "read":
                 future = self._turn.enter()
                 if future is not None:
@@ -167,6 +166,10 @@ class Lane:
             elif statement.kind is Kind.WRITE and self._access != "read":
                 return await self._write(statement, options, connection)
         return await spawn(self._in_transaction, statement, options, connection, None)
+
+    def _is_simple(self, statement: Statement, options: Mapping[str, Any]) -> bool:
+        simple = self._simple and "qsession_priority" not in options
+        return simple and self._runner.is_short(statement.sql)
 
     # Reading.
 
