@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sqlalchemy.dialects.mysql import asyncmy
 from sqlalchemy.dialects.postgresql import asyncpg
@@ -148,7 +148,11 @@ def test_text_without_placeholders_arrives_as_it_is(backend: str, sql: str) -> N
 
 @given(st.text("a1 :$'\"`[]\\/*-#\n?p", max_size=30))
 def test_sqlite_gets_the_same_text_without_sqlalchemy(sql: str) -> None:
-    """The text with ``?`` is what SQLAlchemy would have made of it, for the same parameters."""
+    """The text with ``?`` is what SQLAlchemy would have made of it, for the same parameters.
+
+    A backslash before ``$1`` is no SQL. SQLAlchemy takes it for the escape of what stands behind.
+    """
+    assume(r"\$" not in sql)
     given_ = range(100, 200)
     try:
         _, named = bind("sqlite", sql, (), {name: name for name in "apx"})
