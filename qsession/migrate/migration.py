@@ -19,8 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from qsession.engine import QueuedAsyncEngine, create_async_engine, is_queued
 from qsession.migrate import gate, servers
+from qsession.migrate.autogenerate import explained
 from qsession.migrate.configuration import database_of, options_of
-from qsession.migrate.emptiness import explained
 from qsession.migrate.sqlite import (
     back_up,
     drop_stale_copies,

@@ -92,6 +92,19 @@ async def test_references_that_were_broken_before_are_no_hindrance(project: Proj
     assert project.execute("SELECT version_num FROM alembic_version") == [("0002",)]
 
 
+async def test_nothing_is_checked_where_nothing_is_written(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application that starts on a large database that is up to date does not read all of it."""
+    project.add(FAMILY)
+    await upgrade(config=project.config)
+    monkeypatch.setattr(references, "_orphans", None)
+    await upgrade(config=project.config)
+    project.add("op.execute('CREATE TABLE more (n)')")
+    with pytest.raises(TypeError):
+        await upgrade(config=project.config)
+
+
 async def test_a_reference_that_cannot_be_checked_hides_no_other_table(project: Project) -> None:
     """To columns that are not unique: SQLite refuses to look at that table."""
     project.add(FAMILY)
