@@ -30,7 +30,8 @@ LONG_READ = 0.01
 """Seconds of processor time after which a SELECT of the holder is in the way, in access ``auto``.
 
 In access ``write``, and by the clock, it is ``stall_after``: on a busy machine any SELECT may take
-10 ms, and nobody would have idled.
+10 ms, and nobody would have idled. Behind a busy loop it may take any time, so its turns have to
+say the same.
 """
 PER_STALL = 5
 """Looks at the least in ``stall_after``."""
@@ -56,6 +57,9 @@ class Look:
     running: bool = False
     reads_for: tuple[float, float] = (0.0, 0.0)
     """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+    runs_for: float = 0.0
+    """Seconds that a statement has run for, counted in turns of its loop: after a loop was busy,
+    the clock counts the time in which a result lay ready and nobody could take it."""
     promised: bool = False
     """Whether nothing that it reads may change before it writes, unless it idles."""
     holds_for: float = 0.0
@@ -78,7 +82,7 @@ def judge(look: Look, stall_after: float, warn_after: float) -> Verdict:
         idles = not look.running and max(look.idles_for, look.stands_for) >= warn_after
         return Verdict.WARN if idles else Verdict.WAIT
     own, by_the_clock = look.reads_for
-    if look.closed or max(look.stands_for, by_the_clock) >= stall_after:
+    if look.closed or max(look.stands_for, min(by_the_clock, look.runs_for)) >= stall_after:
         return Verdict.TAKE
     # A report that reads a page, pauses, and reads on never idles for long, and is in the way.
     if not look.promised and (own >= LONG_READ or look.holds_for >= stall_after):
@@ -151,6 +155,7 @@ class _LoopWatch:
         self._activity = 0
         """Of the holder; what follows is counted anew when it changes."""
         self._idle_ticks = 0
+        self._running_ticks = 0
         self._asked_at: float | None = None
         """Since when the holder's loop has been asked to turn."""
         self._warned = False
@@ -197,7 +202,8 @@ class _LoopWatch:
             self._held_ticks = 0
         self._last = None if holder is None else weakref.ref(holder)
         self._activity = activity
-        self._idle_ticks, self._asked_at, self._warned = 0, None, False
+        self._idle_ticks, self._running_ticks = 0, 0
+        self._asked_at, self._warned = None, False
         return True
 
     def _count_idling(self) -> None:
@@ -214,7 +220,10 @@ class _LoopWatch:
     def _turned(self) -> None:
         """The holder's loop turns. In that loop."""
         holder, self._asked_at = self._holder, None
-        self._idle_ticks += holder is not None and not holder.owner.running
+        if holder is not None and holder.owner.running:
+            self._running_ticks += 1
+        elif holder is not None:
+            self._idle_ticks += 1
 
     def judge_soon(self) -> None:
         """As :meth:`judge`, when the task that runs now waits for something."""
@@ -263,6 +272,7 @@ class _LoopWatch:
             claimed=holder.claimed or owner.locked_by_driver,
             running=owner.running,
             reads_for=owner.reads_for(),
+            runs_for=self._running_ticks * self._interval,
             promised=owner.promised,
             holds_for=self._held_ticks * self._interval,
             idles_for=self._idle_ticks * self._interval,

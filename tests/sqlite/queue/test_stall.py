@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import threading
+import time
 
 import pytest
 from cancelling import COUNT_ENDLESSLY, PATIENCE, Bench, assert_free, eventually, rows
@@ -43,7 +44,7 @@ LOOKS: list[tuple[str, Look, Verdict]] = [
     ),
     (
         "for as long as stall_after",
-        Look(running=True, reads_for=(0.0, 1.0)),
+        Look(running=True, reads_for=(0.0, 1.0), runs_for=1.0),
         Verdict.TAKE,
     ),
     (
@@ -53,8 +54,13 @@ LOOKS: list[tuple[str, Look, Verdict]] = [
     ),
     (
         "for as long as stall_after, too",
-        Look(running=True, reads_for=(1.0, 1.0), promised=True),
+        Look(running=True, reads_for=(1.0, 1.0), runs_for=1.0, promised=True),
         Verdict.TAKE,
+    ),
+    (
+        "one whose loop was busy while its SELECT ran keeps it: the result may lie ready",
+        Look(running=True, reads_for=(0.0, 9.0), runs_for=0.9),
+        Verdict.WAIT,
     ),
     ("one that reads page by page keeps it for a while", Look(holds_for=0.9), Verdict.WAIT),
     ("and loses it, though it never idles for long", Look(holds_for=1.0), Verdict.TAKE),
@@ -102,6 +108,45 @@ LOOKS: list[tuple[str, Look, Verdict]] = [
 def test_what_is_done_about_a_holder(look: Look, verdict: Verdict) -> None:
     """While others wait for it."""
     assert judge(look, STALL, WARN) is verdict
+
+
+def keep_the_loop_busy(seconds):
+    """As the code of an application that does not await."""
+    time.sleep(seconds)
+
+
+async def test_a_loop_that_was_busy_costs_nobody_the_ticket(tmp_path):
+    """A holder in access write sends a SELECT. Then its loop is busy for longer than stall_after.
+
+    A writer that comes right after that waits: the SELECT was short, and the holder did not idle.
+    The gate keeps it in its thread, as a result does that the busy loop could not take.
+    """
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=1.0, inline=False)
+    begun, gate = threading.Event(), threading.Event()
+
+    @event.listens_for(bench.engine.sync_engine, "connect")
+    def connect(connection, _record):
+        connection.create_function("gate", 0, lambda: begun.set() or gate.wait(PATIENCE))
+
+    await bench.engine.dispose()
+    engine = bench.engine.execution_options(qsession_access="write")
+
+    async def hold():
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT gate(), value FROM items"))
+            await connection.execute(RAISE)
+
+    holder = asyncio.create_task(hold())
+    await eventually(begun.is_set)
+    watches = engine.sync_engine.pool.write_queue.watch._watches
+    await eventually(lambda: any(each._holder for each in watches.values()))
+    keep_the_loop_busy(1.1)
+    writer = asyncio.create_task(write(engine))
+    await eventually(lambda: engine.stats().waiting == 1)
+    gate.set()
+    await asyncio.wait_for(asyncio.gather(holder, writer), PATIENCE)
+    assert engine.stats().taken_away == 0
+    await bench.engine.dispose()
 
 
 async def outer(bench, gate):
