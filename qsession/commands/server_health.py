@@ -25,12 +25,21 @@ async def examine_server(url: URL) -> list[Finding]:
             isolation = await connection.get_isolation_level()
     except (DBAPIError, OSError, TypeError, ValueError) as error:  # of a parameter of the URL
         reason = str(getattr(error, "orig", None) or error)
-        return [Finding("connection", Level.BLIND, reason, "Is it running, and may you connect?")]
+        return [
+            Finding(
+                "connection",
+                Level.BLIND,
+                reason,
+                "Start it, or look at host, port, user and password.",
+            )
+        ]
     finally:
         await engine.dispose()
     return [
         Finding("connection", Level.OK, f"{shown} answers"),
         Finding("version", Level.OK, f"{engine.dialect.name} {version}"),
         Finding("isolation", Level.NOTE, f"{isolation}, where a session does not ask for another"),
-        Finding("the rest", Level.NOTE, "files, WAL and integrity are the server's own business"),
+        Finding(
+            "the rest", Level.NOTE, "the server looks after its files, log and integrity by itself"
+        ),
     ]

@@ -54,8 +54,10 @@ def url_of(target: str) -> URL | None:
         return None
     try:
         return with_driver(target)
-    except (ArgumentError, ValueError) as error:  # of a port that is no number, a ValueError
+    except ArgumentError as error:
         raise typer.BadParameter(f"this is no URL of a database: {error}") from None
+    except ValueError:
+        raise typer.BadParameter("this is no URL of a database: look at its host and port") from None
 
 
 def file_of(target: str) -> Path:

@@ -233,7 +233,8 @@ def _of_lock_files(path: str) -> Iterator[Finding]:
     for name in all_names(path):
         if os.path.exists(name) and not os.access(name, os.R_OK | os.W_OK):
             advice = f"Give this user the rights to {name!r} that it has to the database."
-            yield Finding("lock files", Level.WARNING, "not for this user", advice)
+            found = "this user may not open one of them"
+            yield Finding("lock files", Level.WARNING, found, advice)
 
 
 def _of_journal(path: str) -> Iterator[Finding]:
@@ -263,8 +264,8 @@ def _of_wal(path: str) -> Finding:
     size = _size(f"{path}-wal")
     if size > WAL_LARGE:
         advice = (
-            "A transaction that reads for long keeps it from being reused, or nobody makes "
-            "checkpoints. Close readers when they are done; the log of qsession names them."
+            "A transaction that reads for long keeps it from being reused, or no program makes "
+            "checkpoints. Close readers when they are done; qsession names them in its log."
         )
         return Finding("WAL size", Level.WARNING, in_bytes(size), advice)
     return Finding("WAL size", Level.OK, in_bytes(size))
@@ -292,7 +293,7 @@ def _is_wal(path: str) -> bool:
 
 def _of_synchronous(raw: sqlite3.Connection) -> Iterator[Finding]:
     (level,) = raw.execute("PRAGMA synchronous").fetchone()
-    found = f"{_SYNCHRONOUS[level]} by default; qsession sets FULL, or NORMAL by durability="
+    found = f"{_SYNCHRONOUS[level]} where a program sets none; qsession sets it by durability="
     yield Finding("synchronous", Level.OK, found)
 
 

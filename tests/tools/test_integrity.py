@@ -89,7 +89,8 @@ def test_damage_is_found_all_the_same(tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="row 1 missing from index i"):
         back_up(path, tmp_path / "copy.db")
 
-    (root,) = sqlite3.connect(path).execute("SELECT rootpage FROM sqlite_master WHERE name = 't'")
+    with closing(sqlite3.connect(path)) as raw:
+        (root,) = raw.execute("SELECT rootpage FROM sqlite_master WHERE name = 't'")
     with open(path, "r+b") as file:  # a pointer to a cell that lies outside of the page
         file.seek((root[0] - 1) * 4096 + 8)
         file.write(b"\x00\x03")
