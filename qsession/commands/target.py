@@ -57,7 +57,9 @@ def url_of(target: str) -> URL | None:
     except ArgumentError as error:
         raise typer.BadParameter(f"this is no URL of a database: {error}") from None
     except ValueError:
-        raise typer.BadParameter("this is no URL of a database: look at its host and port") from None
+        raise typer.BadParameter(
+            "this is no URL of a database: look at its host and port"
+        ) from None
 
 
 def file_of(target: str) -> Path:
