@@ -63,7 +63,8 @@ class Bench:
 
     def __init__(self, path: Any, **kw: Any) -> None:
         self.path = path
-        options = {"pool_size": 1, "max_overflow": 0, **kw}
+        given = {"pool_size": 1, "max_overflow": 0, **kw}
+        options = {name: value for name, value in given.items() if value is not None}
         self.engine = create_async_engine(f"sqlite+aiosqlite:///{path}", **options)
         self.run = 0
         self.acknowledged: set[int] = set()
@@ -167,6 +168,11 @@ async def eventually(condition: Callable[[], bool], what: Callable[[], str] = st
         await asyncio.to_thread(time.sleep, 0)
 
 
+def places_out(pool: Any) -> int:
+    """How many places of a pool were not given back, the one of the ticket's holder included."""
+    return int(pool.checkedout() + 1 - pool._reserved.qsize())
+
+
 async def settled(engine: Any, collect: bool = False) -> None:
     """Wait until nobody holds or waits for the ticket, and no connection is out.
 
@@ -179,7 +185,8 @@ async def settled(engine: Any, collect: bool = False) -> None:
     def is_settled() -> bool:
         if collect or not next(looks) % 100:
             gc.collect()
-        return queue.holder is None and queue.waiting == 0 and engine.stats().in_use == 0
+        held = queue.holder is not None or queue.waiting
+        return not held and engine.stats().in_use == 0 and places_out(pool) == 0
 
     await eventually(is_settled, lambda: f"{queue!r} {pool.status()}")
 

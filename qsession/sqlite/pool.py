@@ -294,8 +294,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def _do_return_conn(self, record: Any) -> None:
         if record.home is not self._pool:
             return  # the parent's, in a forked child
-        if self._replaced or not self._keeps_idle:  # nobody will dispose of this pool again
-            record.close()
+        try:
+            if self._replaced or not self._keeps_idle:  # nobody will dispose of this pool again
+                self._shut(record)
+        finally:
+            self._take_back(record)
+
+    def _take_back(self, record: Any) -> None:
         if record.reserved or self._reserved.waiting:
             self._reserved.put(record)
             return
@@ -310,10 +315,20 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         if record is not None:
             self._close(record)
 
+    def _shut(self, record: Any) -> None:
+        """Close the connection of a record; a cancellation is raised once that is done."""
+        driver: DriverConnection | None = record.dbapi_connection
+        try:
+            record.close()
+        finally:
+            record.dbapi_connection = None
+        if driver is not None and driver.cancelled is not None:
+            raise driver.cancelled
+
     def _close(self, record: Any) -> None:
         """Close an idle connection that was taken out; its place is free for a new one."""
         try:
-            record.close()
+            self._shut(record)
         finally:
             if record.reserved:
                 self._reserved.put(record)

@@ -21,6 +21,7 @@ from cancelling import (
 )
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.pool import NullPool
 
 from qsession.session.maker import QSession
 
@@ -268,6 +269,17 @@ async def test_cancelled_while_it_waits_for_another(bench, taken, scenario, when
             await collected(bench.engine)
         await bench.check()
     assert bench.run in bench.acknowledged
+
+
+@pytest.mark.parametrize("when", When)
+@pytest.mark.parametrize("scenario", [connection_block, queued_session, autocommit, dispose])
+async def test_cancelled_while_a_connection_is_closed(tmp_path, caplog, scenario, when):
+    """With NullPool each transaction ends with that; its place is free, and nothing has failed."""
+    options = {"poolclass": NullPool, "pool_size": None, "max_overflow": None}
+    bench = await Bench.ready(tmp_path / "app.db", **options)
+    await until_it_ends(bench, scenario, when)
+    await bench.engine.dispose()
+    assert "Exception closing connection" not in caplog.text
 
 
 @pytest.mark.parametrize("when", When)

@@ -67,6 +67,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """Whether this is a forked child, and the connection is its parent's."""
     closing = False
     """Whether it is to be closed: its thread has been told to."""
+    cancelled: asyncio.CancelledError | None = None
+    """What came while :meth:`close` waited. Raised there, SQLAlchemy would log it as a failure."""
     suspect = False
     """Set after an error that its cache may not survive: it is closed instead of used again."""
 
@@ -226,13 +228,18 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             loop.call_later(INTERRUPT_AGAIN, self._interrupt_until, over, loop)
 
     def close(self) -> None:
-        """Close the connection and end its thread; waits where there is a loop to wait in."""
+        """Close the connection and end its thread; waits where there is a loop to wait in.
+
+        Cancelled: it is closed, and ``cancelled`` is what the caller is to raise.
+        """
         if not self._connection._running:
             return
         self.closing = True
         try:
             if in_greenlet():
                 self.run_to_end(lambda raw: raw.close())  # of whatever SQLite library
+        except asyncio.CancelledError as error:
+            self.cancelled = error
         finally:
             # stop() makes a future of the running loop, which may be closed before it is resolved;
             # in the connection's own thread there is no loop, and so no future to lose.
