@@ -83,6 +83,8 @@ async def transaction(bench):
     bench.learn()
     async with bench.engine.execution_options(qsession_access="read").connect() as connection:
         await connection.execute(READ)
+        await connection.commit()
+        await connection.execute(READ)
     async with AsyncSession(bench.engine) as session:
         await session.execute(READ)
         stream = await session.stream(select(Mark.id))
