@@ -3,7 +3,7 @@
 # make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1,
 #                once without the short ways of short statements, and once on uvloop
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
-# make bench     measure against other libraries, about ten minutes;  BENCH_ARGS="--rounds 1 throughput"
+# make bench     measure against other libraries, about a quarter of an hour;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy
 # make dist      the archives of a release in dist/, looked at by twine
 # make release   the same, then the tag of the version; CONTRIBUTING.md says what comes before and after

@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(comparisons.NAMES))
     parser.add_argument("--directory", type=Path, default=Path(), help="the disk to measure")
     parser.add_argument("--out", type=Path, help="where figures and charts are kept")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=50)
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
     given = parser.parse_args()

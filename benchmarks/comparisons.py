@@ -11,8 +11,8 @@ from .setup import Setup
 from .summary import Bars, Report, Row
 
 NAMES = (
-    "throughput", "slow_fsync", "lone_writer", "sleepers", "fairness", "processes", "scaling",
-    "waiting", "read_latency", "loop_stall", "import_time",
+    "throughput", "slow_fsync", "lone_writer", "bulk", "scaling", "busy", "sleepers", "fairness",
+    "processes", "loop_stall", "waiting", "import_time",
 )  # fmt: skip
 
 

@@ -19,8 +19,11 @@ from .machine import fsync_ms
 from .setup import Setup
 from .summary import Row
 
-DELAY_MS = 2.0
+DELAY_MS, LONG_DELAY_MS = 2.0, 5.0
 HERE, SLOW = DISKS = ("this disk", f"fsync {DELAY_MS:g} ms slower")
+SLOWER = f"fsync {LONG_DELAY_MS:g} ms slower"
+_DELAYS = {HERE: 0.0, SLOW: DELAY_MS, SLOWER: LONG_DELAY_MS}
+"""Milliseconds."""
 _MICROSECONDS = "QSESSION_FSYNC_US"
 """What the library reads at each fsync."""
 
@@ -49,7 +52,7 @@ def change_to(disk: str) -> None:
 
 
 def _delay(disk: str) -> str:
-    return str(round(DELAY_MS * 1000)) if disk == SLOW else "0"
+    return str(round(_DELAYS[disk] * 1000))
 
 
 def rows_of_child(setup: Setup, module: str, shim: Path | None) -> Iterator[Row]:

@@ -16,10 +16,10 @@ class Setup:
 
     directory: Path
     """Where the database files are made. It decides which disk is measured."""
-    rounds: int = 5
+    rounds: int = 3
     tasks: int = 50
     scale: float = 1.0
-    """1 is meant for ten minutes in all; tests use less."""
+    """1 is meant for a quarter of an hour in all; tests use less."""
 
     def scaled(self, size: int) -> int:
         return max(1, round(size * self.scale))

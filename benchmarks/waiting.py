@@ -21,7 +21,7 @@ from .child import command, environment
 from .peers.model import Item
 from .peers.peer import NAME, prepare
 from .setup import Setup
-from .summary import Bars, Report, Row, Table, at_most
+from .summary import Report, Row, Table, at_most
 
 TITLE = "Memory of sessions that wait"
 LONG = 3_600
@@ -72,14 +72,13 @@ def report(rows: list[Row]) -> Report:
     parts = Table("Of that, objects made by the code of one package", ["", "package", "KiB"])
     for kind, code in CODE.items():
         parts.rows.append([kind, code, f"{weight[kind, MIDDLE, code]:.1f}"])
-    bars = [(kind, weight[kind, MIDDLE, ""]) for kind in KINDS]
     growth = weight[OURS, MOST, ""] / weight[OURS, MIDDLE, ""]
     ours, session = (weight[kind, MIDDLE, CODE[kind]] for kind in (OURS, STOCK))
     goals = [
         at_most("memory of a waiting session, 100,000 to 10,000", 1.1, growth),
         at_most("our objects of a waiting session, to SQLAlchemy's of one", 1, ours / session),
     ]
-    return Report([whole, parts], [Bars("Memory of one of 10,000", "KiB", bars)], goals)
+    return Report([whole, parts], goals=goals)
 
 
 def memory(code: str) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import math
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +19,9 @@ from typer.testing import CliRunner
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
-from benchmarks import comparisons, fairness, lone_writer, report, throughput
-from benchmarks.disks import HERE
+from benchmarks import comparisons, fairness, lone_writer, report, scaling, slow_fsync, throughput
+from benchmarks.disks import HERE, SLOW, SLOWER
+from benchmarks.load import Kind, lateness, load
 from benchmarks.measure import run
 from benchmarks.peers.all import OURS, installed
 from benchmarks.peers.drivers import Sqlite3
@@ -60,7 +64,7 @@ def test_slow_fsync(small: Setup) -> None:
     """The delay is in force: the child measures it and refuses to go on without it."""
     comparison = comparisons.load("slow_fsync")
     rows = list(comparison.measure(replace(small, tasks=1)))
-    assert {row["work"] for row in rows} == {"insert", "change"}
+    assert {row["disk"] for row in rows} == {SLOW, SLOWER}
     whole(comparison.report(rows))
 
 
@@ -207,5 +211,56 @@ def test_the_wait_for_the_disk_is_counted_in_fsyncs() -> None:
 
     result = lone_writer.report([row(lone_writer.FULL, 0.005), row(lone_writer.NONE, 0.001)])
     whole(result)
-    (goal,) = result.goals
-    assert (goal.measured, goal.reached) == ("2.00 x", False)
+    assert result.tables[0].rows[0][4] == "2.00"
+
+
+def test_the_share_of_the_ceiling() -> None:
+    """Each fsync may serve all tasks: 50 tasks and 5 ms are 10,000 in a second at the most."""
+    row = {"round": 1, "disk": SLOWER, "tasks": 50, "fsync": 5.0, "operations": 700, "seconds": 0.1}
+    (goal,) = slow_fsync.report([row]).goals
+    assert (goal.measured, goal.reached) == ("0.70 x", True)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that a load goes by, which stands still until a test moves it on."""
+    now = [0.0]
+    module = sys.modules[load.__module__]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+async def test_load(clock: list[float]) -> None:
+    """None begins when time is up, what ends later does not count, and errors are no operations."""
+    seen: list[int] = []
+
+    async def operation(i: int) -> None:
+        seen.append(i)
+        clock[0] += 1.0
+        if i == 2:
+            raise OSError("no")
+
+    found = await load({"some": Kind(1, operation), "late": Kind(1, operation)}, 5.0)
+    assert seen == [0, 1, 2, 3, 4]
+    assert found["some"].counts == [3]
+    assert found["some"].waits == [1.0] * 4
+    assert (found["some"].errors, found["late"].errors) == (1, 0)
+    assert found["late"].counts == [0]
+
+
+async def test_lateness_is_seen(clock: list[float]) -> None:
+    """A stop of the loop that ends with what is measured counts, and the sampler ends with it."""
+    async with lateness() as late:
+        clock[0] += 5.0
+    assert max(late) == pytest.approx(5.0, abs=0.01)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def test_thresholds_of_the_collector_are_set_back() -> None:
+    """Python's own are measured as they are."""
+    before = gc.get_threshold()
+    with scaling.collects(scaling.RARE):
+        assert gc.get_threshold() == scaling.THRESHOLD
+    assert gc.get_threshold() == before
+    with scaling.collects(scaling.USUAL):
+        assert gc.get_threshold() == before

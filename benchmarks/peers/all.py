@@ -7,6 +7,7 @@ from importlib import import_module
 from .drivers import Aiosqlite, AiosqliteLocked, Sqlite3
 from .limit import LimitCore, LimitOrm
 from .peer import Peer
+from .qsession_pool import OursPool
 from .sqlalchemy_async import (
     OursCore,
     OursOrm,
@@ -18,7 +19,7 @@ from .sqlalchemy_async import (
 )
 from .sqlalchemy_sync import SyncCore, SyncOrm
 
-OURS: tuple[type[Peer], ...] = (OursSession, OursOrm, OursCore)
+OURS: tuple[type[Peer], ...] = (OursSession, OursOrm, OursCore, OursPool)
 SQLALCHEMY: tuple[type[Peer], ...] = (
     StockOrm, StockCore, RecipeOrm, RecipeCore, SyncOrm, SyncCore,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import aiosqlite
 
-from .peer import NAME, PAGE, TaskPeer, ThreadPeer, Way, hot_row, row, start_of_page
+from .peer import NAME, PAGE, TaskPeer, ThreadPeer, Way, row, start_of_page
 
 GET = "SELECT id, n, name FROM item WHERE id = ?"
 LIST = f"SELECT id, n, name FROM item WHERE id > ? ORDER BY id LIMIT {PAGE}"
@@ -44,8 +44,8 @@ class Sqlite3(ThreadPeer):
 
     def change(self, i: int) -> None:
         self.db.execute("BEGIN IMMEDIATE")
-        (n,) = self.db.execute("SELECT n FROM item WHERE id = ?", (hot_row(i),)).fetchone()
-        self.db.execute(CHANGE, (n + 1, hot_row(i)))
+        (n,) = self.db.execute("SELECT n FROM item WHERE id = ?", (row(i),)).fetchone()
+        self.db.execute(CHANGE, (n + 1, row(i)))
         self.db.execute("COMMIT")
 
 
@@ -89,9 +89,9 @@ class AiosqlitePeer(TaskPeer):
         async with self.connection() as db:
             await db.execute("BEGIN IMMEDIATE")
             question = "SELECT n FROM item WHERE id = ?"
-            async with db.execute(question, (hot_row(i),)) as cursor:
+            async with db.execute(question, (row(i),)) as cursor:
                 (n,) = await cursor.fetchone()
-            await db.execute(CHANGE, (n + 1, hot_row(i)))
+            await db.execute(CHANGE, (n + 1, row(i)))
             await db.commit()
 
 

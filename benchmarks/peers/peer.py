@@ -15,7 +15,6 @@ from typing import ClassVar, Literal
 
 ROWS = 1_000
 PAGE = 20
-HOT = 10
 NAME = "x" * 20
 
 Way = Literal["orm", "core", "driver"]
@@ -74,18 +73,13 @@ class ThreadPeer(Peer):
 
 
 def row(i: int) -> int:
-    """The row that the i-th get reads."""
+    """The row that the i-th get reads, or the i-th read-modify-write changes."""
     return 1 + i * 7919 % ROWS
 
 
 def start_of_page(i: int) -> int:
     """The row after which the i-th page begins."""
     return i * 7919 % (ROWS - PAGE)
-
-
-def hot_row(i: int) -> int:
-    """The row that the i-th read-modify-write changes: one of few, so that they do meet."""
-    return 1 + i % HOT
 
 
 def prepare(file: Path, *, wal: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from peewee import CharField, IntegerField, Model
 from playhouse.sqliteq import SqliteQueueDatabase
 
-from .peer import NAME, PAGE, ThreadPeer, Way, hot_row, row, start_of_page
+from .peer import NAME, PAGE, ThreadPeer, Way, row, start_of_page
 
 
 class PeeweeQueue(ThreadPeer):
@@ -53,6 +53,6 @@ class PeeweeQueue(ThreadPeer):
         self.item.create(n=0, name=NAME)
 
     def change(self, i: int) -> None:
-        found = self.item.get_by_id(hot_row(i))
+        found = self.item.get_by_id(row(i))
         found.n += 1
         found.save(only=[self.item.n])

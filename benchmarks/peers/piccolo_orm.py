@@ -9,7 +9,7 @@ from piccolo.columns import Integer, Serial, Varchar
 from piccolo.engine.sqlite import SQLiteEngine, TransactionType
 from piccolo.table import create_table_class
 
-from .peer import NAME, PAGE, TaskPeer, Way, hot_row, row, start_of_page
+from .peer import NAME, PAGE, TaskPeer, Way, row, start_of_page
 
 DB = SQLiteEngine(timeout=60)
 
@@ -48,6 +48,6 @@ class PiccoloOrm(TaskPeer):
 
     async def change(self, i: int) -> None:
         async with DB.transaction(transaction_type=TransactionType.immediate):
-            found = await Item.objects().get(Item.id == hot_row(i))
+            found = await Item.objects().get(Item.id == row(i))
             found.n += 1
             await found.save([Item.n])

@@ -13,7 +13,7 @@ from qsession import create_async_engine as queued_engine
 from qsession.session.maker import SessionMaker
 
 from .model import Item, item, page_of
-from .peer import NAME, TaskPeer, Way, hot_row, row
+from .peer import NAME, TaskPeer, Way, row
 
 
 def stock(url: str) -> AsyncEngine:
@@ -91,7 +91,7 @@ class OrmPeer(EnginePeer):
 
     async def change(self, i: int) -> None:
         async with self.session() as session:
-            (await session.get_one(Item, hot_row(i))).n += 1
+            (await session.get_one(Item, row(i))).n += 1
             await session.commit()
 
 
@@ -115,9 +115,9 @@ class CorePeer(EnginePeer):
 
     async def change(self, i: int) -> None:
         async with self.engine.begin() as connection:
-            found = await connection.execute(select(item.c.n).where(item.c.id == hot_row(i)))
+            found = await connection.execute(select(item.c.n).where(item.c.id == row(i)))
             await connection.execute(
-                update(item).where(item.c.id == hot_row(i)).values(n=found.scalar_one() + 1)
+                update(item).where(item.c.id == row(i)).values(n=found.scalar_one() + 1)
             )
 
 

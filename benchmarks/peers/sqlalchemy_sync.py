@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, event, insert, select, update
 from sqlalchemy.orm import Session
 
 from .model import Item, item, page_of
-from .peer import NAME, ThreadPeer, Way, hot_row, row
+from .peer import NAME, ThreadPeer, Way, row
 
 
 class SyncPeer(ThreadPeer):
@@ -50,7 +50,7 @@ class SyncOrm(SyncPeer):
 
     def change(self, i: int) -> None:
         with Session(self.engine) as session:
-            session.get_one(Item, hot_row(i)).n += 1
+            session.get_one(Item, row(i)).n += 1
             session.commit()
 
 
@@ -72,7 +72,7 @@ class SyncCore(SyncPeer):
 
     def change(self, i: int) -> None:
         with self.engine.begin() as connection:
-            found = connection.execute(select(item.c.n).where(item.c.id == hot_row(i)))
+            found = connection.execute(select(item.c.n).where(item.c.id == row(i)))
             connection.execute(
-                update(item).where(item.c.id == hot_row(i)).values(n=found.scalar_one() + 1)
+                update(item).where(item.c.id == row(i)).values(n=found.scalar_one() + 1)
             )

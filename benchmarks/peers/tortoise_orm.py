@@ -9,7 +9,7 @@ from tortoise.connection import connections
 from tortoise.models import Model
 from tortoise.transactions import in_transaction
 
-from .peer import NAME, PAGE, TaskPeer, Way, hot_row, row, start_of_page
+from .peer import NAME, PAGE, TaskPeer, Way, row, start_of_page
 
 
 class Item(Model):
@@ -44,6 +44,6 @@ class TortoiseOrm(TaskPeer):
 
     async def change(self, i: int) -> None:
         async with in_transaction():
-            found = await Item.get(id=hot_row(i))
+            found = await Item.get(id=row(i))
             found.n += 1
             await found.save(update_fields=["n"])

@@ -36,8 +36,10 @@ from qsession.waiting.handoff import to_end
 
 RETRY = 0.005
 """Seconds between two tries to switch a file to WAL mode that another program uses."""
-MANY = 2_000
-"""Parameter sets of an executemany that SQLAlchemy needs a millisecond to collect."""
+MANY, WIDE = 2_000, 500
+"""Parameter sets of an executemany, or parameters of one statement, which are many: SQLAlchemy
+needs a millisecond or more to collect them.
+"""
 _EXCLUSIVE = "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener would do that: take it out."
 
 
@@ -89,10 +91,11 @@ class QSessionExecutionContext(SQLiteExecutionContext_aiosqlite):
     """One statement, as SQLAlchemy prepares it."""
 
     def create_default_cursor(self) -> Any:
-        """A cursor. SQLAlchemy asks for it between the two passes that it makes over the parameter
-        sets of an executemany. For many sets each takes long, so the loop gets a turn in between.
+        """A cursor. SQLAlchemy asks for it between the two passes that it makes over parameters.
+        Each takes long where they are many, so the loop gets a turn in between.
         """
-        if len(getattr(self, "compiled_parameters", ())) > MANY and in_greenlet():
+        sets = getattr(self, "compiled_parameters", None)
+        if sets and (len(sets) > MANY or len(sets[0]) > WIDE) and in_greenlet():
             await_only(asyncio.sleep(0))
         return super().create_default_cursor()
 

@@ -172,7 +172,7 @@ def test_ctrl_c_ends_the_benchmarks(tmp_path: Path) -> None:
 def test_bench_says_the_number_of_tasks(tmp_path: Path) -> None:
     """The one that it was given, and no other."""
     arguments = ["--tasks", "5", "--rounds", "1", "--scale", "0.001", "--directory", str(tmp_path)]
-    done = run("bench", *arguments, "read_latency", "throughput")
+    done = run("bench", *arguments, "loop_stall", "throughput")
     assert done.exit_code == 0
     assert "5 tasks, rounds: 1, scale 0.001" in done.output
     assert "50 tasks" not in done.output

@@ -170,11 +170,13 @@ class Runner:
         else:
             own = took
         counters = self._counters
-        counters.longest_inline = max(counters.longest_inline, took)
+        if took > counters.longest_inline:
+            counters.longest_inline = took
         if not report.refused:
             self._learn(plan.statement, own)
-        error = report.error
-        broken_off = error is not None and plan.budget and errors.sqlite_code(error) == _INTERRUPT
+        if report.error is None:
+            return report
+        broken_off = plan.budget and report.code == _INTERRUPT
         undone = plan.in_transaction and not report.in_transaction
         return None if broken_off and not undone else report
 

@@ -88,6 +88,8 @@ class Report:
     @property
     def refused(self) -> bool:
         """Whether the database said that the statement writes."""
+        if self.error is None:
+            return False
         return self.stage is Stage.STATEMENT and self.code == SQLITE_READONLY
 
 

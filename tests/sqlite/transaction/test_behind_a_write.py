@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import await_only
 
 from qsession import QSessionError, QueuedAsyncEngine
-from qsession.sqlite.dialect import MANY
+from qsession.sqlite.dialect import MANY, WIDE
 from qsession.sqlite.driver import pace
 from qsession.sqlite.transaction.sending import Outcome
 from qsession.sqlite.transaction.statement import Statement
@@ -150,8 +150,15 @@ async def _bulk(connection: AsyncConnection, first: int) -> None:
     await connection.execute(insert(notes), [{"id": first + number} for number in range(MANY + 1)])
 
 
-async def test_a_turn_of_the_loop_while_many_rows_are_prepared(make: Make) -> None:
-    """SQLAlchemy makes two passes over the parameters of an executemany; others go on between."""
+async def _wide(connection: AsyncConnection, first: int) -> None:
+    await connection.execute(
+        insert(notes).values([{"id": first + number} for number in range(WIDE + 1)])
+    )
+
+
+@pytest.mark.parametrize("send", [_bulk, _wide])
+async def test_a_turn_of_the_loop_while_much_is_prepared(make: Make, send: Any) -> None:
+    """SQLAlchemy makes two passes over the parameters of a statement; others go on between."""
     engine = await prepared(make)
     turned: list[bool] = []
     seen: list[bool] = []
@@ -162,7 +169,7 @@ async def test_a_turn_of_the_loop_while_many_rows_are_prepared(make: Make) -> No
 
     async with engine.begin() as connection:
         asyncio.get_running_loop().call_soon(turned.append, True)
-        await _bulk(connection, 1)
+        await send(connection, 1)
     assert seen == [True]
 
 
