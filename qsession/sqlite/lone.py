@@ -306,7 +306,7 @@ class Lane:
         self._looks = False
         queue, syncer = self.pool.write_queue, self.pool.running_syncer
         queue.no_more_to_come()
-        more = not queue.is_idle or self._turn.waiting > 0
+        more = not queue.is_idle or self._turn.busy
         if syncer is not None:
             (syncer.gather if more else syncer.hurry)()
 

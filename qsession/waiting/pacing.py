@@ -91,6 +91,11 @@ class LoopTurn:
         return len(self._holders) + len(self._line)
 
     @property
+    def busy(self) -> bool:
+        """Whether some wait for a later turn, or were let into this one and go on in it."""
+        return self._let_in or self.waiting > 0
+
+    @property
     def over(self) -> bool:
         """Whether the turn is as old as the budget: the next statement is for a later one."""
         return self.mark is not None and clock() - self._began > BUDGET

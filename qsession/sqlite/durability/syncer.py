@@ -26,9 +26,12 @@ from qsession.errors import DurabilityError
 from qsession.sqlite.durability.wal_file import DatabaseGone, WalFile
 from qsession.sqlite.processes import fork
 from qsession.sqlite.processes.checkpoint_lock import right_to_checkpoint
+from qsession.waiting.pacing import turns
 
 GATHER = 0.010
-"""Seconds from the beginning of one sync to that of the next, while others go on committing."""
+"""Seconds from the beginning of one sync to that of the next, while others go on committing; on a
+disk that takes longer than half of that, for as long as the sync has taken behind its end.
+"""
 
 TRUNCATE = "PRAGMA main.wal_checkpoint(TRUNCATE)"
 """``main``: without a name it is about all attached databases."""
@@ -78,6 +81,8 @@ class Syncer:
         """Commits with lower numbers are not gathered any more."""
         self._began = -math.inf
         """When the last sync did."""
+        self._took = 0.0
+        """Seconds that it has taken."""
         self._error: Exception | None = None
         """Why the last sync failed, if no checkpoint has made up for that."""
         self.begin_anew()
@@ -228,7 +233,7 @@ class Syncer:
             closing = self._closing
             self._answer_what_is_known()
             numbers = [each.number for each in list(self._waiters)]
-            pause = _pause(numbers, self._urgent, time.monotonic() - self._began)
+            pause = _pause(numbers, self._urgent, time.monotonic() - self._began, self._took)
             if pause == 0.0:
                 self._sync()
             elif closing and not numbers:
@@ -248,6 +253,8 @@ class Syncer:
         except Exception as error:
             self._error = error
             return
+        finally:
+            self._took = time.monotonic() - self._began
         self.syncs += found
         with self._lock:
             self._synced = max(self._synced, begun)
@@ -257,7 +264,7 @@ class Syncer:
 
         In one call for each loop: each costs a system call.
         """
-        synced, error = self._synced, self._error
+        synced, error, urgent = self._synced, self._error, self._urgent
         loops: dict[asyncio.AbstractEventLoop, list[tuple[_Waiter, Exception | None]]] = {}
         for _ in range(len(self._waiters)):
             waiter = self._waiters.popleft()
@@ -266,9 +273,35 @@ class Syncer:
                 loops.setdefault(waiter.future.get_loop(), []).append((waiter, answer))
             else:
                 self._waiters.append(waiter)
+        if loops:
+            self._urgent = (
+                0  # those who are answered may commit again: the next sync is for them, too
+            )
+        told = False
         for loop, answers in loops.items():
             with suppress(RuntimeError):  # it is closed, and nobody waits there any more
-                loop.call_soon_threadsafe(_resolve, answers)
+                loop.call_soon_threadsafe(self._resolve, answers)
+                told = True
+        if not told:
+            self._urgent = max(urgent, self._urgent)
+
+    def _resolve(self, answers: Collection[tuple[_Waiter, Exception | None]]) -> None:
+        """In the loop of those who waited."""
+        for waiter, error in answers:
+            if not waiter.future.done():
+                waiter.future.set_result(error)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self._go_on)
+
+    def _go_on(self) -> None:
+        """Those who were answered have had their step, and those who wait for a turn of the loop
+        have had theirs.
+        """
+        loop = asyncio.get_running_loop()
+        if turns.of(loop).busy:
+            loop.call_soon(self._go_on)
+        else:
+            self.hurry()
 
     def _end(self) -> bool:
         """The thread ends, unless somebody has come who takes it for running."""
@@ -286,22 +319,17 @@ class _Waiter(NamedTuple):
     future: asyncio.Future[Exception | None]
 
 
-def _pause(numbers: Collection[int], urgent: int, since: float) -> float | None:
+def _pause(numbers: Collection[int], urgent: int, since: float, took: float) -> float | None:
     """Seconds until those with these numbers have to be looked at again; 0 for a sync at once.
 
-    ``since``: how long ago the last one began. None: nobody waits, and nobody is about to. Whoever
-    was cancelled counts: his commit is in the file, and comes to the disk.
+    ``since``: how long ago the last one began; ``took``: for how long it ran. None: nobody waits,
+    and nobody is about to. Whoever was cancelled counts: his commit is in the file, and comes to
+    the disk.
     """
-    left = max(0.0, GATHER - since)
+    left = max(0.0, max(GATHER, took + min(took, GATHER)) - since)
     if numbers:
         return 0.0 if min(numbers) < urgent else left
     return left or None
-
-
-def _resolve(answers: Collection[tuple[_Waiter, Exception | None]]) -> None:
-    for waiter, error in answers:
-        if not waiter.future.done():
-            waiter.future.set_result(error)
 
 
 def _unconfirmed(path: str, error: Exception) -> DurabilityError:
