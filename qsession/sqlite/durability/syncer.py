@@ -79,6 +79,10 @@ class Syncer:
         """Commits with lower numbers are on disk."""
         self._urgent = 0
         """Commits with lower numbers are not gathered any more."""
+        self._holds = False
+        """Whether those who were answered by the last sync may be about to commit again: the next
+        one is then for them as well.
+        """
         self._began = -math.inf
         """When the last sync did."""
         self._took = 0.0
@@ -172,7 +176,7 @@ class Syncer:
 
     def hurry(self) -> None:
         """The queue has become empty: what has been committed is gathered no more. Any thread."""
-        self._urgent = next(self._numbers)
+        self._urgent, self._holds = next(self._numbers), False
         if self._waiters:
             self._alarm.ring()
 
@@ -233,7 +237,8 @@ class Syncer:
             closing = self._closing
             self._answer_what_is_known()
             numbers = [each.number for each in list(self._waiters)]
-            pause = _pause(numbers, self._urgent, time.monotonic() - self._began, self._took)
+            urgent = 0 if self._holds else self._urgent
+            pause = _pause(numbers, urgent, time.monotonic() - self._began, self._took)
             if pause == 0.0:
                 self._sync()
             elif closing and not numbers:
@@ -264,7 +269,7 @@ class Syncer:
 
         In one call for each loop: each costs a system call.
         """
-        synced, error, urgent = self._synced, self._error, self._urgent
+        synced, error = self._synced, self._error
         loops: dict[asyncio.AbstractEventLoop, list[tuple[_Waiter, Exception | None]]] = {}
         for _ in range(len(self._waiters)):
             waiter = self._waiters.popleft()
@@ -273,17 +278,12 @@ class Syncer:
                 loops.setdefault(waiter.future.get_loop(), []).append((waiter, answer))
             else:
                 self._waiters.append(waiter)
-        if loops:
-            self._urgent = (
-                0  # those who are answered may commit again: the next sync is for them, too
-            )
-        told = False
         for loop, answers in loops.items():
-            with suppress(RuntimeError):  # it is closed, and nobody waits there any more
+            self._holds = True
+            try:
                 loop.call_soon_threadsafe(self._resolve, answers)
-                told = True
-        if not told:
-            self._urgent = max(urgent, self._urgent)
+            except RuntimeError:  # it is closed, and nobody waits there any more
+                self._holds = False
 
     def _resolve(self, answers: Collection[tuple[_Waiter, Exception | None]]) -> None:
         """In the loop of those who waited."""
@@ -294,14 +294,14 @@ class Syncer:
         loop.call_soon(loop.call_soon, self._go_on)
 
     def _go_on(self) -> None:
-        """Those who were answered have had their step, and those who wait for a turn of the loop
-        have had theirs.
-        """
+        """Those who were answered have had their step, unless they wait for a turn of the loop."""
         loop = asyncio.get_running_loop()
-        if turns.of(loop).busy:
+        if self._holds and turns.of(loop).busy:
             loop.call_soon(self._go_on)
-        else:
-            self.hurry()
+        elif self._holds:
+            self._holds = False
+            if self._waiters:
+                self._alarm.ring()
 
     def _end(self) -> bool:
         """The thread ends, unless somebody has come who takes it for running."""

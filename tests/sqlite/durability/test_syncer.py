@@ -137,6 +137,58 @@ async def test_gathered_until_the_queue_is_empty(syncer, disk, monkeypatch):
     assert syncer.syncs == 2
 
 
+async def test_who_was_answered_commits_again_in_time(syncer, disk, monkeypatch):
+    """The next sync is for them as well, though others wait for it already."""
+    monkeypatch.setattr(module, "GATHER", NEVER)
+
+    async def twice(number):
+        await syncer.wait(number, now=True)
+        await syncer.wait(syncer.committed(), now=True)
+
+    numbers = [syncer.committed() for _ in range(5)]
+    tasks = [asyncio.create_task(twice(number)) for number in numbers]
+    await asyncio.sleep(0)
+    first = await disk.next()
+    others = [await waiting(syncer) for _ in range(5)]
+    first.end()
+    (await disk.next()).end()
+    await asyncio.gather(*tasks, *others)
+    assert syncer.syncs == 2
+
+
+async def test_who_was_answered_does_not_come_back(syncer, disk, monkeypatch):
+    """Those who wait do so for two turns of the loop, and not for ever."""
+    monkeypatch.setattr(module, "GATHER", NEVER)
+    first = await waiting(syncer)
+    sync = await disk.next()
+    second = await waiting(syncer)
+    sync.end()
+    await first
+    (await disk.next()).end()
+    await second
+
+
+async def test_the_loop_of_those_who_were_answered_stands_still(syncer, disk):
+    """Others are not kept waiting by it for longer than GATHER."""
+    numbers, answered = syncer.committed(), threading.Event()
+
+    def elsewhere():
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(syncer.wait(numbers, now=True))
+        answered.set()
+        loop.close()
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    sync = await disk.next()
+    second = await waiting(syncer)
+    sync.end()
+    await asyncio.to_thread(answered.wait, PATIENCE)
+    (await disk.next()).end()
+    await second
+    await asyncio.to_thread(thread.join, PATIENCE)
+
+
 async def test_hurry_before_the_wait_counts(syncer, disk, monkeypatch):
     """The queue became empty between the COMMIT and the wait of the one who committed."""
     monkeypatch.setattr(module, "GATHER", NEVER)
@@ -381,7 +433,7 @@ async def test_one_call_for_each_loop_and_sync(syncer, disk, monkeypatch):
     plain = loop.call_soon_threadsafe
 
     def noted(callback, *args, **kw):
-        if callback is module._resolve:
+        if callback == syncer._resolve:
             calls.append(callback)
         return plain(callback, *args, **kw)
 
