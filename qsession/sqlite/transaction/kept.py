@@ -22,7 +22,9 @@ _CAN_BE_SET_BACK = frozenset(
 class Kept:
     """What was set on a connection, until its user closes it."""
 
-    __slots__ = ("_cannot_be_set_back", "_settings", "_sync", "lease", "lent", "lost")
+    __slots__ = (
+        "_cannot_be_set_back", "_settings", "_sync", "lease", "lent", "lost", "postponed",
+    )  # fmt: skip
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -33,6 +35,22 @@ class Kept:
         self._sync = lease.driver.sync
         self._settings: dict[str, Any] = {}
         self._cannot_be_set_back = False
+        self.postponed: dict[str, Any] = {}
+        """What is set back as soon as the transaction has ended."""
+
+    def postpone(self, name: str, on: bool) -> bool:
+        """Set a PRAGMA back when the transaction has ended, if ``on`` is what it was at first."""
+        if name not in self._settings or bool(self._settings[name]) is not on:
+            return False
+        self.postponed[name] = self._settings[name]
+        return True
+
+    def set_back_postponed(self) -> None:
+        """Set back what was postponed. In a greenlet, outside of a transaction."""
+        while self.postponed:
+            name, value = self.postponed.popitem()
+            self.lease.driver.run(set_back, {name: value})
+            self._settings.pop(name, None)
 
     def add(self, kind: Kind, words: Words, before: Any, now: Any) -> None:
         """A statement has set something: what its PRAGMA said before, and what it says now."""

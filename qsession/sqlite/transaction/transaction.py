@@ -225,6 +225,8 @@ class Transaction:
             raise errors.QSessionError(self._kept.lost)
         if self._lent:
             self._look_at_driver()
+        if self._kept is not None and self._kept.postponed and not self.work.in_transaction:
+            self._kept.set_back_postponed()
         if self.work.state is State.LOCKED:
             shortly = self._run_behind_write(statement)
             if shortly is not None:
@@ -303,7 +305,9 @@ class Transaction:
                 "or access='auto' for a transaction that writes."
             )
         elif self._is_so_already(statement):
-            pass  # a setting that would change nothing need not be refused
+            pass  # it need not be refused
+        elif instead is Instead.REFUSE_SETTING and self._turns_back(statement):
+            pass
         elif instead is Instead.REFUSE_SNAPSHOT:
             raise errors.QSessionError(
                 f"{statement.sql!r} works only outside of a transaction, and this one, with "
@@ -323,7 +327,20 @@ class Transaction:
         lease, words = self.work.lease, statement.words
         if lease is None or words is None or words.name != "foreign_keys" or words.value is None:
             return False
-        return bool(lease.driver.run(pragma, words.name)) is means_on(words.value)
+        if bool(lease.driver.run(pragma, words.name)) is not means_on(words.value):
+            return False
+        if self._kept is not None:
+            self._kept.postponed.pop(words.name, None)
+        return True
+
+    def _turns_back(self, statement: Statement) -> bool:
+        """Whether it is ``PRAGMA foreign_keys=ON`` where its user has turned them off: as a script
+        ends that rebuilds a table. They are on again when the transaction has ended.
+        """
+        kept, words = self._kept, statement.words
+        if kept is None or words is None or words.value is None:
+            return False
+        return kept.postpone(words.name, means_on(words.value))
 
     def _remember(self, statement: Statement) -> None:
         """Keep what is sent behind BEGIN IMMEDIATE only: before it nothing can be undone."""
