@@ -91,6 +91,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """What is in use. Unless it is referred to, the garbage collector could close a connection
         of somebody who is forgotten before it finds that out.
         """
+        self._reserve_lease: Lease | None = None
+        """Of the connection in reserve, while it is in use."""
         self._initialized = False
         self._initializing = TicketQueue()
         self._syncer: Syncer | None = None
@@ -152,19 +154,26 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     # Connections for transactions.
 
-    def lease(self, holder: bool) -> Lease:
+    @property
+    def reserve_is_kept(self) -> bool:
+        """Whether the connection in reserve stays with somebody who has set something on it."""
+        lease = self._reserve_lease
+        return lease is not None and lease.kept
+
+    def lease(self, holder: bool, keeps: bool = False) -> Lease:
         """A connection; waits for one for ``pool_timeout`` seconds. In a greenlet.
 
-        ``holder``: for the holder of the ticket, who has one in reserve. Where somebody listens,
-        SQLAlchemy's own checkout is used.
+        ``holder``: for the holder of the ticket, who has one in reserve. ``keeps``: it will stay
+        with its user, who gets that one last. Where somebody listens, SQLAlchemy's own checkout is
+        used.
         """
         if self._is_observed:
-            self._asking.holder = holder
+            self._asking.how = holder, keeps
             proxied: Any = super().connect()
             record, fail = proxied._connection_record, proxied.invalidate
             give_back: Callable[[Lease], None] = partial(self._end_observed, proxied)
         else:
-            record, give_back = self._record(holder), self._checkin
+            record, give_back = self._record(holder, keeps), self._checkin
             fail = partial(record._checkin_failed, _fairy_was_created=False)
         try:
             self._make_ready(record.get_connection(), record)
@@ -203,16 +212,23 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def _leased(self, record: Any, give_back: Callable[[Lease], None]) -> Lease:
         lease = Lease(record, give_back)
         self._leases.add(lease)
+        if lease.reserved:
+            self._reserve_lease = lease
         return lease
 
-    def _checkin(self, lease: Lease) -> None:
+    def _forget(self, lease: Lease) -> None:
         self._leases.discard(lease)
+        if self._reserve_lease is lease:
+            self._reserve_lease = None
+
+    def _checkin(self, lease: Lease) -> None:
+        self._forget(lease)
         if lease.driver.suspect:
             lease.record.invalidate()
         self._do_return_conn(lease.record)
 
     def _end_observed(self, proxied: Any, lease: Lease) -> None:
-        self._leases.discard(lease)
+        self._forget(lease)
         try:
             if lease.driver.suspect:
                 proxied.invalidate()
@@ -233,14 +249,15 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     def _do_get(self) -> Any:
         """What SQLAlchemy's own checkout asks for."""
-        holder, self._asking.holder = getattr(self._asking, "holder", False), False
-        return self._record(holder)
+        how: tuple[bool, bool] = getattr(self._asking, "how", (False, False))
+        self._asking.how = False, False
+        return self._record(*how)
 
-    def _record(self, holder: bool) -> Any:
+    def _record(self, holder: bool, keeps: bool) -> Any:
         """A record: the one in reserve, an idle one, a new one, a resting one, or one that is
         waited for, in this order.
         """
-        record = (holder and self._reserved.take()) or self._pool.take()
+        record = (holder and not keeps and self._reserved.take()) or self._pool.take()
         if record:
             return record
         if self._inc_overflow():

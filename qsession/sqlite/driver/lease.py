@@ -38,7 +38,7 @@ _NO_STREAMS: frozenset[Any] = frozenset()
 class Lease:
     """A physical connection that one transaction uses."""
 
-    __slots__ = ("_give_back", "driver", "ended", "record", "reserved", "streams")
+    __slots__ = ("_give_back", "driver", "ended", "kept", "record", "reserved", "streams")
 
     def __init__(self, record: Any, give_back: Callable[[Lease], None]) -> None:
         self.driver: DriverConnection = record.dbapi_connection
@@ -47,6 +47,8 @@ class Lease:
         self.reserved: bool = record.reserved
         """Whether it is the one that is kept for the holder of the ticket."""
         self.streams: frozenset[Stream] = _NO_STREAMS
+        self.kept = False
+        """Whether it stays with its user past the end of a transaction."""
         self.ended = False
         """Whether its transaction has ended; open streams may still use it."""
         self._give_back: Callable[[Lease], None] | None = give_back

@@ -28,6 +28,7 @@ class Kept:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
+        lease.kept = True
         self.lent = False
         """Whether the application has the driver's connection."""
         self.lost: str | None = None

@@ -93,7 +93,10 @@ class Connections(Protocol):
     @property
     def wants_room(self) -> bool: ...
 
-    def lease(self, holder: bool) -> Lease: ...
+    @property
+    def reserve_is_kept(self) -> bool: ...
+
+    def lease(self, holder: bool, keeps: bool = False) -> Lease: ...
 
     def idle_lease(self) -> Lease | None: ...
 
@@ -373,9 +376,7 @@ class Transaction:
         while True:
             if self._alone and statement.kind is Kind.WRITE:
                 statement.stream = None  # SQLite commits it when its rows have been read
-            if action.want is not Want.NO:
-                self._come_by_ticket(action, statement)
-            lease = self._come_by_connection()
+            lease = self._come_by_both(action, statement)
             outcome = self._read_shortly(action, statement, lease)
             if outcome is not None:
                 return outcome
@@ -389,6 +390,16 @@ class Transaction:
             return self._settle(action, statement, lease, report)
 
     # The ticket and the connection.
+
+    def _come_by_both(self, action: Action, statement: Statement) -> Lease:
+        """The ticket, if it is wanted, and a connection; each of them, or neither, is held."""
+        while True:
+            if action.want is not Want.NO:
+                self._come_by_ticket(action, statement)
+            had_ticket = self.work.ticket is not None
+            lease = self._come_by_connection(action.keeps)
+            if not had_ticket or self.work.ticket is not None:
+                return lease
 
     def _come_by_ticket(self, action: Action, statement: Statement) -> None:
         """Hold the ticket and the turn on the file; or neither, where a SELECT goes without."""
@@ -443,14 +454,16 @@ class Transaction:
     def _give_back(self) -> None:
         """Give the connection back, its snapshot with it: what was read is validated later."""
         work = self.work
-        lease = work.lease or self._pool.wake(self)
+        if self._last is not None:
+            self._read_streams(self._last)
+        lease = work.lease = work.lease or self._pool.wake(self)
         if lease is None:
             return
         self._read_streams(lease)
         if work.state is State.SNAPSHOT:
             lease.tidy(sending.finish_reading)
             work.state = State.READING
-        if self._kept is None and self.work is work:
+        if self._kept is None and self.work is work and not work.stays:
             work.lease, work.version = None, None
             lease.end()
 
@@ -483,8 +496,13 @@ class Transaction:
             f"The transaction was ended elsewhere before {self.last_statement!r} could run."
         )
 
-    def _come_by_connection(self) -> Lease:
-        """Its connection: the one it has, or had before it rested, or one of the pool."""
+    def _come_by_connection(self, keeps: bool) -> Lease:
+        """Its connection: the one it has, or had before it rested, or one of the pool.
+
+        ``keeps``: it stays with its user. If somebody keeps the one that is in reserve, and waits
+        for the ticket with it, a holder of the ticket must not wait for a connection: the ticket is
+        given up before, and asked for again with the connection in hand.
+        """
         work = self.work
         lease = work.lease
         if lease is None and self._kept is not None:
@@ -495,7 +513,10 @@ class Transaction:
             lease = self._last.take_up()
         if lease is None:
             work.version = None
-            lease = work.lease = self._pool.lease(work.holds)
+            if work.holds and self._pool.reserve_is_kept:
+                self._give_up_ticket()
+                work.stays = True
+            lease = work.lease = self._pool.lease(work.holds, keeps)
             if self.work is not work:
                 lease.end()
             self._check(work)
@@ -900,10 +921,9 @@ class Transaction:
         try:
             self.runner.use_here()
             self._pool.admission.enter(self)
-            if self._access != "read":
-                self._come_by_ticket(Action(Want.WAIT), _PIN)
+            want = Want.NO if self._access == "read" else Want.WAIT
             work = self.work
-            lease = self._come_by_connection()
+            lease = self._come_by_both(Action(want, keeps=True), _PIN)
             lease.driver.run(_nothing)  # wait for what its thread still has to do
             self._check(work)
         except BaseException as error:

@@ -39,6 +39,8 @@ class Work:
     priority = 0
     by_hand = False
     """Whether the application has sent BEGIN."""
+    stays = False
+    """Whether it waits for the ticket with its connection in hand."""
     wrote = False
     defined: str | None = None
     """The first DDL statement, of which its user is told if it comes to nothing."""

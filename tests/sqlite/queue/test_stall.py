@@ -334,6 +334,50 @@ async def test_a_snapshot_gives_way_when_its_statement_has_ended(tmp_path):
     await bench.engine.dispose()
 
 
+async def test_those_who_keep_a_connection_write_before_one_without(tmp_path):
+    """All connections are kept, the one in reserve as well, by those who wait for the ticket: its
+    holder does not wait for a connection meanwhile.
+    """
+    bench = await Bench.ready(
+        tmp_path / "app.db", stall_after=0.01, pool_size=1, max_overflow=0, pool_timeout=NEVER
+    )
+    engine = bench.engine
+    first, second = await engine.connect(), await engine.connect()
+    for connection in (first, second):
+        await connection.get_raw_connection()
+    assert engine.pool.reserve_is_kept
+    without = asyncio.create_task(write(engine))
+    await eventually(lambda: engine.pool._pool.waiting == 1)
+    for connection in (first, second):
+        await asyncio.wait_for(connection.execute(RAISE), PATIENCE)
+        await connection.commit()
+    assert not without.done()
+    await first.close()
+    await asyncio.wait_for(without, PATIENCE)
+    await second.close()
+    await bench.check()
+    await engine.dispose()
+
+
+async def test_a_stream_of_an_ended_transaction_gives_way(tmp_path):
+    """Who waits for the ticket has no connection, nor one that a stream of his has kept."""
+    bench = await Bench.ready(
+        tmp_path / "app.db", stall_after=0.01, pool_size=1, max_overflow=0, pool_timeout=NEVER
+    )
+    engine = bench.engine
+    async with engine.connect() as holder, engine.connect() as other:
+        stream = await other.stream(text("SELECT value FROM items"))
+        await other.commit()
+        await holder.execute(RAISE)
+        writing = asyncio.create_task(other.execute(RAISE))
+        await eventually(lambda: engine.stats().waiting == 1 and engine.stats().in_use == 1)
+        await holder.commit()
+        await asyncio.wait_for(writing, PATIENCE)
+        assert len(await stream.all()) == 5
+    await bench.check()
+    await engine.dispose()
+
+
 async def test_a_snapshot_of_another_loop_gives_way(tmp_path):
     """It idles with the connection that is kept for the holder of the ticket, in a loop that turns;
     all others read.
