@@ -30,7 +30,7 @@ from qsession.pool.running import Running
 from qsession.pool.statements import Statements
 from qsession.session import retry
 from qsession.urls import with_driver
-from qsession.waiting.handoff import Waiter, to_end
+from qsession.waiting.handoff import Uninterrupted, Waiter, to_end
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -123,7 +123,7 @@ class AsyncConnectionPool(Statements):
         if connection not in self._acquired:
             return
         try:
-            await to_end(connection._close())
+            await Uninterrupted(connection._close())
         finally:
             self._forget(connection)
 
@@ -204,6 +204,17 @@ class AsyncConnectionPool(Statements):
 
     async def _acquire(self, timeout: float | None) -> PoolConnection:
         connection = self._admit()
+        try:
+            if timeout is None:
+                await connection._open()
+            else:
+                await self._open_in_time(connection, timeout)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    async def _open_in_time(self, connection: PoolConnection, timeout: float) -> None:
         opening = asyncio.ensure_future(connection._open())
         opening.add_done_callback(_look_at)
         try:
@@ -212,13 +223,10 @@ class AsyncConnectionPool(Statements):
                 await asyncio.wait([opening])
             self._refuse_if_cancelled(opening, timeout)
             opening.result()
-        except BaseException:
+        finally:
             opening.cancel()
-            await self.release(connection)  # behind the opening, if that has begun
-            raise
-        return connection
 
-    def _refuse_if_cancelled(self, opening: asyncio.Future[Any], timeout: float | None) -> None:
+    def _refuse_if_cancelled(self, opening: asyncio.Future[Any], timeout: float) -> None:
         if opening.cancelled():
             others = len(self._acquired) - 1
             raise QueueTimeout(

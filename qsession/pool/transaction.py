@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 
 from qsession.pool.scope import Scope
-from qsession.waiting.handoff import to_end
+from qsession.waiting.handoff import Uninterrupted
 
 
 class Connected(Protocol):
@@ -90,11 +90,11 @@ class Transaction(Generic[_C]):
 
         Cancelled: the COMMIT runs to its end, then the cancellation is raised.
         """
-        await to_end(self._end(commit=True))
+        await Uninterrupted(self._end(commit=True))
 
     async def rollback(self) -> None:
         """Roll back. Cancelled: runs to its end, then the cancellation is raised."""
-        await to_end(self._end(commit=False))
+        await Uninterrupted(self._end(commit=False))
 
     async def __aenter__(self) -> _C:
         await self.start()

@@ -10,7 +10,8 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -220,6 +221,65 @@ async def to_end(work: Awaitable[T]) -> T:
             future.exception()  # it has been seen
         raise cancelled
     return future.result()
+
+
+class Uninterrupted(Awaitable[T]):
+    """Awaited, it runs a coroutine to its end through any cancellation, which is raised afterwards.
+
+    As :func:`to_end`, without a task: the coroutine runs in the task that awaits, where most of
+    what it does waits for nothing.
+    """
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self._work = work
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        work, cancelled = self._work, None
+        try:
+            while True:
+                try:
+                    future = work.send(None)
+                except StopIteration as end:
+                    if cancelled is not None:
+                        raise cancelled from None
+                    return end.value  # type: ignore[no-any-return]
+                cancelled = (yield from _until_done(future)) or cancelled
+        except BaseException as error:
+            work.close()
+            if cancelled is not None and error is not cancelled:
+                raise cancelled from error
+            raise
+        finally:
+            cancelled = None  # its traceback refers to this frame
+
+
+def _until_done(future: Any) -> Generator[Any, Any, asyncio.CancelledError | None]:
+    """Wait for what a coroutine has yielded to its task; the cancellation that came meanwhile."""
+    cancelled = None
+    if future is None:  # a turn of the loop
+        try:
+            yield
+        except asyncio.CancelledError as error:
+            cancelled = error
+        return cancelled
+    future._asyncio_future_blocking = False  # it is not this one that the task waits for
+    while not future.done():
+        shield = future.get_loop().create_future()
+        done = partial(_resolve_by, shield)
+        future.add_done_callback(done)
+        try:
+            yield from shield
+        except asyncio.CancelledError as error:
+            cancelled = error
+        finally:
+            future.remove_done_callback(done)
+    return cancelled
+
+
+def _resolve_by(shield: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
+    _resolve(shield)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

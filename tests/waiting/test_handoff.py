@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import weakref
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from qsession.waiting import handoff
-from qsession.waiting.handoff import Deadlines, Serial, Waiter
+from qsession.waiting.handoff import Deadlines, Serial, Uninterrupted, Waiter
 
 
 class Clock:
@@ -148,3 +149,101 @@ def test_times_are_rounded_up_a_little(timeout: float) -> None:
     assert timeout <= handoff._rounded_up(timeout) <= timeout * 1.0101
     many = {handoff._rounded_up(29.0 + each / 10_000) for each in range(10_000)}
     assert len(many) <= 12
+
+
+async def until(event: asyncio.Event, seen: list[str]) -> str:
+    """Work that waits for a turn of the loop, then for an event, and says how it ended."""
+    try:
+        await asyncio.sleep(0)
+        await event.wait()
+        seen.append("done")
+    except BaseException as error:
+        seen.append(type(error).__name__)
+        raise
+    return "found"
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_uninterrupted_runs_to_its_end(turns: int, times: int) -> None:
+    """However often and wherever it is cancelled; the cancellation comes afterwards."""
+    event, seen = asyncio.Event(), []
+
+    async def waits() -> str:
+        return await Uninterrupted(until(event, seen))
+
+    task = asyncio.create_task(waits())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    if turns:
+        assert not task.done()
+        assert seen == []
+    event.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == (["done"] if turns else [])
+
+
+async def test_uninterrupted_returns_and_raises() -> None:
+    """What the work does; in the task that awaits, whose context it shares."""
+    event, seen = asyncio.Event(), []
+    event.set()
+    assert await Uninterrupted(until(event, seen)) == "found"
+
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        inside.set(asyncio.current_task())
+        raise ZeroDivisionError
+
+    inside: contextvars.ContextVar[Any] = contextvars.ContextVar("inside")
+    with pytest.raises(ZeroDivisionError):
+        await Uninterrupted(fails())
+    assert inside.get() is asyncio.current_task()
+
+
+async def test_uninterrupted_fails_behind_a_cancellation() -> None:
+    """The cancellation is raised, as by to_end; the error is its cause."""
+    event = asyncio.Event()
+
+    async def fails() -> None:
+        await event.wait()
+        raise ZeroDivisionError
+
+    async def waits() -> None:
+        await Uninterrupted(fails())
+
+    task = asyncio.create_task(waits())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    event.set()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+async def test_uninterrupted_sees_a_future_that_others_have_cancelled() -> None:
+    """That is an error of the work, and no cancellation of the task."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def work() -> str:
+        try:
+            await future
+        except asyncio.CancelledError:
+            return "seen"
+        return "not seen"
+
+    asyncio.get_running_loop().call_soon(future.cancel)
+    assert await Uninterrupted(work()) == "seen"
+
+
+async def test_uninterrupted_is_forgotten() -> None:
+    """Nobody awaits it any more: the work is closed, as every coroutine is."""
+    seen: list[str] = []
+    awaiting = Uninterrupted(until(asyncio.Event(), seen)).__await__()
+    awaiting.send(None)
+    awaiting.close()
+    assert seen == ["GeneratorExit"]
