@@ -103,7 +103,8 @@ class ConnectionQueue(QueueCommon[Any]):
 
         ``joined`` is called once it stands in line, before it waits.
 
-        Cancelled: the place is given up, and one that was just handed over goes to the next.
+        Cancelled, or if ``joined`` raises: the place is given up, and one that was just handed over
+        goes to the next.
         """
         try:
             return self.get_nowait()
@@ -113,7 +114,11 @@ class ConnectionQueue(QueueCommon[Any]):
         place = _Place()
         self._serial.serve(self._join, place)
         if joined is not None:
-            joined()
+            try:
+                joined()
+            except BaseException:
+                self._serial.serve(self._leave, place)
+                raise
         if place.connection is None:
             await_only(self._wait(place, timeout))
         if place.connection is None:
