@@ -47,7 +47,7 @@ def plot(charts: list[Bars], out: Path, name: str) -> bool:
         names, values = zip(*reversed(chart.bars), strict=True)
         colours = ["#1f6f8b" if "qsession" in each else "#b8c4cc" for each in names]
         axis.bar_label(
-            axis.barh(names, values, color=colours), fmt="{:,.3g}", padding=3, fontsize=8
+            axis.barh(names, values, color=colours), fmt=_label, padding=3, fontsize=8
         )
         axis.set_title(f"{chart.title} ({chart.unit})", fontsize=10, loc="left")
         axis.tick_params(labelsize=8)
@@ -55,3 +55,8 @@ def plot(charts: list[Bars], out: Path, name: str) -> bool:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / f"{name}.svg", metadata={"Date": None})
     return True
+
+
+def _label(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

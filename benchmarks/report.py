@@ -1,4 +1,4 @@
-"""Write the figures of ``benchmarks/results`` into docs/performance.md, between its markers.
+"""Write the figures of ``benchmarks/results`` into the pages that have markers for them.
 
 python -m benchmarks.report [PAGE [RESULTS]]
 """
@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import comparisons
+from . import comparisons, overview
 from .summary import Goal, Report, Table
 
 TOP = Path(__file__).parent.parent
 PAGE = TOP / "docs" / "performance.md"
+READMES = (TOP / "README.md", TOP / "README.ru.md")
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -23,7 +24,8 @@ MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def write(page: Path = PAGE, results: Path = RESULTS) -> None:
     """Renew what stands between ``<!-- figures: NAME -->`` and ``<!-- end -->``.
 
-    NAME is a comparison, ``goals`` or ``machine``. One without results is left as it is.
+    NAME is a comparison, ``goals``, ``machine``, or a table of `overview`. One without results is
+    left as it is.
     """
     saved = {
         name: json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
@@ -35,6 +37,9 @@ def write(page: Path = PAGE, results: Path = RESULTS) -> None:
     if saved:
         texts["goals"] = _goals(reports)
         texts["machine"] = _machine(list(saved.values()))
+    if {"throughput", "slow_fsync"} <= set(saved):
+        changes = saved["throughput"]["rows"], saved["slow_fsync"]["rows"]
+        texts |= overview.tables(*changes)
 
     def renew(found: re.Match[str]) -> str:
         text = texts.get(found[2])
@@ -80,5 +85,18 @@ def _machine(saved: list[dict[str, Any]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in described.items())])
 
 
+def draw_overview(results: Path = RESULTS) -> None:
+    """Draw the chart of the README anew, if there is matplotlib and there are results."""
+    files = [results / f"{name}.json" for name in ("throughput", "slow_fsync")]
+    if all(each.exists() for each in files):
+        rows = (json.loads(each.read_text(encoding="utf-8"))["rows"] for each in files)
+        overview.draw(*rows, out=results)
+
+
 if __name__ == "__main__":
-    write(*map(Path, sys.argv[1:]))
+    if sys.argv[1:]:
+        write(*map(Path, sys.argv[1:]))
+    else:
+        for each in (PAGE, *READMES):
+            write(each)
+        draw_overview()

@@ -173,6 +173,17 @@ def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:
     assert "between\n<!-- figures: scaling -->\nkept\n<!-- end -->" in text
 
 
+def test_readmes_are_renewed(tmp_path: Path) -> None:
+    """The table of the README, in each language, is the one of the results that are kept."""
+    for name in ("README.md", "README.ru.md"):
+        page = tmp_path / name
+        shutil.copy(report.TOP / name, page)
+        report.write(page)
+        text = page.read_text(encoding="utf-8")
+        assert text == (report.TOP / name).read_text(encoding="utf-8")
+        assert "| stock | " in text
+
+
 def test_command(tmp_path: Path) -> None:
     """`qsession bench` measures in the folder it is given and leaves only what was asked for."""
     arguments = ["bench", "import_time", "--directory", str(tmp_path), "--scale", "0.01"]

@@ -1,0 +1,68 @@
+"""The short table and the chart of the README: a few peers, and what each of them loses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .comparisons import plot
+from .disks import SLOW
+from .summary import Bars, Row, Table, median, select
+from .throughput import speed
+
+PEERS = (
+    "qsession, AsyncSession(engine)",
+    "stock",
+    "stock, recipe",
+    "aiosqlitepool",
+    "peewee SqliteQueueDatabase",
+    "Tortoise ORM",
+)
+WAYS = ("orm", "driver")
+HEADS = {
+    "overview": ["", "reads/s", "changes/s", "updates lost", f"inserts/s, {SLOW}"],
+    "overview_ru": ["", "чтений/с", "изменений/с", "потеряно", "вставок/с, fsync дольше на 2 мс"],
+}
+
+
+def tables(throughput: list[Row], slow_fsync: list[Row]) -> dict[str, str]:
+    """The table in each language."""
+    slow = select(slow_fsync, disk=SLOW)
+    lines = [_line(peer, throughput, slow) for peer in PEERS]
+    return {name: Table("", head, lines).markdown() for name, head in HEADS.items()}
+
+
+def draw(throughput: list[Row], slow_fsync: list[Row], out: Path) -> bool:
+    """Write ``overview.svg``; false where matplotlib is missing."""
+    slow = select(slow_fsync, disk=SLOW)
+    changes = [(_labelled(each, throughput), _speed(each, "change", throughput)) for each in PEERS]
+    inserts = [(each, _speed(each, "insert", slow)) for each in PEERS]
+    charts = [
+        Bars("Read, modify, write, commit", "a second", changes),
+        Bars(f"Insert one row and commit, {SLOW}", "a second", inserts),
+    ]
+    return plot(charts, out, "overview")
+
+
+def _line(peer: str, here: list[Row], slow: list[Row]) -> list[str]:
+    reads, changes = (_speed(peer, work, here) for work in ("get", "change"))
+    lost, inserts = _lost(peer, here), _speed(peer, "insert", slow)
+    return [peer, f"{reads:,.0f}", f"{changes:,.0f}", f"{lost:,}", f"{inserts:,.0f}"]
+
+
+def _of(peer: str, work: str, rows: list[Row]) -> list[Row]:
+    return [each for each in select(rows, peer=peer, work=work) if each["way"] in WAYS]
+
+
+def _speed(peer: str, work: str, rows: list[Row]) -> float:
+    """Operations in a second; 0 for a peer that was not installed."""
+    found = _of(peer, work, rows)
+    return median(map(speed, found)) if found else 0.0
+
+
+def _lost(peer: str, rows: list[Row]) -> int:
+    return sum(each["lost"] for each in _of(peer, "change", rows))
+
+
+def _labelled(peer: str, rows: list[Row]) -> str:
+    lost = _lost(peer, rows)
+    return f"{peer}: {lost:,} lost" if lost else peer
