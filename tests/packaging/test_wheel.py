@@ -98,13 +98,16 @@ def test_the_description_leads_somewhere(wheel: Path) -> None:
     text = described.get_payload()
     assert isinstance(text, str)
     start = f"https://github.com/qsession/qsession/blob/v{qsession.__version__}/"
-    links = re.findall(r"\]\(([^)]+)\)", text)
+    pictures = f"https://raw.githubusercontent.com/qsession/qsession/v{qsession.__version__}/"
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", text)
     assert links
-    for link in links:
+    for picture, link in links:
         assert link.startswith("https://")
-        if link.startswith(start):
-            assert (ROOT / link.removeprefix(start).partition("#")[0]).exists()
-    assert any(link.startswith(start) for link in links)
+        assert link.startswith(pictures) == bool(picture)
+        for each in (start, pictures):
+            if link.startswith(each):
+                assert (ROOT / link.removeprefix(each).partition("#")[0]).exists()
+    assert any(link.startswith(start) for _, link in links)
     assert {each.split(",")[0] for each in described.get_all("Project-URL", [])} == {
         "Documentation",
         "Changelog",
