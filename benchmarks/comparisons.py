@@ -46,9 +46,7 @@ def plot(charts: list[Bars], out: Path, name: str) -> bool:
     for axis, chart in zip(axes[:, 0], charts, strict=True):
         names, values = zip(*reversed(chart.bars), strict=True)
         colours = ["#1f6f8b" if "qsession" in each else "#b8c4cc" for each in names]
-        axis.bar_label(
-            axis.barh(names, values, color=colours), fmt=_label, padding=3, fontsize=8
-        )
+        axis.bar_label(axis.barh(names, values, color=colours), fmt=_label, padding=3, fontsize=8)
         axis.set_title(f"{chart.title} ({chart.unit})", fontsize=10, loc="left")
         axis.tick_params(labelsize=8)
         axis.margins(x=0.12)

@@ -20,7 +20,7 @@ PEERS = (
 WAYS = ("orm", "driver")
 HEADS = {
     "overview": ["", "reads/s", "changes/s", "updates lost", f"inserts/s, {SLOW}"],
-    "overview_ru": ["", "чтений/с", "изменений/с", "потеряно", "вставок/с, fsync дольше на 2 мс"],
+    "overview_ru": ["", "чтений", "изменений", "потеряно", "вставок, fsync дольше на 2 мс"],
 }
 
 

@@ -127,7 +127,7 @@ def test_a_page_says_how_to_run_what_awaits(page: Path) -> None:
 
 
 def compile_block(page: Path, line: int, block: str) -> CodeType:
-    """A block of Python, which may await at the top level. A traceback names the line of the page."""
+    """A block, which may await at the top level. A traceback names the line of the page."""
     source = "\n" * (line - 1) + block
     return compile(source, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
 
