@@ -89,8 +89,8 @@ def draw_overview(results: Path = RESULTS) -> None:
     """Draw the chart of the README anew, if there is matplotlib and there are results."""
     files = [results / f"{name}.json" for name in ("throughput", "slow_fsync")]
     if all(each.exists() for each in files):
-        rows = (json.loads(each.read_text(encoding="utf-8"))["rows"] for each in files)
-        overview.draw(*rows, out=results)
+        here, slow = (json.loads(each.read_text(encoding="utf-8"))["rows"] for each in files)
+        overview.draw(here, slow, results)
 
 
 if __name__ == "__main__":
