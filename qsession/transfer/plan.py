@@ -30,6 +30,7 @@ class TablePlan:
         self.source = source
         self.target = target
         self.name = target.fullname
+        self.to_file = dialects[1].name == "sqlite"
         self.names = _columns(source, target)
         self.takes = [_takes(source, target, declared, name, dialects, zone) for name in self.names]
         key = [each.name for each in source.primary_key]

@@ -23,7 +23,9 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
 from qsession.transfer.defaults import default_of, keep_sequences
+from qsession.transfer.foreign_keys import reference_of
 from qsession.transfer.kinds import Kind, kind_of, plain, text_length
+from qsession.transfer.names import referred
 from qsession.transfer.sequence_options import options_of
 from qsession.transfer.sqlite_schema import LOST, WRITTEN
 from qsession.transfer.wording import product_of
@@ -118,7 +120,7 @@ def _rebuild(table: Table, making: _Making) -> Table:
             name = making.once(constraint.name, making.relations)
             rebuilt.append_constraint(UniqueConstraint(*names, name=name))
         elif isinstance(constraint, ForeignKeyConstraint):
-            rebuilt.append_constraint(_foreign_key(constraint, making))
+            _add_foreign_key(constraint, rebuilt, making)
     return rebuilt
 
 
@@ -174,16 +176,33 @@ def _add_indexes(table: Table, rebuilt: Table, making: _Making) -> None:
             Index(name, *columns, unique=index.unique)
 
 
-def _foreign_key(constraint: ForeignKeyConstraint, making: _Making) -> ForeignKeyConstraint:
-    waits = making.target.name in ("sqlite", "postgresql")  # MySQL has no constraints that wait
-    return ForeignKeyConstraint(
-        [column.name for column in constraint.columns],
-        [each.target_fullname for each in constraint.elements],
-        name=making.once(constraint.name, making.references),
-        ondelete=constraint.ondelete,
-        onupdate=constraint.onupdate,
-        deferrable=constraint.deferrable if waits else None,
-        initially=constraint.initially if waits else None,
+def _add_foreign_key(constraint: ForeignKeyConstraint, rebuilt: Table, making: _Making) -> None:
+    target = making.target
+
+    def kind(column: Column[Any]) -> Kind:
+        """As far as the target tells them apart. SQLite does not; PostgreSQL compares numbers."""
+        if target.name == "sqlite":
+            return Kind.OTHER
+        found = kind_of(_type_for(column, making.source, target, keyed=True), target)
+        return Kind.NUMERIC if (target.name, found) == ("postgresql", Kind.INTEGER) else found
+
+    found = reference_of(constraint, kind)
+    if isinstance(found, str):
+        columns, parent = ", ".join(constraint.column_keys), referred(constraint)
+        lost = f"left out the foreign key of {columns} to {parent}: {found}"
+        making.notes.append(f"{rebuilt.name}: {lost}")
+        return
+    waits = target.name in ("sqlite", "postgresql")  # MySQL has no constraints that wait
+    rebuilt.append_constraint(
+        ForeignKeyConstraint(
+            found.columns,
+            [f"{found.parent}.{name}" for name in found.remote],
+            name=making.once(constraint.name, making.references),
+            ondelete=constraint.ondelete,
+            onupdate=constraint.onupdate,
+            deferrable=constraint.deferrable if waits else None,
+            initially=constraint.initially if waits else None,
+        )
     )
 
 

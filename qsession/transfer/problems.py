@@ -61,16 +61,16 @@ class Problems:
     def total(self) -> int:
         return sum(self.counts.values())
 
-    def told(self, between_files: bool) -> str:
+    def told(self, between_files: bool, by_models: bool) -> str:
         """For people: what does not fit, and what to do."""
         fit = "does not fit" if self.total == 1 else "do not fit"
         lines = "\n".join(f"  {line}" for line in self.lines())
         return (
             f"{counted(self.total, 'value')} of {counted(len(self.counts), 'kind')} {fit} into the "
-            f"target:\n{lines}\n{self._way_out(between_files)}"
+            f"target:\n{lines}\n{self._way_out(between_files, by_models)}"
         )
 
-    def _way_out(self, between_files: bool) -> str:
+    def _way_out(self, between_files: bool, by_models: bool) -> str:
         """What helps against the kinds that were found."""
         reasons = {reason for _, _, reason in self.counts}
         orphans = {reason for reason in reasons if reason.startswith(ORPHANED)}
@@ -82,10 +82,9 @@ class Problems:
         if how:
             ways.append("Correct the rows in the source")
             whole = ", or copy the file as it is (qsession backup)" if between_files else ""
-            ways.append(
-                f"Or create the table in the target first, {' and '.join(how)}, or name your "
-                f"models (--metadata){whole}"
-            )
+            table = f"create the table in the target first, {' and '.join(how)}"
+            models = "change your models too" if by_models else "name your models (--metadata)"
+            ways.append(f"Or {table}, {'and' if by_models else 'or'} {models}{whole}")
         return ". ".join(ways)
 
     def lines(self) -> list[str]:

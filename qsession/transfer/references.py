@@ -65,9 +65,8 @@ async def _find(
 ) -> None:
     rows, others = bare(child.source).alias("child"), bare(parent.source).alias("parent")
     pairs = list(zip(local, remote, strict=True))
-    unsorted = parent.source.info.get(UNSORTED, ())
-    others_of = {b: others.c[b].collate("BINARY") if b in unsorted else others.c[b] for b in remote}
-    joined = rows.outerjoin(others, and_(*(rows.c[a] == others_of[b] for a, b in pairs)))
+    same = (_same(rows.c[a], others.c[b], source.dialect, parent) for a, b in pairs)
+    joined = rows.outerjoin(others, and_(*same))
     orphaned = (*(rows.c[name].is_not(None) for name in local), others.c[remote[0]].is_(None))
     total = select(func.count()).select_from(joined).where(*orphaned)
     total = own_rows(total, rows, child.source)
@@ -92,6 +91,20 @@ async def _find(
         name = dict(zip(key, row[len(local) :], strict=True)) or number
         problems.add(child.name, columns, name, value, reason)
     problems.count(child.name, columns, reason, count - len(named))
+
+
+def _same(child: Any, remote: Any, source: Dialect, parent: TablePlan) -> Any:
+    """Whether two columns are equal, by the rule of the target.
+
+    SQLite compares by the collation of the parent, which its own ``=`` takes from the left side
+    (https://sqlite.org/foreignkeys.html). PostgreSQL tells upper and lower case apart. Nothing is
+    looked up in an index that SQLite cannot sort.
+    """
+    if source.name != "sqlite":
+        return child == remote
+    if parent.to_file and remote.name not in parent.source.info.get(UNSORTED, ()):
+        return remote == child
+    return child == remote.collate("BINARY")
 
 
 async def take_off(target: AsyncConnection, keys: Iterable[ForeignKeyConstraint]) -> Completing:

@@ -137,7 +137,11 @@ class _Run:
         if loading.problems:
             found = loading.problems
             between_files = self.source.dialect.name == self.target.dialect.name == "sqlite"
-            raise CopyError(found.told(between_files), found.samples, found.counts)
+            raise CopyError(
+                found.told(between_files, self.options.metadata is not None),
+                found.samples,
+                found.counts,
+            )
         if not self.options.check:
             await targets.begin(self.target)
             await targets.complete(self.target, completing)

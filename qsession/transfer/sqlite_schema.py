@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import (
@@ -16,6 +17,8 @@ from sqlalchemy import (
 )
 
 from qsession.transfer.collations import collations_in, sorted_by_strangers
+from qsession.transfer.left_out import virtual_tables
+from qsession.transfer.names import referred
 
 WRITTEN = "qsession_written"
 """In ``Table.info``: the statements that make the table, as they were written."""
@@ -36,34 +39,37 @@ _STATEMENTS = text(
     "SELECT sql FROM sqlite_master WHERE tbl_name = :table COLLATE NOCASE AND sql IS NOT NULL "
     "AND type IN ('table', 'index') ORDER BY type = 'index', rowid"
 )
-_WITHOUT_KEY = text(
-    'SELECT group_concat(f."from"), f."table" FROM pragma_foreign_key_list(:table) f '
-    'WHERE f."to" IS NULL GROUP BY f.id HAVING count(*) <> '
-    '(SELECT count(*) FROM pragma_table_info(f."table") WHERE pk) ORDER BY 1'
+_FOREIGN_KEYS = text(
+    'SELECT f.id, f."table", f."from" FROM pragma_foreign_key_list(:table) f ORDER BY f.id, f.seq'
 )
-"""Foreign keys to the primary key of a table that is not there, or has another one."""
 
 
 class _Inspector(Inspector):
     """Knows that ``REFERENCES Users`` means the primary key of users, whatever the case.
 
-    What leads to no such key is left out: SQLite takes it, and SQLAlchemy can make nothing of it.
+    What leads to no such table or column is left out: SQLite takes it, and SQLAlchemy can make
+    nothing of it.
     """
 
     def get_multi_foreign_keys(self, *args: Any, **options: Any) -> Any:
         found = super().get_multi_foreign_keys(*args, **options)
-        for key in [key for keys in found.values() for key in keys if not key["referred_columns"]]:
-            for name in self.get_table_names():
-                if name.lower() == key["referred_table"].lower():
-                    key["referred_columns"] = self.get_pk_constraint(name)["constrained_columns"]
+        bind: Any = self.bind
+        names = set(self.get_table_names()) - virtual_tables(bind)
+        parents = {name.lower(): name for name in names}
         return {
-            table: [
-                key
-                for key in keys
-                if len(key["referred_columns"]) == len(key["constrained_columns"])
-            ]
+            table: [key for key in keys if self._leads_somewhere(key, parents)]
             for table, keys in found.items()
         }
+
+    def _leads_somewhere(self, key: Any, parents: dict[str, str]) -> bool:
+        parent = parents.get(key["referred_table"].lower())
+        if parent is None:
+            return False
+        if not key["referred_columns"]:
+            key["referred_columns"] = self.get_pk_constraint(parent)["constrained_columns"]
+        there = {each["name"].lower() for each in self.get_columns(parent)}
+        wanted = [name.lower() for name in key["referred_columns"]]
+        return len(wanted) == len(key["constrained_columns"]) and there >= set(wanted)
 
 
 def prepare(connection: Connection) -> None:
@@ -90,10 +96,27 @@ def complete(connection: Connection, metadata: MetaData) -> None:
         lost = [f"COLLATE {name}" for name in sorted(collations - {"BINARY"})]
         for (name,) in connection.execute(_OF_EXPRESSIONS, of):
             lost.append(f"the index {name}, of an expression")
-        for columns, parent in connection.execute(_WITHOUT_KEY, of):
-            lost.append(f"the foreign key of {columns} to {parent}, which has no such primary key")
+        lost += _lost_keys(table, connection.execute(_FOREIGN_KEYS, of))
         strange = frozenset(sorted_by_strangers(connection, table.name))
         table.info.update({WRITTEN: statements, LOST: lost, UNSORTED: strange})
+
+
+def _lost_keys(table: Table, rows: Iterable[Any]) -> list[str]:
+    """The foreign keys that :class:`_Inspector` has left out."""
+    parents: dict[int, str] = {}
+    columns: dict[int, list[str]] = {}
+    for number, parent, column in rows:
+        parents[number] = parent
+        columns.setdefault(number, []).append(column)
+    kept = {
+        (referred(each).lower(), *(name.lower() for name in each.column_keys))
+        for each in table.foreign_key_constraints
+    }
+    return sorted(
+        f"the foreign key of {', '.join(columns[number])} to {parent}, which has no such key"
+        for number, parent in parents.items()
+        if (parent.lower(), *(name.lower() for name in columns[number])) not in kept
+    )
 
 
 def _add_unique_constraints(connection: Connection, table: Table) -> None:
