@@ -23,6 +23,13 @@ _RIGHTS = (
     "if tables are missing or with --resume, TRUNCATE with --replace, and it has to own tables "
     "that refer to themselves or to each other in a circle"
 )
+_DUPLICATE = 1062
+"""ER_DUP_ENTRY of MySQL and MariaDB."""
+_COLLATIONS = (
+    "Texts that differ in the source may be equal to the collation of the target, such as 'A' and "
+    "'a'. Create the table there first, with a binary collation: COLLATE utf8mb4_nopad_bin on "
+    "MariaDB, utf8mb4_0900_bin on MySQL"
+)
 _PRODUCTS = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 
 _EXTRAS = {"asyncpg": "postgres", "psycopg": "psycopg", "asyncmy": "mysql"}
@@ -67,5 +74,8 @@ def reason_of(error: BaseException) -> str:
         text = f"{text}. Install the driver: pip install 'qsession[{_EXTRAS[said.name]}]'"
     text = " ".join(text.split()) or type(said).__name__
     text = text if len(text) <= _REASON else f"{text[:_REASON]}..."
-    refused = code_of(said) == _REFUSED and "row-level security" not in text
+    code = code_of(said)
+    if code == _DUPLICATE:
+        return f"{text}. {_COLLATIONS}"
+    refused = code == _REFUSED and "row-level security" not in text
     return f"{text}. {_RIGHTS}" if refused else text

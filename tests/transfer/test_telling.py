@@ -274,3 +274,14 @@ async def test_nothing_but_the_report_is_printed(tmp_path: Path, name: str) -> N
     shown, said = await copying.communicate()
     assert (copying.returncode, said) == (0, b"")
     assert b"copied and verified" in shown
+
+
+@pytest.mark.servers
+async def test_texts_that_mariadb_takes_for_equal(new: Any, tmp_path: Path) -> None:
+    """The message says with which collation the table is to be created, and that works."""
+    script = "CREATE TABLE t (k TEXT PRIMARY KEY); INSERT INTO t VALUES ('a'), ('A'), ('a ');"
+    source, here = made(tmp_path / "s.db", script), await new("asyncmy")
+    with pytest.raises(CopyError, match="rows of t: Duplicate entry .* COLLATE utf8mb4_nopad_bin"):
+        await copy(source, here)
+    await ask(here, "CREATE TABLE t (k VARCHAR(9) COLLATE utf8mb4_nopad_bin PRIMARY KEY)")
+    assert (await copy(source, here, verify=True)).rows == 3
