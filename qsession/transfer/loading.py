@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from qsession.errors import CopyError
@@ -166,7 +165,7 @@ def _reading(source: AsyncConnection, plan: TablePlan) -> Iterator[None]:
     """Name the table in what the source says: a function that it lacks, a right, damage."""
     try:
         yield
-    except DBAPIError as error:
+    except Exception as error:  # asyncpg's cursor raises its own
         raise CopyError(
             f"the table {plan.source.fullname} of the source, {place_of(source)}, cannot be read: "
             f"{reason_of(error)}"
