@@ -281,7 +281,7 @@ async def test_texts_that_mariadb_takes_for_equal(new: Any, tmp_path: Path) -> N
     """The message says with which collation the table is to be created, and that works."""
     script = "CREATE TABLE t (k TEXT PRIMARY KEY); INSERT INTO t VALUES ('a'), ('A'), ('a ');"
     source, here = made(tmp_path / "s.db", script), await new("asyncmy")
-    with pytest.raises(CopyError, match="rows of t: Duplicate entry .* COLLATE utf8mb4_nopad_bin"):
+    with pytest.raises(CopyError, match=r"t: Duplicate entry .* COLLATE utf8mb4_nopad"):
         await copy(source, here)
     await ask(here, "CREATE TABLE t (k VARCHAR(9) COLLATE utf8mb4_nopad_bin PRIMARY KEY)")
     assert (await copy(source, here, verify=True)).rows == 3
