@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from threading import get_ident
 from typing import Any, cast
 
 from qsession import errors
@@ -35,7 +36,6 @@ from qsession.sqlite.transaction.sending import Outcome, Report
 from qsession.sqlite.transaction.statement import Kind, Statement
 from qsession.sqlite.transaction.transaction import Transaction
 from qsession.waiting.greenlets import spawn
-from qsession.waiting.handoff import running_loop
 from qsession.waiting.pacing import turns
 from qsession.waiting.ticket import Ticket, TicketState
 
@@ -77,10 +77,10 @@ class LoneWrite:
         self.statement = statement
         self.last_statement = statement.sql
         self.lane = lane
-        self._task = weakref.ref(cast("asyncio.Task[Any]", asyncio.current_task()))
+        self._task = weakref.ref(cast("asyncio.Task[Any]", asyncio.current_task(lane.loop)))
         self.ticket: Ticket = Ticket(self)
         self.ticket.on_granted = self._granted
-        self.future: asyncio.Future[Any] = self.ticket.prepare()
+        self.future: asyncio.Future[Any] = self.ticket.prepare(lane.loop)
         """What its task waits for."""
         self.has_turn = False
         """Whether it has the turn on the file with the ticket."""
@@ -134,6 +134,9 @@ class Lane:
         self._runner.use_here()
         self._granted: deque[LoneWrite] = deque()
         """The one that holds the ticket, behind those from which it was taken away."""
+        self._thread = 0
+        """In which the loop runs. To ask for the running loop is a system call before Python 3.12.
+        """
         self._serves = False
         self._looks = False
         """Whether it is about to look whether more writes have come."""
@@ -255,6 +258,7 @@ class Lane:
     def _ask(self, lone: LoneWrite) -> None:
         """Ask for the ticket; run it now if it is free."""
         served, self._serves = self._serves, True
+        self._thread = get_ident()
         try:
             self.pool.write_queue.queue.take(lone.ticket, self.pool.settings.max_waiting)
         finally:
@@ -265,7 +269,7 @@ class Lane:
     def go_on_with(self, lone: LoneWrite) -> bool:
         """It has been granted the ticket. In whatever thread; False if the loop is closed."""
         self._granted.append(lone)
-        if running_loop() is not self.loop:
+        if get_ident() != self._thread:
             try:
                 self.loop.call_soon_threadsafe(self._serve)
             except RuntimeError:
@@ -279,7 +283,7 @@ class Lane:
     def _serve(self, *let_in: Any) -> None:
         """Run the one that holds the ticket, and those it passes on to, while the turn lasts."""
         pool = self.pool
-        self._serves, pool.gathers = True, self.loop
+        self._serves, pool.gathers = True, self._thread
         pool.write_queue.more_to_come = True
         later: asyncio.Future[None] | None = None
         try:

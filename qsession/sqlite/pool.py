@@ -96,8 +96,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._initialized = False
         self._initializing = TicketQueue()
         self._syncer: Syncer | None = None
-        self.gathers: asyncio.AbstractEventLoop | None = None
-        """A loop that runs lone writes now, and says itself when there are no more."""
+        self.gathers: int | None = None
+        """A thread whose loop runs lone writes now, and says itself when there are no more."""
         self.admission = Admission()
         self.checkpointer = Checkpointer(self._warn_of_wal, self.settings.wal_warn)
         self.write_queue = WriteQueue(self.settings, self.database)
@@ -403,8 +403,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     def _sync_if_quiet(self) -> None:
         """Nobody holds the ticket. Tasks that are about to go on may commit as well."""
+        if self.gathers == threading.get_ident():
+            return
         loop = running_loop()
-        if loop is not None and (loop is self.gathers or turns.of(loop).waiting):
+        if loop is not None and turns.of(loop).waiting:
             return
         if self._syncer is not None:
             self._syncer.hurry()

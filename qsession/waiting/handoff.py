@@ -54,9 +54,9 @@ class Waiter:
         self._serial: Serial | None = None
         self._expire: Callable[[Any], None] | None = None
 
-    def prepare(self) -> asyncio.Future[None]:
-        """The future to await. Look whether it is still needed before you do."""
-        self._loop = asyncio.get_running_loop()
+    def prepare(self, loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Future[None]:
+        """The future to await, of the running loop. Look whether it is still needed before."""
+        self._loop = loop or asyncio.get_running_loop()
         self._future = self._loop.create_future()
         return self._future
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cancelling import PATIENCE, When, assert_free, cancel_at, eventually, rows
+from disk import slow_disk
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
@@ -290,6 +291,49 @@ async def test_rows_before_an_error_stay(pool: AsyncConnectionPool, path: Path) 
         await pool.execute(sql, "two")
     assert bodies(path) == ["one", "twice", "two"]
     assert pool.engine.stats().commits == before + 1
+
+
+async def test_acknowledged_behind_a_sync_that_began_after_the_commit(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever commits while a sync runs waits for the next one; others see it before."""
+    pool = await ready(path)
+    with slow_disk(monkeypatch) as disk:
+        first = asyncio.create_task(pool.execute(ADD, "1"))
+        sync = await disk.next()
+        second = asyncio.create_task(pool.execute(ADD, "2"))
+        await eventually(lambda: bodies(path) == ["1", "2"])
+        assert not first.done()
+        sync.end()
+        assert await first == 1
+        following = await disk.next()
+        assert not second.done()
+        following.end()
+        assert await second == 1
+    await pool.close()
+
+
+@pytest.mark.parametrize("behind", [False, True])
+async def test_cancelled_while_the_disk_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool
+) -> None:
+    """It is committed, and whoever waits for the same sync is answered."""
+    pool = await ready(path)
+    with slow_disk(monkeypatch) as disk:
+        tasks = [asyncio.create_task(pool.execute(ADD, str(n))) for n in range(3)]
+        sync = await disk.next()
+        await eventually(lambda: len(bodies(path)) == 3)
+        if behind:
+            sync.end()
+        tasks[1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[1]
+        sync.end()
+        assert await tasks[0] == 1
+        disk.open()
+        assert await tasks[2] == 1
+    assert bodies(path) == ["0", "1", "2"]
+    await pool.close()
 
 
 async def test_the_disk_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
