@@ -111,7 +111,7 @@ def _line(goal: Goal) -> str:
 def _rich(table: Table) -> RichTable:
     rich = RichTable(title=table.title, title_justify="left")
     for number, head in enumerate(table.head):
-        rich.add_column(head, justify="right" if number else "left", no_wrap=not number)
+        rich.add_column(head, justify="right" if number else "left", no_wrap=bool(number))
     for row in table.rows:
         rich.add_row(*row)
     return rich

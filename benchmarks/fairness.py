@@ -14,7 +14,7 @@ from .summary import Report, Row, Table, at_least, at_most, median, quantile, se
 
 TITLE = "Shares of the tasks"
 PEERS: tuple[type[OrmPeer], ...] = (OursOrm, OursSession, StockOrm, RecipeOrm)
-SECONDS = 3.0
+SECONDS = 2.5
 READ, BOTH = MIXES = ("all read", "half of them write")
 SLOWEST, BUSIEST, LATENCY = 0.5, 2.0, 3.0
 READS = {OursSession.name: 1.5, OursOrm.name: 2.0}

@@ -13,7 +13,7 @@ from .setup import Setup
 from .summary import Report, Row, Table, at_most, median, ratio, select
 
 TITLE = "Import time"
-ROUNDS = 15
+ROUNDS = 9
 GOAL = 1.15
 MODULES = ("sqlalchemy.ext.asyncio", "qsession")
 PROGRAM = """

@@ -19,7 +19,7 @@ from .throughput import cpu, one
 
 TITLE = "CPU per operation, from 50 to 1,000 tasks"
 TASKS = (50, 1_000)
-OPERATIONS: dict[Work, int] = {"get": 4_000, "insert": 3_000, "change": 3_000}
+OPERATIONS: dict[Work, int] = {"get": 3_000, "insert": 2_500, "change": 2_000}
 PEERS: tuple[type[Peer], ...] = (OursSession, OursOrm)
 THRESHOLD = (20_000, 20, 20)
 USUAL, RARE = COLLECTORS = ("Python's own", str(THRESHOLD))

@@ -26,7 +26,7 @@ FIRST_ROW = 101
 """The sleepers' rows begin here; the short ones have others."""
 PARTS = ("from the start", "afterwards")
 """Call sites are new at the start; afterwards it is known which of them wait."""
-SECONDS = 2.0
+SECONDS = 1.5
 GOAL = 0.9
 
 

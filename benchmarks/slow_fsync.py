@@ -50,6 +50,7 @@ def main(text: str) -> None:
 
 def report(rows: list[Row]) -> Report:
     out = summarise(select(rows, disk=SLOW), GOALS)
+    out.bars = []
     for goal in out.goals:
         goal.what = f"{SLOW}: {goal.what}"
     if slower := select(rows, disk=SLOWER):

@@ -40,6 +40,10 @@ MANY, WIDE = 2_000, 500
 """Parameter sets of an executemany, or parameters of one statement, which are many: SQLAlchemy
 needs a millisecond or more to collect them.
 """
+A_TURN = 1e-6
+"""Seconds: behind :func:`asyncio.sleep` of this, tasks whose timers are due have had their step.
+Behind ``sleep(0)`` they have not: it goes on before timers are looked at.
+"""
 _EXCLUSIVE = "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener would do that: take it out."
 
 
@@ -96,7 +100,7 @@ class QSessionExecutionContext(SQLiteExecutionContext_aiosqlite):
         """
         sets = getattr(self, "compiled_parameters", None)
         if sets and (len(sets) > MANY or len(sets[0]) > WIDE) and in_greenlet():
-            await_only(asyncio.sleep(0))
+            await_only(asyncio.sleep(A_TURN))
         return super().create_default_cursor()
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.util import await_only
 
 from qsession import QSessionError, QueuedAsyncEngine
-from qsession.sqlite.dialect import MANY, WIDE
+from qsession.sqlite.dialect import A_TURN, MANY, WIDE
 from qsession.sqlite.driver import pace
 from qsession.sqlite.transaction.sending import Outcome
 from qsession.sqlite.transaction.statement import Statement
@@ -167,9 +167,15 @@ async def test_a_turn_of_the_loop_while_much_is_prepared(make: Make, send: Any) 
     def before(*_: Any) -> None:
         seen.append(bool(turned))
 
+    async def sleeper() -> None:
+        await asyncio.sleep(A_TURN)
+        turned.append(True)
+
     async with engine.begin() as connection:
-        asyncio.get_running_loop().call_soon(turned.append, True)
+        task = asyncio.create_task(sleeper())
+        await asyncio.sleep(0)
         await send(connection, 1)
+        await task
     assert seen == [True]
 
 
