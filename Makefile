@@ -5,6 +5,7 @@
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
 # make bench     measure against other libraries, about a quarter of an hour;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy
+# make docs      the site of the documentation, in .make/site;  it also gets what the examples of the pages need
 # make dist      the archives of a release in dist/, looked at by twine
 # make release   the same, then the tag of the version; CONTRIBUTING.md says what comes before and after
 # make clean     remove what make made
@@ -26,7 +27,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test test-all storm bench check dist release clean
+.PHONY: help demo test test-all storm bench check docs dist release clean
 
 help:
 	@sed -n '/^# make/,/^$$/s/^# //p' Makefile
@@ -85,6 +86,14 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The variable silences an advertisement.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.venv/docs: .venv/made pyproject.toml
+	$(PIP) install --editable '.[docs]'
+	touch $@
 
 dist: .venv/dist
 	rm -rf dist

@@ -19,21 +19,21 @@ READS = get_args(Reads)
 
 
 def check_access(name: str, value: Any) -> Access:
-    """``value`` if it is an access mode; else :class:`ArgumentError`, which calls it ``name``."""
+    """``value`` if it is an access mode; else `ArgumentError`, which calls it ``name``."""
     if value not in ACCESSES:
         raise ArgumentError(f"{name}={value!r}: give one of 'read', 'write', 'auto'")
     return value  # type: ignore[no-any-return]
 
 
 def check_reads(name: str, value: Any) -> Reads:
-    """``value`` if it says what reads see; else :class:`ArgumentError`, which calls it ``name``."""
+    """``value`` if it says what reads see; else `ArgumentError`, which calls it ``name``."""
     if value not in READS:
         raise ArgumentError(f"{name}={value!r}: give one of 'latest', 'snapshot'")
     return value  # type: ignore[no-any-return]
 
 
 def check_priority(name: str, value: Any) -> int:
-    """``value`` if it can be compared with other priorities; else :class:`ArgumentError`."""
+    """``value`` if it can be compared with other priorities; else `ArgumentError`."""
     if not isinstance(value, int):
         raise ArgumentError(f"{name}={value!r}: give a whole number; lower goes first")
     return value
@@ -43,12 +43,12 @@ def check_priority(name: str, value: Any) -> int:
 class Settings:
     """The settings of one engine. Times are in seconds.
 
-    Raises :class:`sqlalchemy.exc.ArgumentError`, which names the setting, the value and what is
+    Raises `sqlalchemy.exc.ArgumentError`, which names the setting, the value and what is
     allowed.
     """
 
     access: Access = "auto"
-    """What a transaction may assume: see :doc:`guarantees`."""
+    """What a transaction may assume: see docs/guarantees.md."""
     durability: Durability = "full"
     """``full``: an acknowledged commit survives a power cut. ``normal``: a crash of the process.
     ``strict``: as ``full``, and nothing is read before it is on disk."""
@@ -57,9 +57,9 @@ class Settings:
     latest commit. ``snapshot``: what the first one of the transaction saw."""
     queue_timeout: float = 30.0
     """How long a writer, or who wants a connection to a server, waits for its turn before
-    :class:`QueueTimeout`."""
+    `QueueTimeout`."""
     max_waiting: int | None = None
-    """How many may wait for that; one more gets :class:`QueueFull`. ``None``: any number."""
+    """How many may wait for that; one more gets `QueueFull`. ``None``: any number."""
     stall_after: float = 0.25
     """How long a holder may idle while others wait before they stop waiting for it."""
     warn_after: float = 5.0

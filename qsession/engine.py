@@ -35,12 +35,12 @@ def is_queued(engine: AsyncEngine | Engine) -> bool:
 
 
 def is_ours(engine: AsyncEngine) -> bool:
-    """Whether :func:`create_async_engine` has made it, or its URL is ``sqlite+qsession://``."""
+    """Whether `create_async_engine` has made it, or its URL is ``sqlite+qsession://``."""
     return isinstance(engine, QueuedAsyncEngine) or is_queued(engine)
 
 
 class QueuedAsyncConnection(AsyncConnection):
-    """An :class:`AsyncConnection` that can wait for the driver's connection."""
+    """An `AsyncConnection` that can wait for the driver's connection."""
 
     async def get_raw_connection(self) -> PoolProxiedConnection:
         """The pooled connection, whose ``driver_connection`` stays with it until it is closed.
@@ -48,7 +48,7 @@ class QueuedAsyncConnection(AsyncConnection):
         It waits for the write ticket, as what is done there may write. The ticket goes back when
         this connection ends its transaction, or idles in the way of others without having written.
         What the driver's connection has not committed by then is rolled back or committed with it.
-        Raises :class:`QueueTimeout`.
+        Raises `QueueTimeout`.
         """
         raw = await super().get_raw_connection()
         if is_queued(self.sync_engine):
@@ -75,7 +75,7 @@ class QueuedAsyncConnection(AsyncConnection):
 
 
 class QueuedAsyncEngine(AsyncEngine):
-    """An :class:`AsyncEngine` whose SQLite writes wait in a fair queue."""
+    """An `AsyncEngine` whose SQLite writes wait in a fair queue."""
 
     _connection_cls = QueuedAsyncConnection
 
@@ -99,16 +99,16 @@ class QueuedAsyncEngine(AsyncEngine):
     async def drain(self, timeout: float | None = None) -> None:
         """Take no new transactions and wait for those at work, the queue included, to end.
 
-        From then on a transaction that begins raises :class:`EngineDraining`, until ``dispose()``.
+        From then on a transaction that begins raises `EngineDraining`, until ``dispose()``.
         After ``timeout`` seconds (``None``: however long it takes) it raises
-        :class:`QueueTimeout`, which names who holds the ticket. Cancelled, or out of time, the
+        `QueueTimeout`, which names who holds the ticket. Cancelled, or out of time, the
         engine stays closed to new transactions; those at work go on.
         """
         await drain(self, timeout)
 
     async def raw_connection(self) -> PoolProxiedConnection:
         """A connection of the pool, holding the write ticket until it is committed, rolled back
-        or closed. Raises :class:`QueueTimeout`.
+        or closed. Raises `QueueTimeout`.
         """
         raw = await super().raw_connection()
         if is_queued(self):
@@ -124,12 +124,12 @@ class QueuedAsyncEngine(AsyncEngine):
 
 
 def create_async_engine(url: str | URL, **kw: Any) -> QueuedAsyncEngine:
-    """SQLAlchemy's ``create_async_engine`` with the settings of :class:`Settings` as keywords more.
+    """SQLAlchemy's ``create_async_engine`` with the settings of `Settings` as keywords more.
 
     ``sqlite+aiosqlite://`` (and ``sqlite://``) becomes ``sqlite+qsession://``. Any other URL is
-    a server's, and the server is the queue: see :doc:`howto/servers`. One that names no driver, as
+    a server's, and the server is the queue: see docs/howto/servers.md. One that names no driver, as
     ``postgres://``, ``postgresql://`` and ``mysql://``, gets one for asyncio. Raises
-    :class:`sqlalchemy.exc.ArgumentError` for a setting that is not allowed.
+    `sqlalchemy.exc.ArgumentError` for a setting that is not allowed.
     """
     url = with_driver(url)
     if url.drivername == "sqlite+qsession":
@@ -143,7 +143,7 @@ def create_async_engine(url: str | URL, **kw: Any) -> QueuedAsyncEngine:
 def stats(engine: AsyncEngine | Engine) -> Stats:
     """``engine.stats()``, also for an engine that a framework has made from ``sqlite+qsession://``.
 
-    Raises :class:`sqlalchemy.exc.InvalidRequestError` for an engine that is not qsession's.
+    Raises `sqlalchemy.exc.InvalidRequestError` for an engine that is not qsession's.
     """
     if isinstance(engine.pool, ServerPool):
         return engine.pool.stats()
@@ -153,7 +153,7 @@ def stats(engine: AsyncEngine | Engine) -> Stats:
 async def drain(engine: AsyncEngine | Engine, timeout: float | None = None) -> None:
     """``engine.drain(timeout)``, also for an engine that a framework has made.
 
-    Raises what that raises, and :class:`sqlalchemy.exc.InvalidRequestError` for an engine that has
+    Raises what that raises, and `sqlalchemy.exc.InvalidRequestError` for an engine that has
     no queue of writers.
     """
     await _write_queue(engine, "to drain").drain(timeout)

@@ -121,7 +121,7 @@ class Stats:
 
 @dataclass
 class Counters:
-    """The running numbers behind :class:`Stats`."""
+    """The running numbers behind `Stats`."""
 
     timeouts: int = 0
     conflicts: int = 0

@@ -24,7 +24,7 @@ def with_driver(given: str | URL) -> URL:
     """A URL with the driver that is used for it; one that names another driver keeps that.
 
     The first of the drivers that is installed is taken; if none is, the error that follows names
-    the first. Raises :class:`sqlalchemy.exc.ArgumentError`, or ``ValueError`` for a port that is no
+    the first. Raises `sqlalchemy.exc.ArgumentError`, or ``ValueError`` for a port that is no
     number. What stands in its place is not repeated: it may be a part of a password.
     """
     try:

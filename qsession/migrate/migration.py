@@ -1,6 +1,6 @@
 """How a schema is migrated: one real transaction a run, under the write ticket.
 
-``env.py`` calls :func:`run`; an application calls :func:`upgrade` when it starts. Both end in
+``env.py`` calls `run`; an application calls `upgrade` when it starts. Both end in
 ``_migrate``. Alembic is imported when it is first needed: it is slower to import than qsession.
 """
 
@@ -63,7 +63,7 @@ def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -
     On SQLite the whole run is one transaction: if a step fails, schema and rows are as they were.
     With ``transaction_per_migration=True`` each migration is one. With ``--sql`` the statements are
     printed and nothing is opened. Raises ``alembic.util.CommandError`` if the run cannot start, or
-    would leave broken references, and :class:`QueueTimeout` if another process migrates for too
+    would leave broken references, and `QueueTimeout` if another process migrates for too
     long.
     """
     from alembic import context, util
@@ -107,13 +107,13 @@ async def upgrade(
     Any number of workers may call this when they start: one migrates, the others wait (600
     seconds, or on SQLite the ``queue_timeout`` of the URL or engine) and find it done.
 
-    The database is that of ``engine``, else ``url``, else the one :func:`run` would take.
+    The database is that of ``engine``, else ``url``, else the one `run` would take.
     ``config`` is an Alembic ``Config`` or the path of an ini file; without it, ``alembic.ini`` in
     the working folder. ``backup`` names a file that does not exist yet: if there is something to
     migrate, the SQLite database is copied there first.
 
-    ``env.py`` has to call :func:`run`. Raises what the migration raises, and
-    ``alembic.util.CommandError`` as :func:`run` does. After an error or a cancellation the
+    ``env.py`` has to call `run`. Raises what the migration raises, and
+    ``alembic.util.CommandError`` as `run` does. After an error or a cancellation the
     transaction is rolled back and the schema is as it was.
     """
     from alembic import command, util

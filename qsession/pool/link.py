@@ -33,13 +33,13 @@ class Link(Protocol):
         ...
 
     def bind_many(self, sql: str, rows: Iterable[Given]) -> Any:
-        """A statement with all of ``rows``, for :meth:`run_many`; None if there are none."""
+        """A statement with all of ``rows``, for `run_many`; None if there are none."""
 
     async def run_many(self, bound: Any) -> None:
         """Run a statement for each of its rows, in the transaction that is open."""
 
     async def begin(self, options: Mapping[str, Any]) -> Any:
-        """Begin a transaction, or a savepoint in it; for :meth:`end`."""
+        """Begin a transaction, or a savepoint in it; for `end`."""
 
     async def end(self, begun: Any, commit: bool) -> None:
         """Commit what ``begin`` has returned, or roll it back. If a commit fails, it is rolled

@@ -96,8 +96,8 @@ def bind(
 ) -> tuple[TextClause, dict[str, Any]]:
     """The statement and its parameters as SQLAlchemy takes them.
 
-    Raises :class:`sqlalchemy.exc.ArgumentError` where text and arguments do not fit together, and
-    :class:`sqlalchemy.exc.InvalidRequestError` for text that begins or ends a transaction.
+    Raises `sqlalchemy.exc.ArgumentError` where text and arguments do not fit together, and
+    `sqlalchemy.exc.InvalidRequestError` for text that begins or ends a transaction.
     """
     parsed = _parsed(sql, backend)
     return parsed.clause, _by_name(parsed, sql, _given(parsed, sql, args, named))

@@ -53,7 +53,7 @@ class Scope:
     async def turn(self, timeout: float | None, closing: bool = False) -> Scope:
         """Wait for a turn in the innermost scope; it lasts until ``give()`` of what is returned.
 
-        Raises :class:`QueueTimeout` where one transaction of somebody else lasts for ``timeout``
+        Raises `QueueTimeout` where one transaction of somebody else lasts for ``timeout``
         seconds meanwhile, and up to twice that; with ``closing``, nobody's transaction is waited
         for. Cancelled: the place in the line is given up.
         """

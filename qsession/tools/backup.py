@@ -64,7 +64,7 @@ def back_up(
 
     Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced, or
     was made by others meanwhile, ``FileNotFoundError`` if ``source`` does not exist, ``OSError`` or
-    ``sqlite3.Error`` for what went wrong with either, and :class:`BackupError` if somebody has
+    ``sqlite3.Error`` for what went wrong with either, and `BackupError` if somebody has
     ``target`` open, if files of another database lie beside it, or if the copy is damaged, as then
     the source may be.
     Whatever is raised, ``KeyboardInterrupt`` included, leaves ``target`` as it was.

@@ -74,7 +74,7 @@ def examine(path: str, quick: bool = False) -> list[Finding]:
     """All checks of an existing file; ``quick`` leaves out those that read all of it.
 
     It is opened read-only, in one snapshot, so an application that uses it goes on. But only one
-    in another process: see :func:`_is_wal`. The file is not changed, nor its journal; of a ``-wal``
+    in another process: see `_is_wal`. The file is not changed, nor its journal; of a ``-wal``
     that was left behind SQLite may build the index, ``-shm``, anew. Blocks.
     """
     findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_space(path)]
