@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .comparisons import plot
-from .disks import SLOW
+from .disks import HERE, SLOW
 from .summary import Bars, Row, Table, median, select
 from .throughput import speed
 
@@ -29,6 +29,23 @@ def tables(throughput: list[Row], slow_fsync: list[Row]) -> dict[str, str]:
     slow = select(slow_fsync, disk=SLOW)
     lines = [_line(peer, throughput, slow) for peer in PEERS]
     return {name: Table("", head, lines).markdown() for name, head in HEADS.items()}
+
+
+def capacity(throughput: list[Row], slow_fsync: list[Row], processes: list[Row]) -> str:
+    """What one file carries, for the page that says when it is enough."""
+    session = "qsession()"
+    slow = select(slow_fsync, disk=SLOW)
+    ours = [each for each in processes if each.get("peer") == PEERS[0] and "operations" in each]
+    four = select(ours, disk=HERE, processes=4)
+    figures = {
+        f"`{session}`: get one row": _speed(session, "get", throughput),
+        f"`{session}`: read, change, write one row": _speed(session, "change", throughput),
+        f"`{session}`: insert one row": _speed(session, "insert", throughput),
+        f"the same, {SLOW}": _speed(session, "insert", slow),
+        "four processes of 50 tasks: commits of all together": median(map(speed, four)),
+    }
+    rows = [[name, f"{each:,.0f}"] for name, each in figures.items()]
+    return Table("", ["", "a second"], rows).markdown()
 
 
 def draw(throughput: list[Row], slow_fsync: list[Row], out: Path) -> bool:

@@ -16,7 +16,7 @@ from .summary import Goal, Report, Table
 
 TOP = Path(__file__).parent.parent
 PAGE = TOP / "docs" / "performance.md"
-READMES = (TOP / "README.md", TOP / "README.ru.md")
+OTHERS = (TOP / "README.md", TOP / "README.ru.md", TOP / "docs" / "scaling.md")
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -37,9 +37,10 @@ def write(page: Path = PAGE, results: Path = RESULTS) -> None:
     if saved:
         texts["goals"] = _goals(reports)
         texts["machine"] = _machine(list(saved.values()))
-    if {"throughput", "slow_fsync"} <= set(saved):
-        changes = saved["throughput"]["rows"], saved["slow_fsync"]["rows"]
-        texts |= overview.tables(*changes)
+    if {"throughput", "slow_fsync", "processes"} <= set(saved):
+        rows = [saved[name]["rows"] for name in ("throughput", "slow_fsync", "processes")]
+        texts |= overview.tables(*rows[:2])
+        texts["capacity"] = overview.capacity(*rows)
 
     def renew(found: re.Match[str]) -> str:
         text = texts.get(found[2])
@@ -97,6 +98,6 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         write(*map(Path, sys.argv[1:]))
     else:
-        for each in (PAGE, *READMES):
+        for each in (PAGE, *OTHERS):
             write(each)
         draw_overview()

@@ -173,15 +173,14 @@ def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:
     assert "between\n<!-- figures: scaling -->\nkept\n<!-- end -->" in text
 
 
-def test_readmes_are_renewed(tmp_path: Path) -> None:
-    """The table of the README, in each language, is the one of the results that are kept."""
-    for name in ("README.md", "README.ru.md"):
-        page = tmp_path / name
-        shutil.copy(report.TOP / name, page)
-        report.write(page)
-        text = page.read_text(encoding="utf-8")
-        assert text == (report.TOP / name).read_text(encoding="utf-8")
-        assert "| stock | " in text
+@pytest.mark.parametrize("page", report.OTHERS, ids=lambda page: page.name)
+def test_short_tables_are_those_of_the_results(page: Path, tmp_path: Path) -> None:
+    """Those of the README, in each language, and of docs/scaling.md: nobody has to copy figures."""
+    copy = tmp_path / page.name
+    shutil.copy(page, copy)
+    report.write(copy)
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+    assert "| ---: |" in copy.read_text(encoding="utf-8")
 
 
 def test_command(tmp_path: Path) -> None:
