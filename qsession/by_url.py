@@ -1,8 +1,8 @@
-"""What an engine has that SQLAlchemy's own ``create_async_engine`` makes of ``sqlite+qsession://``.
+"""Methods for engines that SQLAlchemy's ``create_async_engine`` makes of ``sqlite+qsession://``.
 
-SQLAlchemy calls the class ``AsyncEngine`` directly: a dialect cannot name a subclass, and instances
-take no attributes. So the class is given the names, by descriptors that answer for engines of ours
-alone. For every other engine, and for the class itself, there is no such attribute, as before.
+SQLAlchemy always uses the class ``AsyncEngine``: a dialect cannot name a subclass, and instances
+take no attributes. So descriptors are set on that class. They work for engines of qsession only.
+For any other engine, and for the class itself, the attribute does not exist.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class _OfOurs:
-    """A method that an engine has if ``is_ours`` says so."""
+    """A method that exists only on engines for which ``is_ours`` is true."""
 
     def __init__(self, method: Callable[..., Any], is_ours: Callable[[AsyncEngine], bool]) -> None:
         self._method = method
@@ -30,7 +30,7 @@ class _OfOurs:
 
 
 def offer(is_ours: Callable[[AsyncEngine], bool], *methods: Callable[..., Any]) -> None:
-    """Let an ``AsyncEngine`` for which ``is_ours`` is true have these functions as methods."""
+    """Add functions as methods to every ``AsyncEngine`` for which ``is_ours`` is true."""
     for method in methods:
         if method.__name__ not in vars(AsyncEngine):
             setattr(AsyncEngine, method.__name__, _OfOurs(method, is_ours))

@@ -10,8 +10,7 @@ try:
     from typer.core import TyperGroup
 except ModuleNotFoundError as missing:
     raise SystemExit(
-        f"The qsession command needs {missing.name}, which is in the extra 'cli': "
-        "pip install 'qsession[cli]'"
+        f"The qsession command needs {missing.name}. Install it with: pip install 'qsession[cli]'"
     ) from None
 
 from qsession import __version__
@@ -26,14 +25,14 @@ from qsession.commands.who import who
 
 RUNNING = "While applications run"
 FILES = "Look after a file"
-PROJECT = "Begin, and measure"
+PROJECT = "Start a project, and measure"
 
 
 class Commands(TyperGroup):
-    """Tells what the system refuses, a folder that may not be entered for instance, in a line."""
+    """Reports an error of the system, such as a folder without permission, in one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Exit code 1, or 130 after Ctrl-C. A pipe that was closed is Click's own business."""
+        """Exit with code 1, or 130 after Ctrl-C. Click itself handles a closed pipe."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -51,7 +50,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # else the line breaks of the docstrings are kept
+    rich_markup_mode="markdown",  # without it the line breaks of docstrings are kept
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -76,11 +75,11 @@ def about(
         ),
     ] = False,
 ) -> None:
-    """SQLite behind a fair write queue: see who holds it up, look after the file.
+    """Inspect and maintain SQLite databases used with qsession.
 
-    A database is named by its file or by its URL. Exit code 0: done; 1: it was refused or failed,
-    or something is to be done; 2: the arguments make no sense, or the database cannot be opened;
-    130: stopped by Ctrl-C.
+    Name a database by its file or its URL. Exit code 0: success; 1: refused or failed, or a
+    problem was found; 2: wrong arguments, or the database cannot be opened; 130: stopped by
+    Ctrl-C.
     """
 
 

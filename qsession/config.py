@@ -1,4 +1,4 @@
-"""Settings: everything a user may set on an engine, as one frozen object that checks itself."""
+"""Settings: all settings of an engine, in one frozen object that checks its values."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ READS = get_args(Reads)
 
 
 def check_access(name: str, value: Any) -> Access:
-    """``value`` if it is an access mode; else `ArgumentError`, which calls it ``name``."""
+    """Return ``value`` if it is an access mode; else raise `ArgumentError` for ``name``."""
     if value not in ACCESSES:
-        raise ArgumentError(f"{name}={value!r}: give one of 'read', 'write', 'auto'")
+        raise ArgumentError(f"{name}={value!r} is not allowed: use 'read', 'write' or 'auto'")
     return value  # type: ignore[no-any-return]
 
 
 def check_reads(name: str, value: Any) -> Reads:
-    """``value`` if it says what reads see; else `ArgumentError`, which calls it ``name``."""
+    """Return ``value`` if ``reads`` may be set to it; else raise `ArgumentError`."""
     if value not in READS:
-        raise ArgumentError(f"{name}={value!r}: give one of 'latest', 'snapshot'")
+        raise ArgumentError(f"{name}={value!r} is not allowed: use 'latest' or 'snapshot'")
     return value  # type: ignore[no-any-return]
 
 
 def check_priority(name: str, value: Any) -> int:
-    """``value`` if it can be compared with other priorities; else `ArgumentError`."""
+    """Return ``value`` if it is a priority; else raise `ArgumentError`."""
     if not isinstance(value, int):
-        raise ArgumentError(f"{name}={value!r}: give a whole number; lower goes first")
+        raise ArgumentError(
+            f"{name}={value!r} is not allowed: use a whole number; lower numbers go first"
+        )
     return value
 
 
@@ -43,37 +45,37 @@ def check_priority(name: str, value: Any) -> int:
 class Settings:
     """The settings of one engine. Times are in seconds.
 
-    Raises `sqlalchemy.exc.ArgumentError`, which names the setting, the value and what is
-    allowed.
+    Raises `sqlalchemy.exc.ArgumentError`, which names the setting, the value given and the
+    values allowed.
     """
 
     access: Access = "auto"
-    """What a transaction may assume: see docs/guarantees.md."""
+    """The access mode of transactions: see docs/guarantees.md."""
     durability: Durability = "full"
-    """``full``: an acknowledged commit survives a power cut. ``normal``: a crash of the process.
-    ``strict``: as ``full``, and nothing is read before it is on disk."""
+    """``full``: a commit survives a power cut. ``normal``: it survives a crash of the process.
+    ``strict``: as ``full``, and a SELECT returns only data that is on disk."""
     reads: Reads = "latest"
-    """What a SELECT of an ``auto`` transaction sees that has not written yet. ``latest``: the
-    latest commit. ``snapshot``: what the first one of the transaction saw."""
+    """What a SELECT sees in an ``auto`` transaction that has not written. ``latest``: the latest
+    commit. ``snapshot``: the same snapshot as the first SELECT of the transaction."""
     queue_timeout: float = 30.0
-    """How long a writer, or who wants a connection to a server, waits for its turn before
-    `QueueTimeout`."""
+    """How long a writer waits for its turn, or a task for a connection to a server, before
+    `QueueTimeout` is raised."""
     max_waiting: int | None = None
-    """How many may wait for that; one more gets `QueueFull`. ``None``: any number."""
+    """How many tasks may wait; the next one gets `QueueFull`. ``None``: no limit."""
     stall_after: float = 0.25
-    """How long a holder may idle while others wait before they stop waiting for it."""
+    """How long a holder that has only read may idle while others wait. Then it loses the ticket."""
     warn_after: float = 5.0
-    """How long a holder that has written may idle while others wait before it is logged."""
+    """How long a holder that has written may idle while others wait before a warning is logged."""
     wal_warn: int | None = 64 * 1024 * 1024
-    """Bytes of WAL past which the reader that keeps it from being reused is logged, or ``off``."""
+    """The size of the WAL in bytes above which a long reader is logged; ``off``: never."""
     inline: bool = True
     """Whether statements known to be short run on the event loop instead of in a thread."""
     max_hold: float | None = None
-    """How long a transaction may hold the ticket before it is rolled back. ``None``: for ever."""
+    """How long a transaction may hold the ticket before it is rolled back. ``None``: no limit."""
     min_size: int = 0
-    """How many connections to a server are opened ahead and kept. SQLite's open when needed."""
+    """How many connections to a server are opened in advance and kept. No effect on SQLite."""
     max_size: int | None = None
-    """How many connections there may be: ``pool_size`` with no overflow. ``None``: as it says."""
+    """The largest number of connections: ``pool_size`` without overflow. ``None``: not set."""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -84,14 +86,17 @@ class Settings:
                 raise ArgumentError(f"{name}={value!r} is not allowed: {_ALLOWED[name]}") from None
         if self.max_size is not None and self.min_size > self.max_size:
             raise ArgumentError(
-                f"min_size={self.min_size!r} is not allowed: at most max_size={self.max_size!r}"
+                f"min_size={self.min_size!r} is not allowed: it is larger than "
+                f"max_size={self.max_size!r}"
             )
 
     def with_options(self, options: Mapping[str, Any]) -> Settings:
-        """These settings, with those that ``options`` names changed; other keys are an error."""
+        """A copy with the settings in ``options`` changed; unknown names are an error."""
         for name in options:
             if name not in NAMES:
-                raise ArgumentError(f"{name!r} is not a setting of qsession: {', '.join(NAMES)}")
+                raise ArgumentError(
+                    f"{name!r} is not a setting of qsession. The settings are {', '.join(NAMES)}"
+                )
         return replace(self, **options) if options else self
 
 
@@ -177,7 +182,7 @@ _ALLOWED = {
     "durability": "one of 'full', 'normal', 'strict'",
     "reads": "one of 'latest', 'snapshot'",
     "queue_timeout": _TIME,
-    "max_waiting": "a whole number, 0 or more, or None for any number",
+    "max_waiting": "a whole number, 0 or more, or None for no limit",
     "stall_after": _TIME,
     "warn_after": _TIME,
     "wal_warn": "a number of bytes, or 'off'",

@@ -1,4 +1,4 @@
-"""`copy`: the way into the copying of databases, which is imported when it is first used."""
+"""`copy`: copies one database to another. Its code is imported at the first use."""
 
 from __future__ import annotations
 
@@ -22,30 +22,29 @@ async def copy(
     zone: str | None = None,
     progress: Listener | None = None,
 ) -> Report:
-    """Copy the tables of one database to another one, which may be of another kind.
+    """Copy the tables of one database to another, which may be of another kind.
 
-    The source is read in one transaction, of what is committed now; its data stays as it is. Tables
-    that the target lacks are made, after ``metadata`` (a ``MetaData``, a declarative base, or
-    ``"module:name"`` of either), or as they are in the source. Each value is converted to the type
-    of its column there, or reported: nothing is rounded, cut or left out, but for what a float has
-    past its 15th digit in a column of decimals.
+    The source is read in one transaction and is not changed. Tables that the target lacks are
+    created from ``metadata`` (a ``MetaData``, a declarative base, or ``"module:name"`` of either),
+    or as they are in the source. Each value is converted to the type of the target column, or
+    reported. No value is rounded, cut or left out, with one exception: in a column of decimals, a
+    float keeps 15 digits.
 
-    ``resume``: commit each batch, and go on where an earlier run with ``resume`` stopped. Without
-    it the whole copy is one transaction. ``replace``: delete the rows that the tables have.
-    ``verify``: read the target again and compare counts and checksums, before it is committed.
-    ``check``: write nothing, only look whether everything fits; with ``replace``, in a target that
-    has rows, as if they were deleted. ``zone`` (``"UTC"``) is that of
-    timestamps without one, where source and target differ in that. ``progress`` is told after each
-    batch.
+    ``resume``: commit each batch, and continue where an earlier run with ``resume`` stopped.
+    Without it the copy is one transaction. ``replace``: first delete the rows of the target tables.
+    ``verify``: before the commit, read the target and compare counts and checksums. ``check``:
+    write nothing, only check whether everything fits; with ``replace``, as if the rows of the
+    target were deleted. ``zone`` (``"UTC"``): the time zone of timestamps without one, if source
+    and target treat them differently. ``progress``: a function called after each batch.
 
-    Returns what was copied, and notes on what was left out of the schema.
+    Returns what was copied, with notes on what was left out of the schema.
 
-    Raises `CopyError` if the target has rows, if source and target do not go together, for rows
-    that do not fit (``problems`` names some of each kind, ``counts`` counts all), and for what goes
-    wrong on the way; and what SQLAlchemy and the driver raise when a database cannot be opened.
-    After an error or a cancellation the target is as it was, but for what ``resume`` goes on with.
-    Only a cancellation in the middle of the last COMMIT may come too late, and a connection that is
-    lost there leaves it open whether it took effect; the error says so.
+    Raises `CopyError` if the target has rows, if source and target do not match, if rows do not fit
+    (``problems`` has examples of each kind, ``counts`` the totals), or if the copy fails. Raises
+    the errors of SQLAlchemy and the driver if a database cannot be opened. After an error or a
+    cancellation the target is as before, except for batches that ``resume`` committed. A
+    cancellation during the last COMMIT may come too late. If the connection is lost during the last
+    COMMIT, it is not known whether the commit took effect; the error says so.
     """
     from qsession.transfer.options import Options, url_of
     from qsession.transfer.run import run

@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
     from qsession.sqlite.pool import WriteQueuePool
 
-# The entry point says the same; this serves a copy of the package that was never installed. The
-# dialect, and what it needs, is imported with the first engine.
+# The entry point does the same; this is for a copy of the package that was never installed. The
+# dialect is imported with the first engine.
 registry.register("sqlite.qsession", "qsession.sqlite.dialect", "QSessionDialect")
 
 
 def is_queued(engine: AsyncEngine | Engine) -> bool:
-    """Whether its database is SQLite, with our queue of writers, whoever has made the engine."""
+    """Whether an engine uses SQLite through qsession's write queue, however it was made."""
     return engine.dialect.driver == "qsession"
 
 
 def is_ours(engine: AsyncEngine) -> bool:
-    """Whether `create_async_engine` has made it, or its URL is ``sqlite+qsession://``."""
+    """Whether `create_async_engine` made the engine, or its URL is ``sqlite+qsession://``."""
     return isinstance(engine, QueuedAsyncEngine) or is_queued(engine)
 
 
 class QueuedAsyncConnection(AsyncConnection):
-    """An `AsyncConnection` that can wait for the driver's connection."""
+    """An `AsyncConnection` whose `get_raw_connection` waits for the write ticket."""
 
     async def get_raw_connection(self) -> PoolProxiedConnection:
-        """The pooled connection, whose ``driver_connection`` stays with it until it is closed.
+        """The pooled connection. Its ``driver_connection`` stays the same until it is closed.
 
-        It waits for the write ticket, as what is done there may write. The ticket goes back when
-        this connection ends its transaction, or idles in the way of others without having written.
-        What the driver's connection has not committed by then is rolled back or committed with it.
-        Raises `QueueTimeout`.
+        On SQLite it waits for the write ticket, because the application may write on the driver's
+        connection. The ticket is given back when this connection ends its transaction, or when it
+        idles without having written while others wait. A transaction that is then still open on the
+        driver's connection is committed or rolled back with it. Raises `QueueTimeout`.
         """
         raw = await super().get_raw_connection()
         if is_queued(self.sync_engine):
@@ -56,7 +56,7 @@ class QueuedAsyncConnection(AsyncConnection):
         return raw
 
     def __eq__(self, other: object) -> bool:
-        """Of one connection, also where a session of SQLAlchemy's own made the other proxy."""
+        """Two proxies of one connection are equal, even if a plain SQLAlchemy session made one."""
         if not isinstance(other, AsyncConnection):
             return NotImplemented
         return bool(self._proxied == other._proxied)
@@ -70,26 +70,27 @@ class QueuedAsyncConnection(AsyncConnection):
     def _regenerate_proxy_for_target(
         cls, target: Connection, **_additional_kw: Any
     ) -> QueuedAsyncConnection:
-        """As in SQLAlchemy, which names its own class there."""
+        """As in SQLAlchemy, which hard-codes its own class."""
         return cls(AsyncEngine._retrieve_proxy_for_target(target.engine), target)
 
 
 class QueuedAsyncEngine(AsyncEngine):
-    """An `AsyncEngine` whose SQLite writes wait in a fair queue."""
+    """An `AsyncEngine` whose writes to SQLite wait in a fair queue."""
 
     _connection_cls = QueuedAsyncConnection
 
     def stats(self) -> Stats:
-        """The write queue at this moment, and the counters since the engine was made.
+        """The present state of the write queue, and the counters since the engine was made.
 
-        On a server it is the line for the connections of the pool.
+        On a server, the state of the queue for the connections of the pool.
         """
         return stats(self)
 
     async def fill(self) -> None:
-        """Open ``min_size`` connections now, and at least one, rather than with the first use.
+        """Open ``min_size`` connections now, at least one, instead of at the first use.
 
-        Raises what opening a connection raises. Cancelled, it keeps those it has opened.
+        Raises the errors of opening a connection. If cancelled, connections already opened stay in
+        the pool.
         """
         async with self.connect():
             pass
@@ -97,18 +98,18 @@ class QueuedAsyncEngine(AsyncEngine):
             await self.pool.fill()
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Take no new transactions and wait for those at work, the queue included, to end.
+        """Accept no new transactions, and wait for the present ones, also those in the queue.
 
-        From then on a transaction that begins raises `EngineDraining`, until ``dispose()``.
-        After ``timeout`` seconds (``None``: however long it takes) it raises
-        `QueueTimeout`, which names who holds the ticket. Cancelled, or out of time, the
-        engine stays closed to new transactions; those at work go on.
+        A transaction that tries to begin after this raises `EngineDraining`, until
+        ``dispose()``. After ``timeout`` seconds (``None``: no limit) `QueueTimeout` is
+        raised, which names the holder of the ticket. After a timeout or a cancellation the engine
+        still accepts no new transactions; the present ones continue.
         """
         await drain(self, timeout)
 
     async def raw_connection(self) -> PoolProxiedConnection:
-        """A connection of the pool, holding the write ticket until it is committed, rolled back
-        or closed. Raises `QueueTimeout`.
+        """A connection of the pool. On SQLite it holds the write ticket until it is committed,
+        rolled back or closed. Raises `QueueTimeout`.
         """
         raw = await super().raw_connection()
         if is_queued(self):
@@ -124,12 +125,12 @@ class QueuedAsyncEngine(AsyncEngine):
 
 
 def create_async_engine(url: str | URL, **kw: Any) -> QueuedAsyncEngine:
-    """SQLAlchemy's ``create_async_engine`` with the settings of `Settings` as keywords more.
+    """SQLAlchemy's ``create_async_engine``, which also takes the names in `Settings`.
 
-    ``sqlite+aiosqlite://`` (and ``sqlite://``) becomes ``sqlite+qsession://``. Any other URL is
-    a server's, and the server is the queue: see docs/howto/servers.md. One that names no driver, as
-    ``postgres://``, ``postgresql://`` and ``mysql://``, gets one for asyncio. Raises
-    `sqlalchemy.exc.ArgumentError` for a setting that is not allowed.
+    ``sqlite://`` and ``sqlite+aiosqlite://`` become ``sqlite+qsession://``. Any other URL names a
+    server, which orders the writers itself: see docs/howto/servers.md. A URL without a driver, such
+    as ``postgres://``, ``postgresql://`` or ``mysql://``, gets an asyncio driver. Raises
+    `sqlalchemy.exc.ArgumentError` for a value that is not allowed.
     """
     url = with_driver(url)
     if url.drivername == "sqlite+qsession":
@@ -141,7 +142,7 @@ def create_async_engine(url: str | URL, **kw: Any) -> QueuedAsyncEngine:
 
 
 def stats(engine: AsyncEngine | Engine) -> Stats:
-    """``engine.stats()``, also for an engine that a framework has made from ``sqlite+qsession://``.
+    """``engine.stats()``, also for an engine that a framework made from ``sqlite+qsession://``.
 
     Raises `sqlalchemy.exc.InvalidRequestError` for an engine that is not qsession's.
     """
@@ -151,16 +152,16 @@ def stats(engine: AsyncEngine | Engine) -> Stats:
 
 
 async def drain(engine: AsyncEngine | Engine, timeout: float | None = None) -> None:
-    """``engine.drain(timeout)``, also for an engine that a framework has made.
+    """``engine.drain(timeout)``, also for an engine that a framework made.
 
-    Raises what that raises, and `sqlalchemy.exc.InvalidRequestError` for an engine that has
-    no queue of writers.
+    Raises the same errors, and `sqlalchemy.exc.InvalidRequestError` for an engine without
+    qsession's write queue.
     """
     await _write_queue(engine, "to drain").drain(timeout)
 
 
 def refusal(connection: Connection) -> BaseException | None:
-    """Why the transaction of a connection can only be rolled back; None if it can go on."""
+    """Why the transaction of a connection can only be rolled back; None if it can continue."""
     if connection.closed or connection.invalidated:
         return None
     if is_queued(connection.engine):
@@ -172,7 +173,10 @@ def refusal(connection: Connection) -> BaseException | None:
 
 def _write_queue(engine: AsyncEngine | Engine, purpose: str) -> WriteQueuePool:
     if not is_queued(engine):
-        raise InvalidRequestError(f"{engine.url.drivername} has no write queue of ours {purpose}")
+        raise InvalidRequestError(
+            f"The engine for {engine.url.drivername} has no write queue {purpose}: only engines of "
+            "qsession on SQLite have one"
+        )
     return cast("WriteQueuePool", engine.pool)
 
 

@@ -1,4 +1,4 @@
-"""The errors qsession raises, and how SQLite's result codes are told apart.
+"""The errors qsession raises, and the SQLite result codes it tells apart.
 
 ::
 
@@ -13,17 +13,16 @@
         ├── NestedWriteError  (also sqlalchemy.exc.InvalidRequestError)
         ├── ReadOnlyError     (also sqlalchemy.exc.InvalidRequestError)
         ├── EngineDraining    (also sqlalchemy.exc.InvalidRequestError)
-        └── CopyError         names the rows that do not fit
+        └── CopyError         lists the rows that do not fit
 
     UserWarning
     ├── UncommittedChangesWarning
     └── PlainEngineWarning
 
-Each inherits what callers of SQLAlchemy already catch. Those that are operational errors have an
-``orig`` with the result code that SQLite itself gives in such a case, as existing code that retries
-looks there: 5 (BUSY) for one that waited in vain, 517 (BUSY_SNAPSHOT) for a conflict. Everything
-else that SQLite reports (constraints, a full disk, a file that is no database) arrives as
-SQLAlchemy's own wrapper.
+Each class inherits from an error that callers of SQLAlchemy already catch. An operational error has
+an ``orig`` with the result code that SQLite itself would give, because existing retry code reads
+it: 5 (BUSY) for a timeout, 517 (BUSY_SNAPSHOT) for a conflict. All other errors of SQLite
+(constraints, a full disk, a file that is not a database) arrive in SQLAlchemy's own wrapper.
 """
 
 from __future__ import annotations
@@ -51,18 +50,18 @@ SQLITE_IOERR_FSYNC = 1034
 
 
 class QSessionError(exc.SQLAlchemyError):
-    """Any error that qsession itself raises."""
+    """The base class of all errors that qsession raises."""
 
 
 class _Operational(QSessionError, exc.OperationalError):
-    """One that code knows as an error of the database, without a statement of its own.
+    """An ``OperationalError`` that carries no statement.
 
-    ``orig`` is the error of the driver that it stands for; without one, an error of ``sqlite3``
-    with the code of the class.
+    ``orig`` is the driver's error, or a ``sqlite3`` error with the code of the class if there is
+    none.
     """
 
     sqlite_code: ClassVar[tuple[int, str]]
-    """Number and name, as ``sqlite_errorcode`` and ``sqlite_errorname`` of Python 3.11 give it."""
+    """Number and name, as in ``sqlite_errorcode`` and ``sqlite_errorname`` of Python 3.11."""
 
     def __init__(self, message: str, orig: BaseException | None = None) -> None:
         if orig is None:
@@ -74,7 +73,7 @@ class _Operational(QSessionError, exc.OperationalError):
         self.args = (message,)
 
     def __str__(self) -> str:
-        """The message, with what SQLAlchemy adds, as that it was raised by autoflush."""
+        """The message, preceded by details that SQLAlchemy adds, such as a note about autoflush."""
         return "\n".join([*(f"({detail})" for detail in self.detail), self.message])
 
     def __reduce__(self) -> tuple[type[_Operational], tuple[str], dict[str, Any]]:
@@ -82,24 +81,23 @@ class _Operational(QSessionError, exc.OperationalError):
 
 
 class ConflictError(_Operational):
-    """What the transaction had read was changed by another one before it wrote.
+    """Another transaction changed data that this one had read, before this one wrote.
 
-    On a server: it was refused for the sake of another one, or a deadlock was broken at its cost;
-    ``orig`` is the driver's error then. Nothing of it was written. Roll back and run it again:
-    ``qsession.run`` does so by itself.
+    On a server: a serialization failure or a deadlock; ``orig`` is then the driver's error. Nothing
+    was written. Roll back and run the transaction again; ``qsession.run`` does so automatically.
     """
 
     sqlite_code = SQLITE_BUSY_SNAPSHOT, "SQLITE_BUSY_SNAPSHOT"
 
 
 class QueueTimeout(_Operational, exc.TimeoutError):
-    """The ticket, a lock of another process, or a connection to a server was not free in time."""
+    """The write ticket, another process's lock, or a server connection was not free in time."""
 
     sqlite_code = SQLITE_BUSY, "SQLITE_BUSY"
 
 
 class QueueFull(_Operational, exc.TimeoutError):
-    """``max_waiting`` already wait, to write or for a connection; this one was turned away."""
+    """``max_waiting`` tasks were already waiting to write, or for a connection to a server."""
 
     sqlite_code = SQLITE_BUSY, "SQLITE_BUSY"
 
@@ -113,39 +111,40 @@ class HoldTimeout(_Operational):
 class DurabilityError(_Operational):
     """A commit is in the file, but the disk has not confirmed it.
 
-    Others may see the transaction already; a power cut may still take it. So it must not be run
-    again as one that failed: look first whether it is there. Or the file was deleted or replaced
-    while it was open, and the commit went to the old one: then the message says so.
+    Other transactions may already see it; a power cut may still undo it. Do not simply run the
+    transaction again: check first whether its changes are there. The same error is raised if the
+    file was deleted or replaced while it was open and the commit went to the old file; the message
+    says which.
     """
 
     sqlite_code = SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC"
 
 
 class GroupAborted(_Operational):
-    """Deprecated: nothing raises it since transactions are no longer committed in groups.
+    """Deprecated: never raised, since transactions are no longer committed in groups.
 
-    It is there for code of the first release that names it in an ``except`` clause.
+    It remains for code written for the first release that names it in an ``except`` clause.
     """
 
     sqlite_code = SQLITE_ABORT_ROLLBACK, "SQLITE_ABORT_ROLLBACK"
 
 
 class NestedWriteError(QSessionError, exc.InvalidRequestError):
-    """A task that holds the ticket with uncommitted writes began a second writing transaction."""
+    """A task with uncommitted writes in one transaction tried to write in a second one."""
 
 
 class ReadOnlyError(QSessionError, exc.InvalidRequestError):
-    """A statement that writes was sent in a transaction whose access mode is ``read``."""
+    """A transaction whose access mode is ``read`` sent a statement that writes."""
 
 
 class EngineDraining(QSessionError, exc.InvalidRequestError):
-    """A transaction was to begin after ``engine.drain()`` was called."""
+    """A transaction tried to begin after ``engine.drain()`` was called."""
 
 
 class CopyError(QSessionError):
     """A copy to another database was refused, or failed.
 
-    The message says what is left in the target: nothing, unless the copy can be resumed.
+    The message says what remains in the target: nothing, unless the copy can be resumed.
     """
 
     def __init__(
@@ -157,23 +156,23 @@ class CopyError(QSessionError):
         super().__init__(message)
         self.message = message
         self.problems = tuple(problems)
-        """Rows of the source that do not fit, as ``transfer.Problem``: some of each kind."""
+        """Rows of the source that do not fit, as ``transfer.Problem``: examples of each kind."""
         self.counts = dict(counts or {})
-        """How many there are in all, by table, column and reason."""
+        """The total number of such rows, by table, column and reason."""
 
     def __reduce__(self) -> tuple[type[CopyError], tuple[Any, ...]]:
         return type(self), (self.message, self.problems, self.counts)
 
 
 class UncommittedChangesWarning(UserWarning):
-    """A ``qsession()`` block ended cleanly with changes that were never committed."""
+    """A ``qsession()`` block ended without an error, and its changes were never committed."""
 
 
 class PlainEngineWarning(UserWarning):
-    """``qsession.configure`` was given an engine that is not of ``qsession.create_async_engine``.
+    """``qsession.configure`` got an engine that ``qsession.create_async_engine`` did not make.
 
-    Its sessions work, but with SQLAlchemy's own promises: updates can be lost, the modes and
-    isolation mean nothing, and nothing is a ``ConflictError``, which ``run`` would run again.
+    Its sessions work, but only with SQLAlchemy's own guarantees: updates can be lost, access modes
+    and isolation have no effect, and no ``ConflictError`` is raised, so ``run`` never retries.
     """
 
 
@@ -192,14 +191,14 @@ _MESSAGES = {  # sqlite3_errstr(), for Python 3.10, whose exceptions carry no co
 
 
 def sqlite_code(error: BaseException) -> int:
-    """The primary result code behind an exception of ``sqlite3``; 0 where there is none."""
+    """The primary result code of a ``sqlite3`` exception; 0 if it has none."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         return int(code) & 0xFF
     if not isinstance(error, sqlite3.Error):
         return 0
-    if str(error).startswith("malformed database schema"):  # and what is malformed
+    if str(error).startswith("malformed database schema"):  # the name of an object follows
         return SQLITE_CORRUPT
-    # A trigger's RAISE() says whatever it likes.
+    # A trigger's RAISE() may use any text.
     other = SQLITE_CONSTRAINT if isinstance(error, sqlite3.IntegrityError) else 0
     return _MESSAGES.get(str(error), other)

@@ -1,8 +1,8 @@
-"""The declarative base that models are built on, and the names its constraints get.
+"""The declarative base for models, and the naming convention for constraints.
 
-A batch migration on SQLite rebuilds a table and has to name the constraint that it drops or
-changes; SQLite itself gives none a name. With this convention every constraint has one, on every
-database.
+A batch migration on SQLite rebuilds a table, and must name each constraint that it drops or
+changes. SQLite gives constraints no names. With this convention every constraint has a name, on
+every database.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ NAMING_CONVENTION = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
-"""The templates, by kind of constraint. A CHECK constraint must be given its own name."""
+"""The name templates, by kind of constraint. A CHECK constraint needs a name of its own."""
 
 
 class Base(DeclarativeBase):
-    """A declarative base whose constraints all have predictable names.
+    """A declarative base that gives all constraints predictable names.
 
-    Subclass it for each mapped class; `Base.metadata` is then what migrations compare with.
-    An application with a base of its own can reuse `NAMING_CONVENTION` alone.
+    Subclass it for each mapped class. Migrations compare the database with `Base.metadata`.
+    An application with its own base can use `NAMING_CONVENTION` alone.
     """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)

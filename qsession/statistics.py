@@ -1,4 +1,4 @@
-"""What an engine tells about itself: frozen snapshots and the histograms they are made from."""
+"""The statistics of an engine: frozen snapshots, and the histograms in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BOUNDS = tuple(round(0.0001 * 2**n, 4) for n in range(20))
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often a time fell into each bucket. ``bounds`` are the buckets' upper ends in seconds."""
+    """Counts of times by bucket. ``bounds`` are the upper bounds of the buckets in seconds."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -21,16 +21,16 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many times were observed."""
+        """The number of observations."""
         return sum(self.counts)
 
     def since(self, before: Histogram) -> Histogram:
-        """What was observed after ``before``; ``maximum`` stays that of all."""
+        """The observations after ``before``; ``maximum`` remains that of all observations."""
         counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
         return Histogram(self.bounds, counts, self.total - before.total, self.maximum)
 
     def quantile(self, q: float) -> float:
-        """An upper bound in seconds of the ``q``-quantile (0 to 1); 0.0 without observations."""
+        """An upper bound in seconds for the ``q``-quantile (0 to 1); 0.0 without observations."""
         wanted = q * self.count
         for bound, reached in zip(self.bounds, accumulate(self.counts), strict=False):
             if reached and reached >= wanted:
@@ -39,7 +39,7 @@ class Histogram:
 
 
 class HistogramRecorder:
-    """Collects times; ``freeze`` gives the picture."""
+    """Collects times; ``freeze`` returns them as a `Histogram`."""
 
     __slots__ = ("_counts", "_maximum", "_total")
 
@@ -60,38 +60,38 @@ class HistogramRecorder:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds the write ticket now."""
+    """The transaction that holds the write ticket now."""
 
     task: str
     held: float
     """Seconds since the ticket was taken."""
     wrote: bool
     statement: str
-    """The last statement it sent."""
+    """The last statement that it sent."""
     where: str
-    """Where the holding task stands in its own code."""
+    """The line of the application at which the task waits."""
     stack: tuple[str, ...] = ()
-    """The same with the lines it was called from, from the outside in."""
+    """The same with its callers, outermost first."""
 
     def __str__(self) -> str:
         did = "has written" if self.wrote else "has only read"
         return (
             f"{self.task} has held the ticket for {self.held:.2f} s and {did}; its last statement "
-            f"was {self.statement!r}; it stands at {self.where}"
+            f"was {self.statement!r}; it is now at {self.where}"
         )
 
     @property
     def traceback(self) -> str:
-        """The stack, a line for each call."""
+        """The stack, one line for each call."""
         return "".join(f"\n  {each}" for each in self.stack)
 
 
 @dataclass(frozen=True)
 class Stats:
-    """One engine's write queue at one moment, with its counters since the engine was made.
+    """The write queue of an engine at one moment, and its counters since the engine was made.
 
-    On a server there is no write queue: those who wait, wait for a connection, ``acquired`` and
-    ``waits`` are about that, and ``holds`` is how long connections were kept.
+    On a server there is no write queue: ``waiting``, ``acquired`` and ``waits`` are about
+    connections of the pool, and ``holds`` is how long connections were in use.
     """
 
     waiting: int
@@ -100,28 +100,28 @@ class Stats:
     timeouts: int
     conflicts: int
     validations: int
-    """How often a transaction read again, before its first write, what it had read."""
+    """How often a transaction repeated its reads before its first write, to compare them."""
     taken_away: int
-    """How often a ticket was taken away from a transaction that had only read."""
+    """How often the ticket was taken away from a transaction that had only read."""
     commits: int
-    """Transactions that wrote and were committed; on a server, COMMITs that were sent."""
+    """Committed transactions that wrote; on a server, COMMITs that were sent."""
     syncs: int
-    """fsyncs of the WAL; each made all transactions durable that had been committed before."""
+    """fsyncs of the WAL. Each made all earlier commits durable."""
     longest_inline: float
-    """Seconds of the longest statement that ran on an event loop."""
+    """The time in seconds of the longest statement that ran on an event loop."""
     predicted: int
-    """How many call sites the table of the prediction knows."""
+    """The number of call sites in the prediction table."""
     waits: Histogram
     holds: Histogram
     size: int = 0
     """Open connections of the pool."""
     in_use: int = 0
-    """Those of them that somebody has."""
+    """Open connections that are in use."""
 
 
 @dataclass
 class Counters:
-    """The running numbers behind `Stats`."""
+    """The counters behind `Stats`."""
 
     timeouts: int = 0
     conflicts: int = 0

@@ -1,4 +1,4 @@
-"""How the URL of a database may be spelt, for every way in."""
+"""Database URLs: the accepted forms, and the driver that each one gets."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _DRIVERS = {
     "mysql": ("mysql+asyncmy", "mysql+aiomysql"),
     "mariadb": ("mariadb+asyncmy", "mariadb+aiomysql"),
 }
-"""The asyncio drivers of a URL that names none, as hosts of databases give them out."""
+"""The asyncio drivers for a URL without one, such as hosting services give out."""
 
 
 def with_driver(given: str | URL) -> URL:
-    """A URL with the driver that is used for it; one that names another driver keeps that.
+    """The URL with an asyncio driver. A URL that names another driver keeps it.
 
-    The first of the drivers that is installed is taken; if none is, the error that follows names
-    the first. Raises `sqlalchemy.exc.ArgumentError`, or ``ValueError`` for a port that is no
-    number. What stands in its place is not repeated: it may be a part of a password.
+    The first installed driver is chosen; if none is installed, the first one, so that the import
+    error names it. Raises `sqlalchemy.exc.ArgumentError`, or ``ValueError`` if the port is
+    not a number. The message does not show the port, which may be part of a password.
     """
     try:
         url = make_url(given)
@@ -36,7 +36,7 @@ def with_driver(given: str | URL) -> URL:
         installed = (each for each in drivers if len(drivers) == 1 or find_spec(_module(each)))
         url = url.set(drivername=next(installed, drivers[0]))
     if url.drivername == "postgresql+asyncpg" and "sslmode" in url.query:
-        # what libpq calls sslmode, asyncpg calls ssl; the values are the same
+        # asyncpg's name for libpq's sslmode is ssl; the values are the same
         ssl = url.query["sslmode"]
         url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": ssl})
     return url
@@ -48,13 +48,13 @@ def _module(drivername: str) -> str:
 
 _PRODUCTS = {
     "postgresql": "PostgreSQL",
-    "mysql": "MySQL or MariaDB",  # which of them, only the server knows
+    "mysql": "MySQL or MariaDB",  # the URL does not tell which
     "mariadb": "MariaDB",
 }
 
 
 def place_of(url: URL) -> str:
-    """Which database a URL leads to, for people: no user, no password, no other parameter of it."""
+    """The database that a URL names, for a message: without user, password and parameters."""
     backend = url.get_backend_name()
     if backend == "sqlite":
         return f"the file {url.database!r}"

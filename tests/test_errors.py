@@ -221,7 +221,7 @@ async def test_queue_timeout_and_queue_full(engine: QueuedAsyncEngine) -> None:
         full = asyncio.create_task(write())
         with pytest.raises(QueueFull) as error:
             await full
-        says(error, "1 writers wait already (max_waiting=1)", "DELETE FROM t", "has written")
+        says(error, "1 writers are already waiting (max_waiting=1)", "DELETE FROM t", "has written")
         with pytest.raises(QueueTimeout) as error:
             await waiting
         says(error, "not free within 0.01 s", "DELETE FROM t", INSERT, "test_errors.py:")
@@ -239,7 +239,7 @@ async def test_conflict_error(engine: QueuedAsyncEngine) -> None:
             await other.execute(text(INSERT))
         with pytest.raises(ConflictError) as error:
             await connection.execute(text(INSERT))
-        says(error, "SELECT count(*) FROM t", "Nothing of it was written", "with_for_update()")
+        says(error, "SELECT count(*) FROM t", "Nothing was written", "with_for_update()")
         with pytest.raises(ConflictError):
             await connection.execute(select(1))
         await connection.rollback()

@@ -56,7 +56,7 @@ def test_a_holder_in_words() -> None:
     holder = Holder("task 'Ann'", held=1.234, wrote=True, statement="SELECT 1", where="a.py:3 in f")
     assert str(holder) == (
         "task 'Ann' has held the ticket for 1.23 s and has written; its last statement was "
-        "'SELECT 1'; it stands at a.py:3 in f"
+        "'SELECT 1'; it is now at a.py:3 in f"
     )
 
 

@@ -22,16 +22,16 @@ def backup(
     target: Annotated[
         Path,
         typer.Argument(
-            help="The copy; for a folder, a file in it named by date and time.", metavar="COPY"
+            help="The file to write. In a folder, a file named by date and time.", metavar="COPY"
         ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace COPY if it exists.")] = False,
 ) -> None:
     """Copy a database while it is in use, and check the copy.
 
-    The application goes on reading and writing. The copy holds what was committed when it began.
-    It is there whole or not at all. A database that it replaces must not be open anywhere. Exit
-    code 0: it was made; 1: it was not; 2: DATABASE cannot be opened.
+    The application can read and write during the copy. The copy contains what was committed when
+    it started, and is either complete or absent. A database that it replaces must not be open in
+    any program. Exit code 0: copied; 1: not copied; 2: DATABASE cannot be opened.
     """
     file = file_of(source)
     try:
@@ -53,8 +53,8 @@ def backup(
     typer.echo(f"{target}: {in_bytes(target.stat().st_size)}, checked")
     if unchecked:
         typer.echo(
-            f"Not all of {', '.join(unchecked)} could be checked: indexes or constraints there use "
-            "functions or collations that the application registers."
+            f"The content of {', '.join(unchecked)} could not be fully checked: indexes or "
+            "constraints use functions or collations that the application registers."
         )
 
 

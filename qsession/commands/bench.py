@@ -20,22 +20,22 @@ def _benchmarks(module: str) -> Any:
 
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Which comparisons; all of them without a name.")
+        list[str] | None, typer.Argument(help="The comparisons to run. Default: all.")
     ] = None,
     directory: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="A folder on the disk to measure.")
     ] = Path(),
-    out: Annotated[Path | None, typer.Option(help="Keep JSON and charts here.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each peer does each work.")] = 3,
-    tasks: Annotated[int, typer.Option(min=1, help="How many tasks at once.")] = 50,
+    out: Annotated[Path | None, typer.Option(help="A folder for JSON and charts.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each library runs a test.")] = 3,
+    tasks: Annotated[int, typer.Option(min=1, help="The number of concurrent tasks.")] = 50,
     scale: Annotated[
-        float, typer.Option(callback=above_zero, help="Less than 1 for a quick look.")
+        float, typer.Option(callback=above_zero, help="The amount of work. Smaller is quicker.")
     ] = 0.5,
 ) -> None:
-    """Measure qsession beside other libraries: those that are installed, at equal durability.
+    """Compare the speed of qsession with other installed libraries, at equal durability.
 
-    Exit code 0: it was measured, whether or not a goal was reached; 1: the system refused
-    something; 2: the arguments make no sense.
+    Exit code 0: measured, whether or not a goal was reached; 1: the system refused something; 2:
+    wrong arguments.
     """
     try:
         cli = _benchmarks("cli")
@@ -47,5 +47,7 @@ def bench(
     except ModuleNotFoundError as missing:
         if missing.name not in ("psutil", "rich"):
             raise
-        typer.secho(f"bench needs {missing.name}: pip install 'qsession[cli]'", err=True)
+        typer.secho(
+            f"bench needs {missing.name}. Install it with: pip install 'qsession[cli]'", err=True
+        )
         raise typer.Exit(1) from None

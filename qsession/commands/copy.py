@@ -43,30 +43,30 @@ def copy(
     source: Annotated[str, typer.Argument(help="The database to read: a file or a URL.")],
     target: Annotated[str, typer.Argument(help="The database to write to: a URL or a file.")],
     metadata: Annotated[
-        str, typer.Option(help="Your models, as module:name; else tables as SOURCE has them.")
+        str, typer.Option(help="Your models, as module:name. Default: the tables of SOURCE.")
     ] = "",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Commit each batch; go on where a copy stopped.")
+        bool, typer.Option("--resume", help="Commit each batch; continue where a copy stopped.")
     ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Delete the rows that are in the tables of TARGET.")
+        bool, typer.Option("--replace", help="First delete the rows in the tables of TARGET.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read TARGET again; compare counts and checksums.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing: only look whether everything fits.")
+        bool, typer.Option("--check", help="Write nothing; only check whether everything fits.")
     ] = False,
     zone: Annotated[
-        str, typer.Option(help="The zone of timestamps that do not say theirs, as UTC.")
+        str, typer.Option(help="The time zone of timestamps without one, for example UTC.")
     ] = "",
 ) -> None:
-    """Copy the data of one database to another one: SQLite, PostgreSQL, MySQL or MariaDB.
+    """Copy the data of one database to another: SQLite, PostgreSQL, MySQL or MariaDB.
 
-    SOURCE may be in use; what is committed when the copy begins is copied. Values are converted to
-    the types of TARGET; those that do not fit are listed, and nothing is copied. Exit code 0: it is
-    done; 1: it was refused or failed, and TARGET is as it was; 2: one of the two could not be
-    opened, or the arguments make no sense; 130: Ctrl-C, and it says what is left.
+    SOURCE may be in use; the copy contains what was committed when it started. Values are converted
+    to the types of TARGET. If some do not fit, they are listed and nothing is copied. Exit code 0:
+    copied; 1: refused or failed, and TARGET is unchanged; 2: a database could not be opened, or
+    wrong arguments; 130: stopped by Ctrl-C, with a message about what remains in TARGET.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -133,7 +133,7 @@ async def _until_interrupted(copying: Coroutine[Any, Any, Report], console: Cons
             task.cancel()
             return
         console.show_cursor()
-        typer.secho(f"Stopped while cleaning up. {_IN_THE_MIDDLE}", err=True)
+        typer.secho(f"Stopped during cleanup. {_IN_THE_MIDDLE}", err=True)
         os._exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -149,8 +149,8 @@ async def _until_interrupted(copying: Coroutine[Any, Any, Report], console: Cons
 
 
 _IN_THE_MIDDLE = (
-    "A server rolls back what was not committed. Look for tables that this copy made on MySQL or "
-    "MariaDB, and for a new file of SQLite"
+    "A server rolls back what was not committed. Check for tables that this copy created on MySQL "
+    "or MariaDB, and for a new SQLite file"
 )
 
 
@@ -182,7 +182,9 @@ def _url(target: str) -> URL:
     if url.get_backend_name() == "sqlite" and url.database:
         kind = kind_of(Path(path_of(url.database)))
         if kind is not None and not stat.S_ISREG(kind):  # SQLite would wait for a pipe
-            raise typer.BadParameter(f"{url.database!r} is no file: name that of a database")
+            raise typer.BadParameter(
+                f"{url.database!r} is not a regular file: name the file of a database"
+            )
     return url
 
 

@@ -22,12 +22,12 @@ def doctor(
     target: Database,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Leave out what reads the whole file.")
+        bool, typer.Option("--quick", help="Skip the checks that read the whole file.")
     ] = False,
 ) -> None:
     """Examine a database without changing it.
 
-    Exit code 0: nothing to do; 1: there is a warning or a problem; 2: it could not be examined.
+    Exit code 0: no problem; 1: a warning or a problem; 2: it could not be examined.
     """
     url = url_of(target)
     if url is not None and url.get_backend_name() != "sqlite":

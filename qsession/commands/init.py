@@ -33,18 +33,17 @@ def init(
 ) -> None:
     """Write alembic.ini and migrations/, ready for `alembic revision --autogenerate`.
 
-    Exit code 0: they were written; 1: one exists already, or the system refused to write it; 2:
-    the arguments make no sense.
+    Exit code 0: written; 1: a file already exists or could not be written; 2: wrong arguments.
     """
     module, _, name = models.partition(":")
     parts = [*module.split("."), name]
     if not all(part.isidentifier() and not iskeyword(part) for part in parts):
         raise typer.BadParameter(
-            f"{models!r} is not of the form module:name", param_hint="--models"
+            f"{models!r} does not have the form module:name", param_hint="--models"
         )
     if url_of(url) is None:
         raise typer.BadParameter(
-            f"{url!r} is no URL of a database; one of a file is sqlite+qsession:///app.db",
+            f"{url!r} is not a database URL; use for example sqlite+qsession:///app.db",
             param_hint="--url",
         )
     imports = f"from {module} import {name}"
@@ -59,7 +58,7 @@ def init(
     try:
         _write_all({directory / each: text for each, text in contents.items()})
     except FileExistsError as error:
-        typer.secho(f"{error.filename} exists already: nothing was written.", err=True)
+        typer.secho(f"{error.filename} already exists: nothing was written.", err=True)
         raise typer.Exit(1) from None
     for each in contents:
         typer.echo(f"wrote {directory / each}")
@@ -67,7 +66,7 @@ def init(
     if models == NO_MODELS:
         steps = (
             f"import the modules of your models in {directory / 'migrations' / 'env.py'}.\n"
-            "       Without them the first migration is empty. (--models module:name does it.)\n"
+            "       Without them the first migration is empty. (Or use --models module:name.)\n"
             f"       Then: {steps}"
         )
     typer.echo(f"\nNext:  {steps}")

@@ -30,7 +30,7 @@ async def examine_server(url: URL) -> list[Finding]:
                 "connection",
                 Level.BLIND,
                 reason,
-                "Start it, or look at host, port, user and password.",
+                "Start the server, or check host, port, user and password.",
             )
         ]
     finally:
@@ -38,8 +38,6 @@ async def examine_server(url: URL) -> list[Finding]:
     return [
         Finding("connection", Level.OK, f"{shown} answers"),
         Finding("version", Level.OK, f"{engine.dialect.name} {version}"),
-        Finding("isolation", Level.NOTE, f"{isolation}, where a session does not ask for another"),
-        Finding(
-            "the rest", Level.NOTE, "the server looks after its files, log and integrity by itself"
-        ),
+        Finding("isolation", Level.NOTE, f"{isolation}, unless a session sets another level"),
+        Finding("the rest", Level.NOTE, "the server manages its own files, log and integrity"),
     ]

@@ -22,13 +22,13 @@ Database = Annotated[
 LARGEST = 1_000_000.0
 
 _REMEDIES = {
-    errno.EACCES: "Run this as a user who may do that, or name another place.",
-    errno.EPERM: "Run this as a user who may do that, or name another place.",
-    errno.EROFS: "Name a place on another file system.",
-    errno.ENOSPC: "Make room, or name a place on another disk.",
-    errno.EDQUOT: "Make room, or name a place on another disk.",
-    errno.ENOTDIR: "A part of that path is a file: name another place.",
-    errno.EEXIST: "Name another place.",
+    errno.EACCES: "Run this as a user with that permission, or choose another path.",
+    errno.EPERM: "Run this as a user with that permission, or choose another path.",
+    errno.EROFS: "Choose a path on another file system.",
+    errno.ENOSPC: "Free some space, or choose a path on another disk.",
+    errno.EDQUOT: "Free some space, or choose a path on another disk.",
+    errno.ENOTDIR: "A part of that path is a file: choose another path.",
+    errno.EEXIST: "Choose another path.",
 }
 
 
@@ -44,7 +44,7 @@ def in_words(error: OSError) -> str:
 def above_zero(value: float) -> float:
     """A number that an option may have. Raises ``typer.BadParameter``."""
     if not 0 < value <= LARGEST:  # nan is neither
-        raise typer.BadParameter(f"{value:g} is not a number above 0, up to {LARGEST:,.0f}")
+        raise typer.BadParameter(f"{value:g} is not a number above 0 and up to {LARGEST:,.0f}")
     return value
 
 
@@ -55,11 +55,9 @@ def url_of(target: str) -> URL | None:
     try:
         return with_driver(target)
     except ArgumentError as error:
-        raise typer.BadParameter(f"this is no URL of a database: {error}") from None
+        raise typer.BadParameter(f"this is not a database URL: {error}") from None
     except ValueError:
-        raise typer.BadParameter(
-            "this is no URL of a database: look at its host and port"
-        ) from None
+        raise typer.BadParameter("this is not a database URL: check its host and port") from None
 
 
 def file_of(target: str) -> Path:
@@ -68,9 +66,9 @@ def file_of(target: str) -> Path:
     if url is None:
         file = Path(target)
     elif url.get_backend_name() != "sqlite":
-        raise typer.BadParameter(f"{place_of(url)} is not a file: this command is for SQLite")
+        raise typer.BadParameter(f"{place_of(url)} is not a file: this command needs SQLite")
     elif not url.database or ":memory:" in url.database or url.query.get("mode") == "memory":
-        raise typer.BadParameter(f"{target!r} is a database in memory: it has no file")
+        raise typer.BadParameter(f"{target!r} is a memory database: it has no file")
     else:
         file = Path(path_of(url.database))
     if not target:
@@ -81,7 +79,7 @@ def file_of(target: str) -> Path:
     if stat.S_ISDIR(kind):
         raise typer.BadParameter(f"{str(file)!r} is a folder: name the file of the database")
     if not stat.S_ISREG(kind):
-        raise typer.BadParameter(f"{str(file)!r} is no regular file, so it is no database")
+        raise typer.BadParameter(f"{str(file)!r} is not a regular file, so it is not a database")
     return file.resolve()  # what lies beside it lies beside the file, not beside a link to it
 
 

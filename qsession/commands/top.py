@@ -26,16 +26,16 @@ _Seen = dict[tuple[int, int], dict[str, Any]]
 def top(
     target: Database,
     interval: Annotated[
-        float, typer.Option(min=0.05, callback=above_zero, help="Seconds between two looks.")
+        float, typer.Option(min=0.05, callback=above_zero, help="Seconds between updates.")
     ] = 1.0,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Leave after so many looks; else with Ctrl-C.")
+        int | None, typer.Option(min=1, help="Stop after this many updates, not by Ctrl-C.")
     ] = None,
 ) -> None:
     """Watch the queues of all qsession processes on a database.
 
-    Commits, conflicts and waits are of the time since the look before. Exit code 0: also after
-    Ctrl-C; 2: there is no such file.
+    Commits, conflicts and waits count from the previous update. Exit code 0: also after Ctrl-C;
+    2: there is no such file.
     """
     path = str(file_of(target))
     console = Console()

@@ -42,16 +42,16 @@ def who(
     target: Database,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show who writes to a database, who waits to do so, and who else has it open.
+    """Show which processes write to a database, wait to write, or have it open.
 
-    Processes of the same user only, unless you are root. Exit code 2: there is no such file.
+    Shows processes of the same user only, or all as root. Exit code 2: there is no such file.
     """
     found = processes(str(file_of(target)))
     if as_json:
         typer.echo(json.dumps([asdict(each) for each in found], indent=2))
         return
     if not found:
-        typer.echo("Nobody has it open, as far as this user may see.")
+        typer.echo("No process that this user can see has it open.")
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("pid", justify="right")
@@ -88,7 +88,7 @@ def in_words(engine: dict[str, Any], foreign: list[int]) -> str:
             f"for {holder['held']:.1f} s, {holder['statement']!r}"
         )
     else:
-        did = "writing" if holder["wrote"] else "holding the ticket, has only read"
+        did = "writing" if holder["wrote"] else "holding the ticket, only read so far"
         does = (
             f"{did}: {holder['task']}, for {holder['held']:.1f} s, {holder['statement']!r}, "
             f"at {holder['where']}"

@@ -10,11 +10,10 @@ from typing import Any
 from sqlalchemy import MetaData
 
 NO_TABLES = (
-    "migrate.run() in migrations/env.py was given no tables: import the modules of your models "
-    "there."
+    "migrate.run() in migrations/env.py got no tables: import the modules of your models there."
 )
 AGAIN = "Then delete this file and run the command again."
-NO_DIFFERENCE = "Empty: the database has what the models say."
+NO_DIFFERENCE = "Empty: the database already matches the models."
 
 logger = logging.getLogger("qsession")
 

@@ -43,7 +43,8 @@ def database_of(config: Config) -> URL | AsyncEngine:
         url = config.get_main_option("sqlalchemy.url") if engine is None else engine.url
     if not url:
         raise util.CommandError(
-            "no database: give -x url=..., set QSESSION_URL, or set sqlalchemy.url in the ini file"
+            "no database is configured: pass -x url=..., set QSESSION_URL, or set sqlalchemy.url "
+            "in the ini file"
         )
     return with_driver(url)
 

@@ -32,8 +32,8 @@ def one_at_a_time(path: str, wait: float) -> Iterator[None]:
     try:
         if not wait_until(file.try_lock, wait):
             raise QueueTimeout(
-                f"Another process has been migrating {path!r} for {wait:g} s; nothing was migrated "
-                "here. If it takes that long, set a longer queue_timeout"
+                f"Another process has been migrating {path!r} for {wait:g} s; this process "
+                "migrated nothing. If the migration needs that long, set a longer queue_timeout"
             )
         try:
             yield

@@ -43,8 +43,8 @@ WAIT = 600.0
 # From upgrade() to run(), through env.py, and back.
 _OURS, _BACKUP, _CAME = "qsession_connection", "qsession_backup", "qsession_came"
 _OTHER_ENV = (
-    "env.py has not called qsession.migrate.run(), which does the work of qsession.upgrade(): "
-    "replace its contents by that call, or use the alembic command"
+    "env.py did not call qsession.migrate.run(), which qsession.upgrade() needs: replace the "
+    "contents of env.py with that call, or use the alembic command"
 )
 
 # The names in alembic.context belong to one run at a time in a process, so that two upgrades,
@@ -89,7 +89,7 @@ def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -
         asyncio.get_running_loop()
         raise util.CommandError(
             "an Alembic command was called inside a running event loop, which it would block: "
-            "use `await qsession.upgrade(...)` there"
+            "use `await qsession.upgrade(...)` instead"
         )
     asyncio.run(_connect_and_migrate(database_of(config), options))
 
@@ -205,8 +205,8 @@ def _refuse_stock_memory(url: URL) -> None:
 
     if memory_database(url) is not None:
         raise util.CommandError(
-            f"{url!r} is a database in memory, which only its own engine can see, and SQLAlchemy's "
-            "own driver for SQLite commits each statement of a migration as it goes: make the "
+            f"{url!r} is a memory database, which only its own engine can see, and SQLAlchemy's "
+            "SQLite driver would commit each statement of a migration separately: create the "
             "engine with qsession.create_async_engine()"
         )
 
@@ -224,7 +224,7 @@ def _migrate(
     migrates = "destination_rev" in asked and not looks_only  # upgrade, downgrade, stamp
     if on_server:
         if backup is not None:
-            raise util.CommandError("backup= is for SQLite: use the tools of the server")
+            raise util.CommandError("backup= works only on SQLite: use the server's backup tools")
         turn = servers.one_at_a_time(connection, WAIT) if migrates else contextlib.nullcontext()
         with turn, context.begin_transaction():
             context.run_migrations()
@@ -260,8 +260,9 @@ def _migrate_through(connection: Connection | AsyncConnection, options: dict[str
 
     if isinstance(connection, AsyncConnection):
         raise util.CommandError(
-            "attributes['connection'] is an AsyncConnection, and Alembic needs the one inside of "
-            "it: call the command in `await connection.run_sync(...)`, with what that gives you"
+            "attributes['connection'] is an AsyncConnection, but Alembic needs a synchronous one: "
+            "call the command in `await connection.run_sync(...)`, and pass the connection that "
+            "your function gets"
         )
     dialect = connection.dialect
     context.configure(connection=connection, **_defaults(dialect) | options)
@@ -313,8 +314,8 @@ def _load_config(config: str | os.PathLike[str] | Config | None) -> Config:
     path = Path("alembic.ini" if config is None else config)
     if not path.is_file():
         raise util.CommandError(
-            f"no Alembic configuration at {str(path.absolute())!r}: `qsession init` writes one, or "
-            "pass config="
+            f"there is no Alembic configuration at {str(path.absolute())!r}: run `qsession init` "
+            "to write one, or pass config="
         )
     return Config(path)
 

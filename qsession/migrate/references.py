@@ -54,14 +54,14 @@ def refuse_new_orphans(connection: Connection, outside: Connection) -> None:
         )
         if connection.get_isolation_level() == "AUTOCOMMIT":
             raise util.CommandError(
-                f"the migration has left references to rows that do not exist: {broken}. What its "
-                "autocommit_block() has done is committed, and its revision is not noted: restore "
-                "the backup, or mend the rows and note it with `alembic stamp`"
+                f"the migration left references to rows that do not exist: {broken}. Its "
+                "autocommit_block() is committed, but its revision is not recorded: restore the "
+                "backup, or repair the rows and record the revision with `alembic stamp`"
             )
         raise util.CommandError(
-            f"the migration would leave references to rows that do not exist: {broken}. "
-            "It was rolled back. Foreign keys are off while it runs, and so is ON DELETE: delete "
-            "or change the rows that refer to others as well"
+            f"the migration was rolled back because it would leave references to rows that do not "
+            f"exist: {broken}. Foreign keys are off during a migration, and ON DELETE does "
+            "nothing: let the migration also delete or change the rows with these references"
         )
 
 

@@ -35,7 +35,10 @@ def one_at_a_time(connection: Connection, wait: float) -> Iterator[None]:
         connection.invalidate()  # the server may have given it the lock all the same
         raise
     if not held:
-        raise QueueTimeout(f"Another process has been migrating this database for {wait:g} s.")
+        raise QueueTimeout(
+            f"Another process has been migrating this database for {wait:g} s; this process "
+            "migrated nothing. Run it again when the other process has finished."
+        )
     try:
         yield
     finally:
@@ -61,9 +64,9 @@ def _lock_now(connection: Connection) -> bool:
     connection.commit()
     if got is None:  # https://mariadb.com/kb/en/get_lock/
         raise QSessionError(
-            "The server could not say whether another process migrates this database: GET_LOCK "
-            "returned NULL, as when it is out of memory or the statement was killed. Nothing was "
-            "migrated; run it again."
+            "The migration lock could not be taken: GET_LOCK returned NULL, which means that the "
+            "server is out of memory or the statement was killed. Nothing was migrated; run the "
+            "migration again."
         )
     return bool(got)
 

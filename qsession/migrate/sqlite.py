@@ -95,7 +95,7 @@ def _leave_foreign_keys(
     words = words_of(sql)
     if words.kind is not Kind.SET or words.name != "foreign_keys":
         return sql, parameters
-    logger.info("%r is not sent: foreign keys are off until all migrations have run.", sql)
+    logger.info("%r was not sent: foreign keys stay off until all migrations have run", sql)
     return "PRAGMA foreign_keys", ()
 
 
@@ -116,9 +116,9 @@ def refusing_ignored_pragmas(connection: Connection) -> Iterator[None]:
             return
         if connection.exec_driver_sql("PRAGMA foreign_keys").scalar():
             raise util.CommandError(
-                f"{sql!r} had no effect: SQLite ignores it inside of a transaction. Send it in "
-                "`with op.get_context().autocommit_block():`, or leave the connection to "
-                "qsession.migrate.run(), which takes care of foreign keys"
+                f"{sql!r} had no effect: SQLite ignores it inside a transaction. Send it in "
+                "`with op.get_context().autocommit_block():`, or let qsession.migrate.run() open "
+                "the connection, which handles foreign keys"
             )
 
     event.listen(connection, "after_cursor_execute", look)
@@ -142,9 +142,9 @@ def drop_stale_copies(connection: Connection) -> None:
         table = Table(name, MetaData())
         if connection.scalar(select(exists().select_from(table))):
             raise util.CommandError(
-                f"the table {name!r} was left behind by a migration that failed halfway, and it "
-                f"holds rows. If {name.removeprefix(STALE)!r} exists and is complete, drop "
-                f"{name!r}; if not, rename {name!r} to it. Then migrate again"
+                f"a migration that failed halfway left the table {name!r}, and it has rows. If "
+                f"{name.removeprefix(STALE)!r} exists and is complete, drop {name!r}; if not, "
+                f"rename {name!r} to {name.removeprefix(STALE)!r}. Then migrate again"
             )
         table.drop(connection)
 
@@ -155,14 +155,14 @@ def back_up(connection: Connection, target: Path) -> None:
 
     source = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
     if not source:
-        raise util.CommandError("a database in memory has no file to back up")
+        raise util.CommandError("a memory database has no file to back up: omit backup=")
     if target.exists():
-        raise util.CommandError(f"the backup {str(target)!r} exists already: name a new file")
+        raise util.CommandError(f"the backup {str(target)!r} already exists: name a new file")
     unchecked = await_only(asyncio.to_thread(backup.back_up, source, target))
     if unchecked:
         logger.warning(
-            "the backup %r is complete, but not all of %s could be checked: indexes or constraints "
-            "there use functions or collations that the application registers",
+            "The backup %r is complete, but the content of %s could not be fully checked: indexes "
+            "or constraints use functions or collations that the application registers",
             str(target),
             ", ".join(unchecked),
         )

@@ -146,7 +146,9 @@ class PoolConnection(Statements):
     def _transaction_options(self, isolation: str | None, readonly: bool) -> dict[str, Any]:
         level = (isolation or "").replace("_", " ").upper()
         if isolation is not None and level not in _LEVELS:
-            raise ArgumentError(f"isolation={isolation!r} is none of {', '.join(_LEVELS)}")
+            raise ArgumentError(
+                f"isolation={isolation!r} is not allowed: use one of {', '.join(_LEVELS)}"
+            )
         backend = self._engine.dialect.name
         if backend == "sqlite":
             level = "SERIALIZABLE"
@@ -162,14 +164,14 @@ class PoolConnection(Statements):
         if not self._scope.open:
             raise InvalidRequestError(
                 "The connection was released to its pool, or the pool was terminated. A statement "
-                "that was running then was broken off; none runs any more."
+                "that was running then was interrupted. Acquire a new connection."
             )
 
     def _refuse_after_conflict(self) -> None:
         """The database has rolled all of it back, or would do so instead of the commit."""
         if self._conflict is not None:
             raise ConflictError(
-                f"The transaction has ended in a conflict already: {self._conflict}",
+                f"The transaction has already ended in a conflict: {self._conflict}",
                 self._conflict.orig,
             ) from self._conflict
 

@@ -135,8 +135,8 @@ def _given(parsed: _Parsed, sql: str, args: Sequence[Any], named: Mapping[str, A
         return args[0]
     if args:
         raise ArgumentError(
-            f"{sql!r} has the placeholders {_list(parsed.names)}: give keyword arguments, or "
-            f"one mapping, not {len(args)} positional arguments"
+            f"{sql!r} has the placeholders {_list(parsed.names)}: pass keyword arguments or one "
+            f"mapping, not {len(args)} positional arguments"
         )
     unknown = named.keys() - parsed.names
     if unknown:
@@ -180,7 +180,7 @@ def _checked(parsed: _Parsed, sql: str, given: Any) -> Any:
     """Positional arguments, of which there are as many as there should be."""
     if len(given) != parsed.positions:
         raise ArgumentError(
-            f"{sql!r} takes {parsed.positions} positional arguments ($1, $2, ...), "
+            f"{sql!r} takes {parsed.positions} positional arguments ($1, $2, ...), but "
             f"{len(given)} were given"
         )
     return given
@@ -193,7 +193,9 @@ def _list(names: Iterable[str]) -> str:
 def _parsed(sql: Any, backend: str) -> _Parsed:
     """A text, as it was found the last time. One that is very long is looked at each time."""
     if not isinstance(sql, str):
-        raise ArgumentError(f"give SQL as a string, not {sql!r}; expressions run on pool.engine")
+        raise ArgumentError(
+            f"the SQL must be a string, not {sql!r}; run SQLAlchemy expressions on pool.engine"
+        )
     return (_parse if len(sql) <= LONG else _parse.__wrapped__)(sql, backend)
 
 
@@ -203,7 +205,7 @@ def _parse(sql: str, backend: str) -> _Parsed:
     control = _CONTROL.match(sql)
     if control:
         raise InvalidRequestError(
-            f"{control[1]!r} was not run: on a pool, transactions begin and end with transaction()"
+            f"{control[1]!r} was not run: use transaction() to begin and end transactions on a pool"
         )
     positions: set[int] = set()
     names: set[str] = set()
@@ -239,11 +241,11 @@ def _parse(sql: str, backend: str) -> _Parsed:
     plain.append(_ESCAPED.sub(r"\1", sql[at:]))
     if positions and names:
         raise ArgumentError(
-            f"{sql!r} has both ${min(positions)} and {_list(names)}: use one kind of placeholder, "
-            r"and write a colon that begins none as '\:'"
+            f"{sql!r} has both ${min(positions)} and {_list(names)}: use one kind of placeholder. "
+            r"Write '\:' for a colon that is not a placeholder"
         )
     if 0 in positions:
-        raise ArgumentError(f"{sql!r} has $0, but placeholders begin with $1")
+        raise ArgumentError(f"{sql!r} has $0, but placeholders start at $1")
     highest = max(positions, default=0)
     indexes = tuple(int(key[1:]) - 1 for key in keys) if positions else ()
     straight = indexes == tuple(range(highest))

@@ -230,13 +230,13 @@ class AsyncConnectionPool(Statements):
         if opening.cancelled():
             others = len(self._acquired) - 1
             raise QueueTimeout(
-                f"No connection came free in {timeout:g} s: others have acquired or wait for "
-                f"{others}. {self._engine.pool.status()}"
+                f"No connection became free within {timeout:g} s; other tasks use or wait for "
+                f"{others} connections. {self._engine.pool.status()}"
             )
 
     def _refuse_unless_open(self) -> None:
         if self._state is not _State.OPEN:
-            raise InvalidRequestError(f"The pool is {self._state.value}: make another one.")
+            raise InvalidRequestError(f"The pool is {self._state.value}: create a new one.")
 
     async def close(self) -> None:
         """Acquire no more, wait until all connections are given back, and close them.
@@ -315,7 +315,7 @@ def database_url(dsn: str | URL | None) -> URL:
     found = dsn or next(filter(None, map(os.environ.get, ENVIRONMENT)), None)
     if found is None:
         raise InvalidRequestError(
-            "no database: give a URL, as create_pool('sqlite:///app.db'), or set the environment "
-            f"variable {' or '.join(ENVIRONMENT)}"
+            "no database is configured: pass a URL, as in create_pool('sqlite:///app.db'), or set "
+            f"the environment variable {' or '.join(ENVIRONMENT)}"
         )
     return with_driver(found)

@@ -185,8 +185,8 @@ class SQLiteLink:
         connection = self._connection
         if connection is None or not connection.is_valid:
             raise PendingRollbackError(
-                "The transaction was broken off with a statement that was cancelled, or lost with "
-                "its connection. Roll it back, and begin again.",
+                "The transaction was lost when a statement was cancelled or the connection failed. "
+                "Roll it back, and begin again.",
                 code="8s2b",
             )
         return connection

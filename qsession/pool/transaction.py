@@ -78,11 +78,11 @@ class Transaction(Generic[_C]):
     def _refuse_to_start(self) -> None:
         self._connection._refuse_if_released()
         if self._state is not _State.NEW:
-            raise InvalidRequestError(f"The transaction {self._state.value}: make another one.")
+            raise InvalidRequestError(f"The transaction {self._state.value}: create a new one.")
         if self._connection.in_transaction and not self._plain:
             raise InvalidRequestError(
-                "isolation and readonly are those of the outermost transaction, and this one would "
-                "be a savepoint in it."
+                "isolation and readonly apply to the outermost transaction only, and this one is a "
+                "savepoint inside it: pass them to the outermost one."
             )
 
     async def commit(self) -> None:
@@ -112,7 +112,7 @@ class Transaction(Generic[_C]):
             await self.rollback()
         except SQLAlchemyError as second:  # the first one tells more, and `run` looks at it
             if sys.version_info >= (3, 11):
-                error.add_note(f"The rollback that followed failed as well: {second}")
+                error.add_note(f"The rollback after this error also failed: {second}")
 
     async def _end(self, commit: bool) -> None:
         self._refuse_unless_open()
@@ -123,8 +123,9 @@ class Transaction(Generic[_C]):
             if not self._scope.open:
                 if commit:
                     raise InvalidRequestError(
-                        "The transaction was rolled back before its end: its connection was "
-                        "released, its pool terminated, or the transaction around it ended."
+                        "The transaction could not be committed because it was rolled back: its "
+                        "connection was released, its pool was terminated, or the enclosing "
+                        "transaction ended."
                     )
                 return
             await self._connection._end(self._begun, commit)

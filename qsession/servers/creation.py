@@ -69,5 +69,5 @@ def pool_size(max_size: int | None, kw: dict[str, Any]) -> dict[str, Any]:
     if max_size is None:
         return kw
     if "pool_size" in kw or "max_overflow" in kw:
-        raise ArgumentError("give max_size, or pool_size and max_overflow, not both")
+        raise ArgumentError("pass either max_size, or pool_size and max_overflow, not both")
     return {**kw, "pool_size": max_size, "max_overflow": 0}

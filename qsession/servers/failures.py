@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
 CONFLICTS: dict[object, str] = {
-    "40001": "its result would not fit any order of the transactions that ran beside it",
-    "40P01": "it and another one waited for each other",
-    1213: "it and another one waited for each other",
-    1205: "a row that it wanted stayed locked by another one for too long",
-    1020: "a row that it wanted was changed by another one after it had looked",  # MariaDB
+    "40001": "it could not be serialized with concurrent transactions",
+    "40P01": "it was in a deadlock with another transaction",
+    1213: "it was in a deadlock with another transaction",
+    1205: "another transaction kept a row locked for too long",
+    1020: "another transaction changed a row after this one had read it",  # MariaDB
 }
 READ_ONLY: tuple[object, ...] = ("25006", 1792)
 LOST: tuple[object, ...] = ("57P01", "57P02", "57P03", 1053, 1927)
@@ -64,7 +64,7 @@ def explain(context: ExceptionContext) -> Exception | None:
     """Listens for every error of the driver, the ones of COMMIT included."""
     error = context.original_exception
     code = _code_in(context)
-    statement = _shorten(context.statement or "COMMIT, or what ends the transaction otherwise")
+    statement = _shorten(context.statement or "the end of the transaction, such as COMMIT")
     if _rolls_back_to_savepoint(context):
         assert context.connection is not None
         gone = _savepoint_failed(context.connection, code)
@@ -75,9 +75,9 @@ def explain(context: ExceptionContext) -> Exception | None:
         if counters is not None:
             counters.conflicts += 1
         conflict = ConflictError(
-            f"The transaction was refused at {statement}: {CONFLICTS[code]} ({code}: "
-            f"{_first_line(error)}). Nothing of it was written. Roll back and run it again, or "
-            "let qsession.run do so.",
+            f"The server refused the transaction at {statement}: {CONFLICTS[code]} ({code}: "
+            f"{_first_line(error)}). Nothing was written. Roll back and run the transaction "
+            "again, or use qsession.run.",
             error,
         )
         connection = context.connection
@@ -88,9 +88,9 @@ def explain(context: ExceptionContext) -> Exception | None:
         return conflict
     if code in READ_ONLY:
         return ReadOnlyError(
-            f"{statement} writes, in a transaction that only reads ({code}: "
-            f"{_first_line(error)}). Use qsession(), or qsession_access='write'; or "
-            "the server itself takes no writes, as a replica does not."
+            f"{statement} writes, but the transaction is read-only ({code}: "
+            f"{_first_line(error)}). Use qsession() or qsession_access='write'. If you did, the "
+            "server itself is read-only, for example a replica."
         )
     if context.connection is None or context.sqlalchemy_exception is None:
         return None  # it was not opened, or this is a cancellation
@@ -108,7 +108,7 @@ def _rolls_back_to_savepoint(context: ExceptionContext) -> bool:
 
 
 def _already(conflict: ConflictError) -> ConflictError:
-    told = f"The transaction has ended in a conflict already: {conflict}"
+    told = f"The transaction has already ended in a conflict: {conflict}"
     return ConflictError(told, conflict.orig)
 
 
@@ -128,12 +128,12 @@ def _savepoint_failed(connection: Connection, code: object) -> ConflictError | N
     if refused is not None:
         connection.info[REFUSED] = NO_SAVEPOINT, refused[1]
         return ConflictError(
-            f"The savepoint is gone, and with it all of the transaction before it. {refused[1]}"
+            f"The savepoint no longer exists, nor does the transaction before it. {refused[1]}"
         )
     lost = QSessionError(
-        "The transaction was ended on the server before it was rolled back to a savepoint, by DDL, "
-        "which commits, or by an error. What was before the savepoint may be written or lost. Roll "
-        "back, and look before the work is done again."
+        "The transaction could not be rolled back to a savepoint: the server had already ended it, "
+        "either because DDL commits or because of an error. The work before the savepoint may be "
+        "committed or lost. Roll back, and check the data before you repeat the work."
     )
     connection.info[REFUSED] = NO_SAVEPOINT, lost
     return None
@@ -142,11 +142,11 @@ def _savepoint_failed(connection: Connection, code: object) -> ConflictError | N
 def _fate(connection: Connection) -> str:
     if not connection.invalidated and connection.info.get(COMMITTING):
         return (
-            "The connection to the server was lost while COMMIT ran: whether it took effect is "
-            "not known. Look before the work is done again."
+            "The connection to the server was lost during COMMIT, and it is not known whether the "
+            "transaction was committed. Check the data before you repeat the work."
         )
     return (
-        "The connection to the server was lost, and the server rolls the transaction back. The "
+        "The connection to the server was lost, and the server rolls back the transaction. The "
         "pool opens new connections when the server can be reached."
     )
 

@@ -115,8 +115,9 @@ class Opening:
 
     def _too_late(self) -> QueueTimeout:
         return QueueTimeout(
-            f"The server is away: {self.failures} attempts to open a connection have failed, and "
-            f"{self._turn.waiting} more tasks wait to try. The last error was: {self._last}"
+            f"The server cannot be reached: {self.failures} attempts to open a connection have "
+            f"failed, and {self._turn.waiting} more tasks are waiting to try. The last error was: "
+            f"{self._last}"
         )
 
 

@@ -55,8 +55,8 @@ class ServerPool(AsyncAdaptedQueuePool):
         self.settings = settings or Settings()
         if 0 < self.size() < self.settings.min_size:
             raise ArgumentError(
-                f"min_size={self.settings.min_size!r} is not allowed: at most "
-                f"pool_size={self.size()}, which is how many connections are kept"
+                f"min_size={self.settings.min_size!r} is not allowed: it is larger than "
+                f"pool_size={self.size()}"
             )
         self.counters = Counters()
         self.waits = HistogramRecorder()
@@ -165,15 +165,17 @@ class ServerPool(AsyncAdaptedQueuePool):
         if self._filling is task:
             self._filling = None
         if not task.cancelled() and task.exception() is not None:
-            self.logger.warning("min_size connections could not be opened: %s", task.exception())
+            self.logger.warning(
+                "The pool could not open min_size connections in advance: %s", task.exception()
+            )
 
     def _do_get(self) -> ConnectionPoolEntry:
         limit = self.settings.max_waiting
         exhausted = self._pool.empty() and 0 <= self._max_overflow <= self._overflow
         if limit is not None and exhausted and self._pool.waiting >= limit:
             raise QueueFull(
-                f"{self._pool.waiting} tasks already wait for a connection, which is max_waiting. "
-                f"{self._who_has_them()} Try again later, or turn the caller away."
+                f"{self._pool.waiting} tasks are already waiting for a connection (max_waiting). "
+                f"{self._who_has_them()} Try again later, or reject the request."
             )
         began = time.monotonic()
         try:
@@ -183,8 +185,8 @@ class ServerPool(AsyncAdaptedQueuePool):
         except PoolTimeout:
             self.counters.timeouts += 1
             raise QueueTimeout(
-                f"No connection came free in {self._timeout:g} s; {self._pool.waiting} more tasks "
-                f"wait. {self._who_has_them()}"
+                f"No connection became free within {self._timeout:g} s; {self._pool.waiting} more "
+                f"tasks are waiting. {self._who_has_them()}"
             ) from None
         now = time.monotonic()
         self.waits.observe(now - began)
@@ -198,7 +200,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         text = f"{self.checkedout()} of {self.max_size} connections are in use."
         for since, task in list(self._taken.values())[:1]:
             held = time.monotonic() - since
-            return f"{text} The one in use for the longest time, {held:.2f} s, is of {task}."
+            return f"{text} The oldest has been in use for {held:.2f} s by {task}."
         return text
 
     def _is_foreign(self, connection: Any) -> bool:

@@ -188,7 +188,7 @@ def inner_maker(asked: Any) -> Any:
     if isinstance(asked, type) and issubclass(asked, Session):
         return inner_class(asked)
     raise exc.ArgumentError(
-        f"sync_session_class={asked!r}: give a subclass of Session or a sessionmaker"
+        f"sync_session_class={asked!r} is not allowed: use a subclass of Session or a sessionmaker"
     )
 
 

@@ -71,13 +71,13 @@ class SessionMaker(async_sessionmaker[QSession]):
             self.class_ = _class_of_its_own(kw.pop("class_"))
         if url is None:
             if isinstance(kw.get("bind"), str | URL):
-                raise exc.ArgumentError("bind= takes an engine; give a URL as the first argument")
+                raise exc.ArgumentError("bind= takes an engine: pass a URL as the first argument")
             for bind in (kw.get("bind"), *(kw.get("binds") or {}).values()):
                 _warn_of_plain(bind)
             super().configure(**kw)
             return
         if kw.get("bind") is not None:
-            raise exc.ArgumentError("give a URL or bind=, not both")
+            raise exc.ArgumentError("pass either a URL or bind=, not both")
         session_kw = {name: kw.pop(name) for name in list(kw) if name in _SESSION_KEYWORDS}
         engine = create_async_engine(url, **kw)
         self._made.append(engine)
@@ -109,8 +109,8 @@ class SessionMaker(async_sessionmaker[QSession]):
         if not url:
             variable = f", or set the environment variable {self.env}" if self.env else ""
             raise exc.InvalidRequestError(
-                "no database: call configure('sqlite+aiosqlite:///app.db') "
-                f"or configure(bind=engine) first{variable}"
+                "no database is configured: first call configure('sqlite+aiosqlite:///app.db') "
+                f"or configure(bind=engine){variable}"
             )
         return url
 
@@ -219,7 +219,9 @@ class SessionMaker(async_sessionmaker[QSession]):
 def _class_of_its_own(class_: Any) -> type[QSession]:
     """A subclass for one maker, as SQLAlchemy makes one, so that its events are its own."""
     if not (isinstance(class_, type) and issubclass(class_, QSession)):
-        raise exc.ArgumentError(f"class_={class_!r}: give a subclass of qsession.QSession")
+        raise exc.ArgumentError(
+            f"class_={class_!r} is not allowed: use a subclass of qsession.QSession"
+        )
     return type(class_.__name__, (class_,), {})
 
 
@@ -227,16 +229,16 @@ def _refuse_method(fn: Callable[..., Any]) -> None:
     first = next(iter(inspect.signature(fn).parameters), None)
     if first in ("self", "cls"):
         raise exc.ArgumentError(
-            f"{fn.__qualname__} is a method: its first argument would be the session instead of "
-            f"{first}. Call run({first}.{fn.__name__}, ...) with it, or decorate a function."
+            f"{fn.__qualname__} is a method, and the session would replace its first argument "
+            f"{first}. Call run({first}.{fn.__name__}, ...) instead, or decorate a function."
         )
 
 
 def _warn_of_plain(bind: Bind | None) -> None:
     if isinstance(bind, AsyncEngine) and not is_ours(bind):
         warnings.warn(
-            f"qsession was given an engine of SQLAlchemy's own for {bind.url.drivername}: updates "
-            "can be lost, reader() can write, and run() never runs again. Make the engine with "
+            f"qsession got a plain SQLAlchemy engine for {bind.url.drivername}: updates can be "
+            "lost, reader() can write, and run() never retries. Create the engine with "
             "qsession.create_async_engine, or ignore qsession.PlainEngineWarning",
             PlainEngineWarning,
             stacklevel=4,

@@ -72,7 +72,7 @@ def is_conflict(error: BaseException) -> bool:
 def check_attempts(attempts: Any) -> int:
     """`attempts` itself, or `sqlalchemy.exc.ArgumentError` when it is no count."""
     if not isinstance(attempts, int) or attempts < 1:
-        raise exc.ArgumentError(f"attempts={attempts!r}: give a whole number from 1 upwards")
+        raise exc.ArgumentError(f"attempts={attempts!r} is not allowed: use a whole number above 0")
     return attempts
 
 
@@ -113,7 +113,7 @@ async def run(
 
 def _awaitable(fn: Any, result: Any) -> Any:
     if not inspect.isawaitable(result):
-        raise TypeError(f"{fn!r} is not an async function: it returned {result!r}")
+        raise TypeError(f"{fn!r} must be an async function, but it returned {result!r}")
     return result
 
 

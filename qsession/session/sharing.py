@@ -133,7 +133,8 @@ class QSession(AsyncSession):
     ) -> None:
         if isolation is not None and isolation not in ISOLATIONS:
             raise exc.ArgumentError(
-                f"isolation={isolation!r}: give one of {', '.join(map(repr, ISOLATIONS))}"
+                f"isolation={isolation!r} is not allowed: use one of "
+                f"{', '.join(map(repr, ISOLATIONS))}"
             )
         self.access: Access = check_access("access", access)
         self.priority = check_priority("priority", priority)
@@ -268,8 +269,9 @@ class QSession(AsyncSession):
             raise
         if clean and lost:
             warnings.warn(
-                f"a session block ended without commit; lost: {'; '.join(lost)}. "
-                "Commit before its end, use qsession.begin(), or roll back on purpose",
+                f"A session block ended without a commit; these changes are lost: "
+                f"{'; '.join(lost)}. Call commit() before the end of the block, use "
+                "qsession.begin(), or call rollback() to discard them",
                 UncommittedChangesWarning,
                 stacklevel=2,
             )

@@ -95,9 +95,10 @@ class RoutedConnection(PoolProxiedConnection):
         """Only called for what is missing: what a connection to the file has, and this has not."""
         if hasattr(sqlite3.Connection, name):
             raise AttributeError(
-                f"{name!r} belongs to one connection to the file, and this one uses another for "
-                "each transaction. Functions and settings for all of them go into a 'connect' "
-                "listener of engine.sync_engine; driver_connection is one that stays."
+                f"{name!r} is a method of one physical connection, but this connection may use a "
+                "different one for each transaction. Set functions and settings for all of them in "
+                "a 'connect' listener of engine.sync_engine, or use driver_connection, which stays "
+                "the same."
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -198,7 +199,7 @@ class RoutedConnection(PoolProxiedConnection):
         if not told or (lease is not None and lease.driver.inherited):
             return  # there was nothing to undo, or it is the parent's, in a forked child
         util.warn(
-            "The garbage collector is cleaning up a connection of qsession that was not closed; "
-            "its transaction is rolled back. Close sessions and connections, or use them in "
+            "The garbage collector is cleaning up a qsession connection that was not closed; its "
+            "transaction is rolled back. Close sessions and connections, or use them in "
             "'async with' blocks."
         )

@@ -139,7 +139,7 @@ class StreamCursor(RoutedCursor):
     def _fetch(self, size: int | None) -> None:
         if self._cut_off:
             raise sqlite3.InterfaceError(
-                "The rest of this stream was lost when its transaction was rolled back."
+                "The remaining rows of this stream were lost when its transaction was rolled back."
             )
         if self._cursor is not None and self._lease is not None:
             self._rows.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))

@@ -44,7 +44,7 @@ A_TURN = 1e-6
 """Seconds: behind :func:`asyncio.sleep` of this, tasks whose timers are due have had their step.
 Behind ``sleep(0)`` they have not: it goes on before timers are looked at.
 """
-_EXCLUSIVE = "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener would do that: take it out."
+_EXCLUSIVE = "If a 'connect' listener sends PRAGMA locking_mode=EXCLUSIVE, remove that."
 
 
 class DriverModule(AsyncAdapt_aiosqlite_dbapi):
@@ -74,7 +74,7 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
             if isinstance(each, aiosqlite.Connection):
                 return self._opened(each)
         raise ArgumentError(
-            f"creator= has returned {connection!r}; it has to be an aiosqlite connection. Use "
+            f"creator= returned {connection!r}, which is not an aiosqlite connection. Use "
             "async_creator= with a coroutine function that opens one"
         )
 
@@ -180,7 +180,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         for name in ("min_size", "max_size"):
             if name in settings:
                 raise ArgumentError(
-                    f"{name} is for qsession.create_async_engine; SQLAlchemy's has pool_size"
+                    f"{name} is a setting of qsession.create_async_engine: use pool_size with "
+                    "SQLAlchemy's own create_async_engine"
                 )
         self._given = {**settings, **self._given}
         self.settings = Settings().with_options(self._given)
@@ -322,8 +323,8 @@ class SynchronousUse(QSessionDialect):
         """Refuse it here: its first statement would fail, and would not say why."""
         plain = engine.url.set(drivername="sqlite").difference_update_query(NAMES)
         raise ArgumentError(
-            f"{engine.url!r} is a URL for asyncio, and create_engine() makes synchronous engines: "
-            f"give it {plain!r}, or use create_async_engine()"
+            f"{engine.url!r} is a URL for asyncio, but create_engine() makes synchronous engines: "
+            f"use {plain!r}, or call create_async_engine()"
         )
 
 
@@ -334,7 +335,7 @@ def _adapted(module: Any) -> DriverModule:
     inner = getattr(module, "aiosqlite", module)
     if not hasattr(getattr(inner, "Connection", None), "__aenter__"):
         raise ArgumentError(
-            f"module={module!r} is no module like aiosqlite. For another SQLite library use "
-            "async_creator= with a coroutine function that opens a connection of it"
+            f"module={module!r} does not have the interface of aiosqlite. For another SQLite "
+            "library, use async_creator= with a coroutine function that opens a connection"
         )
     return DriverModule(inner, getattr(module, "sqlite", sqlite3))

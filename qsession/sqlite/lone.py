@@ -345,7 +345,7 @@ class Lane:
             lone.error = (
                 error
                 if isinstance(error, Exception)
-                else errors.QSessionError(f"{lone.last_statement!r} was broken off by {error!r}.")
+                else errors.QSessionError(f"{lone.last_statement!r} was interrupted by {error!r}.")
             )
             lone.answer()
             if not isinstance(error, Exception):

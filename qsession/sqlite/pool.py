@@ -143,7 +143,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             timeout = self.settings.queue_timeout
             state = await_only(self._initializing.wait(ticket, timeout))
         if state is not TicketState.HELD:
-            raise PoolTimeout(f"{self.database!r} could not be opened in {timeout:g} s")
+            raise PoolTimeout(f"{self.database!r} could not be opened within {timeout:g} s")
         try:
             if not self._initialized:
                 self.lease(holder=False).end()
@@ -235,7 +235,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             else:
                 proxied._close_special(transaction_reset=True)
         except Exception:  # of a listener: the transaction itself has ended well
-            self.logger.exception("A listener of the pool failed, and its connection is closed")
+            self.logger.exception("A pool listener failed; the connection is closed")
             lease.record.invalidate()
 
     def _create_connection(self, reserved: bool = False) -> ConnectionPoolEntry:
@@ -272,8 +272,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             raise PoolTimeout(
                 f"QueuePool limit of size {self.size()} overflow {self._max_overflow} reached, "
                 f"connection timed out, timeout {self._timeout:0.2f}. {self.admission.inside} "
-                f"transactions on {self.database!r} are open; a transaction that reads from a "
-                "snapshot, or has written, keeps its connection to its end",
+                f"transactions on {self.database!r} are open. A transaction that has a snapshot or "
+                "has written keeps its connection until it ends",
                 code="3o7r",
             ) from None
         finally:
@@ -432,13 +432,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._invalidate_time = time.time()
         if driver.frozen and there is not None:
             raise sqlite3.OperationalError(
-                f"The database file {driver.path!r} was changed by another user while it was read "
-                "here, where its folder is read-only. Run the transaction again."
+                f"Another user changed the database file {driver.path!r} while this transaction "
+                "read it from a read-only folder. Run the transaction again."
             )
         changed = "deleted" if there is None else "replaced by another file"
         raise sqlite3.OperationalError(
-            f"The database file {driver.path!r} was {changed} while it was open. Nothing of this "
-            "transaction was written. The next transaction opens the file anew."
+            f"The database file {driver.path!r} was {changed} while it was open. This transaction "
+            "wrote nothing. The next transaction opens the file again."
         )
 
     def explain(self, error: Exception, query_only: bool = False) -> Exception:
@@ -454,7 +454,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         task = oldest.task
         self.logger.warning(
             "The WAL of %r has grown to %d MiB: it cannot be reused while a transaction reads from "
-            "a snapshot that is %.1f s old; its last statement was %r, in %s. Close readers when "
+            "a snapshot that is %.1f s old. Its last statement was %r, in %s. Close readers when "
             "they are done.",
             self.database,
             size >> 20,
@@ -474,8 +474,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         deadline = None if timeout is None else time.monotonic() + timeout
         if not await self.admission.drain(timeout):
             raise QueueTimeout(
-                f"{self.admission.inside} transactions on {self.database!r} were still at work "
-                f"after {timeout:g} s of drain(). {self.write_queue.holder_text()}"
+                f"drain() timed out: {self.admission.inside} transactions on {self.database!r} "
+                f"were still open after {timeout:g} s. {self.write_queue.holder_text()}"
             )
         owner = Transaction(self, lambda: None)
         owner.last_statement = "drain()"

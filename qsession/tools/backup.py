@@ -71,13 +71,13 @@ def back_up(
     """
     source, target = Path(source), Path(os.path.realpath(target))  # a link stays, and leads to it
     if not source.is_file():
-        raise FileNotFoundError(f"there is no database {str(source)!r}")
+        raise FileNotFoundError(f"the database {str(source)!r} does not exist")
     if target.exists() and target.samefile(source):
         raise FileExistsError(f"{str(target)!r} is the database itself: name a new file")
     if target.exists() and not replace:
-        raise FileExistsError(f"{str(target)!r} exists already: name a new file")
+        raise FileExistsError(f"{str(target)!r} already exists: name a new file")
     if not target.parent.is_dir():
-        raise NotADirectoryError(f"there is no folder {str(target.parent)!r} for the copy")
+        raise NotADirectoryError(f"the folder {str(target.parent)!r} does not exist")
     if (owner := _owner(target)) is not None:
         raise BackupError(f"{str(target)!r} belongs to the database {owner!r}: name another file")
     unfinished = target.with_name(f"{target.name}.{os.getpid()}-{get_ident()}.unfinished")
@@ -116,7 +116,7 @@ def _taken(target: Path, replace: bool) -> Iterator[Callable[[Path], None]]:
         yield partial(_link, target, replace)
         return
     if not target.is_file():
-        raise BackupError(f"{str(target)!r} is not a regular file: name another one")
+        raise BackupError(f"{str(target)!r} is not a regular file: name another file")
     if os.path.lexists(f"{target}-wal"):
         with closing(_opened(target, "ro")) as raw:  # "rw" drops a log that it can make no use of
             _refuse_what_lies_beside_unreadable(raw, target)
@@ -135,7 +135,7 @@ def _taken(target: Path, replace: bool) -> Iterator[Callable[[Path], None]]:
 def _link(target: Path, replace: bool, unfinished: Path) -> None:
     """Unlike a rename it fails where a file has come to be: an application may be using that."""
     if os.path.lexists(target):
-        raise FileExistsError(f"{str(target)!r} was made by somebody else during the copy")
+        raise FileExistsError(f"another program created {str(target)!r} during the copy")
     _refuse_what_lies_beside(target, "does not exist")
     try:
         os.link(unfinished, target)
@@ -161,8 +161,8 @@ def _take_name(target: Path, before: tuple[int, ...], unfinished: Path) -> None:
     file leaves WAL mode, so that SQLite refuses to write to it where it has lost its name.
     """
     used = BackupError(
-        f"{str(target)!r} was written to during the copy: stop whatever uses it, then copy again. "
-        "What was written is kept"
+        f"another program wrote to {str(target)!r} during the copy, and its changes were kept: "
+        "stop the programs that use it, then copy again"
     )
     if _state(target) != before:  # before SQLite opens it, which may drop a log
         raise used
@@ -203,8 +203,8 @@ def _lock(raw: sqlite3.Connection, target: Path) -> bool:
         if code == SQLITE_BUSY:
             users = user_names(str(target))
             why = (
-                f"is in use{users and f' by {users}'}: stop whatever has it open, then copy again. "
-                "It is as it was"
+                f"is in use{users and f' by {users}'}, and was not changed: stop the programs that "
+                "have it open, then copy again"
             )
         raise BackupError(f"{str(target)!r} {why}") from error
     Path(f"{target}-shm").unlink(missing_ok=True)  # of a program that was killed: nobody has it now
@@ -223,8 +223,8 @@ def _refuse_what_lies_beside(target: Path, why: str, ends: tuple[str, ...] = BES
     beside = [f"{target}{end}" for end in ends if os.path.lexists(f"{target}{end}")]
     if beside:
         raise BackupError(
-            f"{str(target)!r} {why}, and SQLite would take {', '.join(map(repr, beside))} for "
-            "a part of the copy. They may hold the last commits of a database that had this name: "
+            f"{str(target)!r} {why}, and SQLite would treat {', '.join(map(repr, beside))} as "
+            "part of the copy. They may hold the last commits of a database that had this name: "
             "when no program uses it, move them away together with it, then copy again"
         )
 
@@ -297,8 +297,8 @@ def _copy(source: Path, unfinished: Path, progress: Progress | None) -> tuple[st
         found = integrity.check(copy, PROBLEMS)
         if found.problems:
             raise BackupError(
-                f"the copy of {str(source)!r} is damaged, and was removed; the database itself may "
-                f"be, too. `qsession doctor` says what to do: {'; '.join(found.problems)}"
+                f"the copy of {str(source)!r} is damaged and was removed; the database itself may "
+                f"be damaged. Run `qsession doctor` for advice: {'; '.join(found.problems)}"
             )
         return found.unchecked
 
@@ -314,7 +314,7 @@ def _reading(source: Path) -> Iterator[sqlite3.Connection]:
             reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
         yield reader
     if frozen is not None and fingerprint(str(source)) != before:
-        raise BackupError(f"{str(source)!r} was changed by another user meanwhile: copy again")
+        raise BackupError(f"another user changed {str(source)!r} during the copy: copy again")
 
 
 def _opened_to_read(source: Path, frozen: str | None) -> sqlite3.Connection:

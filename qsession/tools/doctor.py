@@ -36,7 +36,7 @@ BUSY_TIMEOUT = 5.0
 _WAL_FORMAT = b"\x02\x02"
 """Bytes 18 and 19 of a database in WAL mode (https://sqlite.org/fileformat.html)."""
 _MAGIC = b"SQLite format 3\0"
-_RECOVERY = "see https://sqlite.org/recovery.html, or use a backup."
+_RECOVERY = "see https://sqlite.org/recovery.html, or restore a backup."
 SPACE = 64 * 1024 * 1024
 """Bytes on the disk below which a WAL has no room to grow."""
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
@@ -115,15 +115,15 @@ def _unreadable(path: str) -> Finding | None:
         with open(path, "rb") as file:
             start = file.read(len(_MAGIC))
     except OSError as error:
-        advice = "Run this as a user who may read it. Nothing is said about what is in it."
+        advice = "Run this as a user who may read the file. Its content was not examined."
         return Finding("content", Level.BLIND, f"it cannot be opened: {error.strerror}", advice)
     if start in (b"", _MAGIC):
         return None
     advice = (
-        "Is it the right file? One that is encrypted can be read by its own application only. If "
-        "it was a plain database, something has written over its beginning: use a backup."
+        "Is it the right file? Only its own application can read an encrypted database. If it was "
+        "a plain database, its beginning was overwritten: restore a backup."
     )
-    found = "it does not begin as a database of SQLite does"
+    found = "it does not have the header of an SQLite database"
     return Finding("content", Level.BLIND, found, advice)
 
 
@@ -131,11 +131,11 @@ def _remedy(error: sqlite3.Error, path: str) -> str:
     """What to do when SQLite refuses to read; only damage is a case for recovery."""
     code = sqlite_code(error)
     if code in (SQLITE_BUSY, SQLITE_LOCKED):
-        return "Another process holds an exclusive lock: `qsession who` names it."
+        return "Another process holds an exclusive lock: `qsession who` shows which one."
     if _is_hot(path) and code in (SQLITE_READONLY, SQLITE_CANTOPEN):
         return (
-            "A transaction was left half done, and nothing is changed here. Let the application "
-            "open the file, which rolls it back; then look again."
+            "A transaction was not finished, and doctor does not change the file. Let the "
+            "application open it, which rolls the transaction back; then run doctor again."
         )
     if code == SQLITE_NOTADB:
         return f"Its beginning is damaged. Keep a copy of it, and {_RECOVERY}"
@@ -143,8 +143,8 @@ def _remedy(error: sqlite3.Error, path: str) -> str:
     if code == SQLITE_CORRUPT:
         return f"{told}."
     if integrity.lacks_the_application(error):
-        return "That need not be damage: the application may register what is missing here."
-    return f"That says nothing about what is in it: {told or 'look at the message'}."
+        return "This may not be damage: the application may register what is missing here."
+    return f"The content was not examined: {told or 'see the message'}."
 
 
 def _size(path: str) -> int:
@@ -169,7 +169,7 @@ def _of_file(path: str) -> Finding:
         found = "empty: it has no tables yet"
     for what, name in (("file", path), ("folder", folder)):
         if not os.access(name, os.W_OK):
-            advice = f"This user may not write to the {what} {name!r}, so writes fail."
+            advice = f"This user cannot write to the {what} {name!r}, so writes fail."
             return Finding("file", Level.WARNING, f"{found}, read-only for this user", advice)
     return Finding("file", Level.OK, found)
 
@@ -177,8 +177,8 @@ def _of_file(path: str) -> Finding:
 def _of_links(path: str) -> Iterator[Finding]:
     if others := hard_links(path):
         advice = (
-            "Open it by one name only: each has a WAL of its own, and commits are lost where two "
-            "are in use. Make symbolic links of the others, or copies."
+            "Open it by one name only: each name has its own WAL, and commits are lost if two are "
+            "in use. Replace the others with symbolic links or copies."
         )
         yield Finding("hard links", Level.WARNING, f"it has {others:,} other names", advice)
 
@@ -186,7 +186,7 @@ def _of_links(path: str) -> Iterator[Finding]:
 def _of_file_system(path: str) -> Finding:
     kind = file_system(path)
     if kind is None:
-        return Finding("file system", Level.NOTE, "the system does not say")
+        return Finding("file system", Level.NOTE, "unknown: the system does not say")
     if kind in NETWORK:
         advice = "WAL needs a local disk: move the file to one, or the data to PostgreSQL."
         return Finding("file system", Level.PROBLEM, f"{kind}, over the network", advice)
@@ -198,14 +198,14 @@ def _of_space(path: str) -> Finding:
     try:
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
     except OSError as error:
-        return Finding("disk space", Level.NOTE, f"the system does not say: {error.strerror}")
+        return Finding("disk space", Level.NOTE, f"unknown: {error.strerror}")
     wal = _size(f"{path}-wal")
     found = f"{in_bytes(free)} free"
     if free < max(SPACE, wal):
-        advice = "Make room: a commit that finds the disk full fails, and nothing of it is written."
+        advice = "Free some space: a commit fails if the disk is full, and writes nothing."
         return Finding("disk space", Level.WARNING, found, advice)
     if free < _size(path) + wal:
-        advice = "That is less than the database has: a copy on this disk, or VACUUM, will fail."
+        advice = "This is less than the size of the database: a copy here, or VACUUM, will fail."
         return Finding("disk space", Level.NOTE, found, advice)
     return Finding("disk space", Level.OK, found)
 
@@ -222,9 +222,9 @@ def _of_library() -> Finding:
     if _is_fixed(sqlite3.sqlite_version_info):
         return Finding("SQLite", Level.OK, found)
     advice = (
-        "Before 3.51.3 (3.50.7, 3.44.6) there is a rare race of two checkpoints and a writer that "
-        "can damage a database (https://sqlite.org/wal.html#walresetbug). Update SQLite when you "
-        "can."
+        "Before 3.51.3 (3.50.7, 3.44.6), SQLite has a rare race between two checkpoints and a "
+        "writer that can damage a database (https://sqlite.org/wal.html#walresetbug). Update "
+        "SQLite when you can."
     )
     return Finding("SQLite", Level.NOTE, found, advice)
 
@@ -232,8 +232,8 @@ def _of_library() -> Finding:
 def _of_lock_files(path: str) -> Iterator[Finding]:
     for name in all_names(path):
         if os.path.exists(name) and not os.access(name, os.R_OK | os.W_OK):
-            advice = f"Give this user the rights to {name!r} that it has to the database."
-            found = "this user may not open one of them"
+            advice = f"Give this user the same permissions for {name!r} as for the database."
+            found = "this user cannot open one of them"
             yield Finding("lock files", Level.WARNING, found, advice)
 
 
@@ -241,10 +241,10 @@ def _of_journal(path: str) -> Iterator[Finding]:
     size = _size(f"{path}-journal")
     if _is_hot(path):
         advice = (
-            "A transaction is under way, or its process was killed. SQLite rolls it back when the "
-            "file is opened next. Never delete it."
+            "A transaction is in progress, or its process was killed. In that case SQLite rolls "
+            "it back when the file is next opened. Never delete the journal."
         )
-        yield Finding("rollback journal", Level.WARNING, f"there is one, {in_bytes(size)}", advice)
+        yield Finding("rollback journal", Level.WARNING, f"present, {in_bytes(size)}", advice)
 
 
 def _is_hot(path: str) -> bool:
@@ -264,8 +264,8 @@ def _of_wal(path: str) -> Finding:
     size = _size(f"{path}-wal")
     if size > WAL_LARGE:
         advice = (
-            "A transaction that reads for long keeps it from being reused, or no program makes "
-            "checkpoints. Close readers when they are done; qsession names them in its log."
+            "A long read transaction keeps it from being reused, or no program runs checkpoints. "
+            "Close readers when they are done; qsession names them in its log."
         )
         return Finding("WAL size", Level.WARNING, in_bytes(size), advice)
     return Finding("WAL size", Level.OK, in_bytes(size))
@@ -274,7 +274,7 @@ def _of_wal(path: str) -> Finding:
 def _of_mode(path: str) -> Finding:
     if _is_wal(path):
         return Finding("journal mode", Level.OK, "WAL")
-    advice = "qsession switches it to WAL when it opens it."
+    advice = "qsession switches the file to WAL when it opens it."
     return Finding("journal mode", Level.NOTE, "rollback journal", advice)
 
 
@@ -293,7 +293,7 @@ def _is_wal(path: str) -> bool:
 
 def _of_synchronous(raw: sqlite3.Connection) -> Iterator[Finding]:
     (level,) = raw.execute("PRAGMA synchronous").fetchone()
-    found = f"{_SYNCHRONOUS[level]} where a program sets none; qsession sets it by durability="
+    found = f"{_SYNCHRONOUS[level]} by default; qsession sets it according to durability="
     yield Finding("synchronous", Level.OK, found)
 
 
@@ -304,8 +304,8 @@ def _of_pages(raw: sqlite3.Connection) -> Iterator[Finding]:
     found = f"{free:,} of {pages:,} pages of {size:,} bytes"
     if free > pages * FREE_PAGES and free * size > FREE_BYTES:
         advice = (
-            f"VACUUM gives {in_bytes(free * size)} back to the disk. Nobody can write meanwhile, "
-            "and it needs up to twice the size of the file (https://sqlite.org/lang_vacuum.html)."
+            f"VACUUM returns {in_bytes(free * size)} to the disk. It blocks all writers, and needs "
+            "up to twice the size of the file (https://sqlite.org/lang_vacuum.html)."
         )
         yield Finding("free pages", Level.NOTE, found, advice)
     else:
@@ -321,11 +321,13 @@ def _of_migrations(raw: sqlite3.Connection) -> Iterator[Finding]:
             if whole in tables:
                 advice = (
                     f"A batch migration failed. If {whole!r} is complete, drop {name!r}; if not, "
-                    "it has the rows."
+                    f"the rows are in {name!r}."
                 )
             else:
-                advice = f"A batch migration failed when {whole!r} was gone: rename this one to it."
-            found = f"{name!r} is left over, with {rows:,} rows"
+                advice = (
+                    f"A batch migration failed after it dropped {whole!r}: rename {name!r} to it."
+                )
+            found = f"{name!r} was left by a migration, with {rows:,} rows"
             yield Finding("migrations", Level.PROBLEM, found, advice)
     if "alembic_version" in tables:
         versions = [str(each) for (each,) in raw.execute("SELECT * FROM alembic_version")]
@@ -338,9 +340,9 @@ def _of_content(raw: sqlite3.Connection) -> Iterator[Finding]:
         advice = f"Stop writing, keep a copy, and {_RECOVERY}"
         if found.of_indexes:
             advice = (
-                "The tables themselves are whole. Does the application replace a function or a "
-                "collation of SQLite's own, as NOCASE? Then only it can check these indexes. If "
-                "not, REINDEX builds them anew; keep a copy first."
+                "The tables themselves are intact. If the application replaces a built-in function "
+                "or collation, such as NOCASE, only the application can check these indexes. If "
+                "not, keep a copy, and rebuild them with REINDEX."
             )
         yield Finding("integrity", Level.PROBLEM, "; ".join(found.problems), advice)
     elif found.unchecked:
@@ -349,7 +351,7 @@ def _of_content(raw: sqlite3.Connection) -> Iterator[Finding]:
     else:
         yield Finding("integrity", Level.OK, "ok")
     if found.violations:
-        advice = "The file is whole. Rows came in before the constraint, or past it: mend them."
+        advice = "The file is intact. These rows were written without the constraint: correct them."
         yield Finding("constraints", Level.WARNING, "; ".join(found.violations), advice)
     yield from _of_foreign_keys(raw)
 
@@ -366,7 +368,7 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
                 broken[child, parent] = broken.get((child, parent), 0) + 1
         except sqlite3.Error as error:
             if "foreign key mismatch" in str(error):
-                advice = "With foreign keys on, writes fail. Make what is referred to UNIQUE."
+                advice = "With foreign keys on, writes fail. Make the referenced columns UNIQUE."
                 mismatched.append(Finding("foreign keys", Level.WARNING, str(error), advice))
             elif integrity.lacks_the_application(error):
                 unchecked.append(child)
@@ -374,7 +376,7 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
             else:
                 raise
     for (child, parent), count in broken.items():
-        advice = f"PRAGMA foreign_key_check({quoted(child)}) lists them; delete or mend them."
+        advice = f"PRAGMA foreign_key_check({quoted(child)}) lists them; delete or correct them."
         found = f"{count:,} rows of {child!r} refer to rows of {parent!r} that do not exist"
         yield Finding("foreign keys", Level.PROBLEM, found, advice)
     yield from mismatched
@@ -386,7 +388,7 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
 
 def _without_application(tables: Sequence[str], lacking: Iterable[str]) -> str:
     return (
-        f"ok but for {', '.join(map(repr, tables))}, of which not all can be checked without the "
+        f"ok, except that {', '.join(map(repr, tables))} cannot be fully checked without the "
         f"functions and collations that the application registers: {', '.join(lacking)}"
     )
 

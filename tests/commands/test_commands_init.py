@@ -73,7 +73,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "alembic.ini").write_text("mine")
     done = CliRunner().invoke(app, ["init", str(tmp_path)])
     assert done.exit_code == 1
-    assert "alembic.ini exists already" in done.output
+    assert "alembic.ini already exists" in done.output
     assert (tmp_path / "alembic.ini").read_text() == "mine"
     assert not (tmp_path / "migrations").exists()
 
@@ -142,7 +142,7 @@ def test_an_init_that_fails_keeps_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "migrations" / "script.py.mako").symlink_to(tmp_path / "nowhere")
     done = CliRunner().invoke(app, ["init", str(tmp_path)])
     assert done.exit_code == 1
-    assert "script.py.mako exists already: nothing was written" in done.output.replace("\n", "")
+    assert "script.py.mako already exists: nothing was written" in done.output.replace("\n", "")
     assert sorted(each.name for each in tmp_path.rglob("*")) == [
         "0001.py", "migrations", "script.py.mako", "versions",
     ]  # fmt: skip
@@ -158,7 +158,7 @@ def test_without_models_it_says_what_to_fill_in(tmp_path: Path) -> None:
 
     alembic(tmp_path, "revision", "--autogenerate", "-m", "first", "--rev-id", "0001")
     first = tmp_path / "migrations" / "versions" / "0001_first.py"
-    assert "# migrate.run() in migrations/env.py was given no tables: import" in first.read_text()
+    assert "# migrate.run() in migrations/env.py got no tables: import" in first.read_text()
     assert "    pass" in first.read_text()
     first.unlink()
 
@@ -169,7 +169,7 @@ def test_without_models_it_says_what_to_fill_in(tmp_path: Path) -> None:
     alembic(tmp_path, "upgrade", "head")
     alembic(tmp_path, "revision", "--autogenerate", "-m", "second", "--rev-id", "0002")
     second = (tmp_path / "migrations" / "versions" / "0002_second.py").read_text()
-    assert "# Empty: the database has what the models say." in second
+    assert "# Empty: the database already matches the models." in second
     alembic(tmp_path, "revision", "-m", "third", "--rev-id", "0003")
     third = (tmp_path / "migrations" / "versions" / "0003_third.py").read_text()
     assert "#" not in third

@@ -176,7 +176,9 @@ async def test_isolation_is_checked_and_accepted(engine: QueuedAsyncEngine) -> N
         async with maker.begin() as s:
             assert s.isolation == level
             s.add(Note(body=level))
-    with pytest.raises(ArgumentError, match="isolation='CHAOS': give one of 'SERIALIZABLE', "):
+    with pytest.raises(
+        ArgumentError, match="isolation='CHAOS' is not allowed: use one of 'SERIALIZABLE', "
+    ):
         SessionMaker(bind=engine, isolation="CHAOS")()
 
 

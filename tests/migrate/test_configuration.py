@@ -227,7 +227,7 @@ def test_a_pragma_that_sqlite_ignores_on_a_connection_of_ones_own(
             asyncio.run(migrate_in_loop(revision))
 
     run("0001")
-    refused = pytest.raises(Exception, match="SQLite ignores it inside of a transaction")
+    refused = pytest.raises(Exception, match="SQLite ignores it inside a transaction")
     with refused if written else nullcontext():
         run("head")
     assert project.execute("SELECT id FROM child") == [(10,)]

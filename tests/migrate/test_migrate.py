@@ -278,7 +278,7 @@ async def test_an_env_that_does_not_call_run(project: Project, env: str) -> None
     """Alembic's own, and one that does nothing: nobody is told that all is done."""
     project.add(FAMILY)
     (project.folder / "migrations" / "env.py").write_text(env)
-    with pytest.raises(CommandError, match=r"has not called qsession\.migrate\.run\(\)"):
+    with pytest.raises(CommandError, match=r"did not call qsession\.migrate\.run\(\)"):
         await upgrade(config=project.config)
     assert not project.config.attributes
 

@@ -128,7 +128,7 @@ def test_a_backup_of_a_server_is_refused(project: Project) -> None:
     project.add("op.execute('CREATE TABLE made (n INTEGER)')")
     with database_on("postgresql") as server:
         url = server.set(drivername="postgresql+asyncpg")
-        with pytest.raises(CommandError, match="backup= is for SQLite"):
+        with pytest.raises(CommandError, match="backup= works only on SQLite"):
             asyncio.run(upgrade(url=url, config=project.config, backup=project.folder / "b.db"))
 
 

@@ -99,7 +99,7 @@ def test_names_before_a_cast() -> None:
         ("SELECT :a, :b", (), {"b": 1}, "has the placeholder :a, but no value"),
         ("SELECT :a", ({"b": 1},), {}, "has the placeholder :a, but no value"),
         ("SELECT :a", (), {"a": 1, "timeout": 2}, "has no placeholder :timeout"),
-        ("SELECT :a, :b", (1, 2), {}, "keyword arguments, or one mapping"),
+        ("SELECT :a, :b", (1, 2), {}, "keyword arguments or one mapping"),
         ("SELECT $1, :a", (1,), {}, "both"),
         ("SELECT $0", (), {}, "begin with"),
     ],

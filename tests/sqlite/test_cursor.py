@@ -93,7 +93,7 @@ async def test_stream_cut_off_by_a_rollback_says_so(make: Make) -> None:
         result = await connection.stream(IDS, execution_options={**WRITE, "yield_per": 2})
         assert (await result.fetchmany(2))[0] == (1,)
         await connection.rollback()
-        with pytest.raises(InterfaceError, match="rest of this stream was lost"):
+        with pytest.raises(InterfaceError, match="remaining rows of this stream were lost"):
             await result.all()
 
 

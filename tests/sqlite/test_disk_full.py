@@ -40,7 +40,7 @@ def test_files_may_not_grow(tmp_path: Path) -> None:
     assert seen["rows"] == seen["written"] + 1 == rows_of(path)
     assert seen["holder"] is None
     for error in seen["errors"]:
-        assert "look at the disk, at quotas and at limits on the size of files" in error
+        assert "check the disk, quotas and limits on file sizes" in error
         assert "database is locked" not in error
 
 
@@ -65,7 +65,9 @@ def test_full_disk(small_disk: Path) -> None:
     make(path)
     seen = run("small_disk", path)
     assert 0 < seen["written"] < 100
-    assert f"no space is left for '{path}'; the transaction was not written" in seen["error"]
+    assert (
+        f"the disk has no space left for '{path}'; the transaction was not written" in seen["error"]
+    )
     assert seen["full"] == seen["written"]
     assert seen["later"] == "written"
     assert seen["rows"] == seen["written"] + 1 == rows_of(path)

@@ -133,7 +133,9 @@ async def test_without_a_table_of_locks(path, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_LOCKS", tmp_path / "none")
     engine = await ready(path, queue_timeout=0.05)
     with foreign.program(path, foreign.PROGRAMS["BEGIN IMMEDIATE"]) as other:
-        with pytest.raises(QueueTimeout, match=rf"of those that have it open: pid {other.pid} \("):
+        with pytest.raises(
+            QueueTimeout, match=rf"of the processes that have it open: pid {other.pid} \("
+        ):
             await insert(engine)
     await engine.dispose()
 

@@ -68,7 +68,7 @@ async def test_a_listener_that_keeps_the_file_to_itself_is_refused(make: Make) -
         cursor.execute("PRAGMA locking_mode=EXCLUSIVE")
         cursor.close()
 
-    with pytest.raises(OperationalError, match=r"locking_mode=EXCLUSIVE.*take it out"):
+    with pytest.raises(OperationalError, match=r"locking_mode=EXCLUSIVE.*remove it"):
         await create(engine)
 
 

@@ -116,7 +116,9 @@ async def test_out_of_time_while_waiting(server: Server) -> None:
     """Whose time is up before its turn gets QueueTimeout with the last error in it."""
     await away(server)
     prober = server.ask("a")
-    with pytest.raises(QueueTimeout, match=r"1 attempts .* 0 more tasks wait .*Refused.*first"):
+    with pytest.raises(
+        QueueTimeout, match=r"1 attempts .* 0 more tasks are waiting .*Refused.*first"
+    ):
         await server.ask("b", seconds=0.01)
     server.accept("a")
     await prober

@@ -184,7 +184,7 @@ def test_wal_mode_in_a_folder_that_is_read_only(tmp_path, monkeypatch, changed):
             os.utime(source, ns=(1, 1))
 
     if changed:
-        with pytest.raises(BackupError, match="changed by another user"):
+        with pytest.raises(BackupError, match="another user changed"):
             back_up(source, tmp_path / "copy.db", progress=progress)
         assert not (tmp_path / "copy.db").exists()
     else:

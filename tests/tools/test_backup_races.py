@@ -136,7 +136,7 @@ def test_hard_links_and_a_log_that_comes_to_be(good, tmp_path):
 def test_there_was_no_database(replace, good, tmp_path):
     """What it makes meanwhile is its own."""
     application = Application(tmp_path / "app.db")
-    with pytest.raises(FileExistsError, match="made by somebody else"):
+    with pytest.raises(FileExistsError, match="another program created"):
         back_up(good, application.path, replace=replace, progress=application.start)
     application.raw.execute("INSERT INTO t VALUES (1)")
     application.raw.close()

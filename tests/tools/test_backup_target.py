@@ -98,7 +98,9 @@ async def test_an_application_is_running(tmp_path):
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE t (x)"))
-    with pytest.raises(BackupError, match=r"app\.db' is in use.*: stop whatever has it open"):
+    with pytest.raises(
+        BackupError, match=r"app\.db' is in use.*: stop the programs that have it open"
+    ):
         back_up(good, tmp_path / "app.db", replace=True)
     async with engine.begin() as connection:
         await connection.execute(text("INSERT INTO t VALUES (1)"))

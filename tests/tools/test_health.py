@@ -186,7 +186,7 @@ def test_orphans(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("table", "advice"), [("parents", "is complete, drop"), ("gone", "rename this one to it")]
+    ("table", "advice"), [("parents", "is complete, drop"), ("gone", "dropped 'gone': rename")]
 )
 def test_leftovers_of_a_migration(tmp_path, table, advice):
     """The copy of a batch migration that failed: is the table itself there?"""
@@ -271,7 +271,7 @@ def test_read_only_for_this_user(tmp_path, monkeypatch):
     """Reads work, writes do not."""
     path = made(tmp_path / "app.db", wal=False)
     monkeypatch.setattr(os, "access", lambda name, mode: name != path)
-    assert "may not write to the file" in found(path)["file"].advice
+    assert "cannot write to the file" in found(path)["file"].advice
 
 
 def test_opened_while_it_is_looked_at(tmp_path, monkeypatch):
@@ -336,7 +336,7 @@ def test_server_that_does_not_answer():
     done = run("postgresql+asyncpg://somebody:secret@127.0.0.1:1/nothing")
     assert done.exit_code == 2
     assert "secret" not in done.output
-    assert "look at host, port, user and password" in " ".join(done.output.split())
+    assert "check host, port, user and password" in " ".join(done.output.split())
 
 
 def test_hard_links(tmp_path):

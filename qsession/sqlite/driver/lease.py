@@ -76,7 +76,7 @@ class Lease:
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             if self.driver.is_left_open():
-                logger.error("A connection was given back inside of a transaction; it is closed")
+                logger.error("A connection was returned with an open transaction; it is closed")
                 self.driver.suspect = True
             give_back(self)
 

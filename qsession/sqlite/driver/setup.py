@@ -82,8 +82,8 @@ def make_ready(raw: sqlite3.Connection, shares: bool) -> Found:
     path = databases(raw)["main"]
     if path and pragma(raw, "locking_mode") == "exclusive":
         raise sqlite3.OperationalError(
-            "PRAGMA locking_mode=EXCLUSIVE in a 'connect' listener keeps the file to one "
-            "connection, and an engine uses several: take it out"
+            "A 'connect' listener sent PRAGMA locking_mode=EXCLUSIVE, which allows only one "
+            "connection to the file, but an engine uses several: remove it"
         )
     found = Found(path, Sync.SQLITE, bool(attached(raw)), bool(pragma(raw, "query_only")))
     level = pragma(raw, "synchronous")

@@ -104,7 +104,7 @@ class Checkpointer:
             try:
                 self._checkpoint(raw)
             except sqlite3.Error as error:  # a later commit tries again
-                logger.info("The WAL of %r could not be checkpointed: %s", self._path, error)
+                logger.info("A checkpoint of %r failed: %s", self._path, error)
                 return
             right.note(mark)  # what came into the WAL since then may still be there
             self._due_at = _again(mark.size, self._limit)

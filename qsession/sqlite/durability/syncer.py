@@ -206,7 +206,11 @@ class Syncer:
                 busy = raw.execute(TRUNCATE).fetchone()[0]
                 self._wal.look()
             except (sqlite3.Error, DatabaseGone) as failure:
-                logger.warning("The WAL of %r was not recovered: %s", self._wal.database, failure)
+                logger.warning(
+                    "The checkpoint of %r after a failed sync also failed: %s",
+                    self._wal.database,
+                    failure,
+                )
                 return
             finally:
                 raw.row_factory = row_factory
@@ -336,16 +340,17 @@ def _unconfirmed(path: str, error: Exception) -> DurabilityError:
     if isinstance(error, DatabaseGone):
         return DurabilityError(
             f"The database file {path!r} was {error} while it was open, and the transaction was "
-            "committed to the old one. Nobody who opens the file by its name sees it. The next "
-            "transaction opens the file anew. Close a database everywhere before you replace it."
+            "committed to the old file. Programs that open the file by its name do not see it. "
+            "The next transaction opens the file again. Close a database in all programs before "
+            "you replace it."
         )
     reason = (isinstance(error, OSError) and error.strerror) or str(error) or repr(error)
     return DurabilityError(
-        f"The transaction was committed to {path!r}, but the disk has not confirmed "
-        f"it: syncing the WAL failed ({reason}). Others see it, and it is lost if the power "
-        "fails before a checkpoint succeeds. Do not run it again as it is: it would happen "
-        "twice. Look at the disk. The next commit tries a checkpoint, and no commit is "
-        "acknowledged before one has succeeded."
+        f"The transaction was committed to {path!r}, but the disk has not confirmed it: syncing "
+        f"the WAL failed ({reason}). Other transactions see it, but it is lost if the power fails "
+        "before a checkpoint succeeds. Do not simply run it again, because it would take effect "
+        "twice. Check the disk. The next commit tries a checkpoint, and no commit is acknowledged "
+        "before one has succeeded."
     )
 
 

@@ -26,7 +26,7 @@ def explain(error: Exception, database: str, query_only: bool = False) -> Except
     code = sqlite_code(error)
     remedy = hint(error, database) if isinstance(error, sqlite3.Error) else None
     if remedy is not None and query_only and code == SQLITE_READONLY:
-        remedy = "PRAGMA query_only is ON here, set by a listener or by this session"
+        remedy = "PRAGMA query_only is ON; a listener or this session set it"
     if remedy is None:
         return error
     explained: Any = type(error)(f"{error}: {remedy}")
@@ -42,8 +42,8 @@ def hint(error: sqlite3.Error, database: str) -> str | None:
     path = path_of(database)
     if code in (SQLITE_READONLY, SQLITE_CANTOPEN) and is_stranded(path):
         return (
-            f"{database!r} has committed changes in its '-wal' file, which cannot be read where "
-            "the folder is read-only; make it writable, or copy both files to one that is"
+            f"{database!r} has committed changes in its '-wal' file, which cannot be read from a "
+            "read-only folder; make the folder writable, or copy both files to a writable one"
         )
     if code == SQLITE_READONLY:
         return f"{database!r} can be read but not written: {_why_read_only(database, path)}"
@@ -54,25 +54,25 @@ def hint(error: sqlite3.Error, database: str) -> str | None:
         if os.path.isdir(path):
             return f"{path!r} is a folder"
         if "mode=ro" in database and _is_missing(path):
-            return f"there is no file {path!r}, and the URL says that none is to be made"
-        return f"{database!r} cannot be opened; look at the permissions of file and folder"
+            return f"the file {path!r} does not exist, and mode=ro in the URL does not create it"
+        return f"{database!r} cannot be opened; check the permissions of the file and its folder"
     if code == SQLITE_NOTADB:
-        return f"{database!r} holds something else, or is encrypted"
+        return f"{database!r} is not an SQLite database, or it is encrypted"
     if code == SQLITE_CORRUPT and "malformed database schema" in str(error):
         return (
-            f"SQLite {sqlite3.sqlite_version} of this Python does not understand a part of the "
-            f"schema of {database!r}. A newer SQLite may have written it: use the one of the "
-            "application. If that says the same, see https://sqlite.org/recovery.html"
+            f"SQLite {sqlite3.sqlite_version} of this Python does not understand part of the "
+            f"schema of {database!r}. A newer SQLite may have written it: use the same version as "
+            "the application. If the error remains, see https://sqlite.org/recovery.html"
         )
     if code == SQLITE_CORRUPT:
-        return f"{database!r} is damaged; see https://sqlite.org/recovery.html, or use a backup"
+        return f"{database!r} is damaged; see https://sqlite.org/recovery.html, or restore a backup"
     if code == SQLITE_IOERR:
         return (
-            f"the system could not read or write {database!r} or a file beside it; look at the "
-            "disk, at quotas and at limits on the size of files"
+            f"the system could not read or write {database!r} or one of its files; check the "
+            "disk, quotas and limits on file sizes"
         )
     if code == SQLITE_FULL:
-        return f"no space is left for {database!r}; the transaction was not written"
+        return f"the disk has no space left for {database!r}; the transaction was not written"
     return None
 
 
@@ -86,10 +86,10 @@ def _is_missing(path: str) -> bool:
 
 def _why_read_only(database: str, path: str) -> str:
     if "mode=ro" in database or "immutable=1" in database:
-        return "its URL says so"
+        return "its URL makes it read-only"
     if not os.access(path, os.W_OK):
         return "the file is read-only for this user"
     folder = os.path.dirname(os.path.abspath(path))
     if not os.access(folder, os.W_OK):
-        return f"its folder {folder!r} is read-only for this user, and a journal must lie there"
-    return "the file system, or the file, does not allow it"
+        return f"its folder {folder!r} is read-only for this user, and SQLite needs a file there"
+    return "the file system or the file is read-only"

@@ -42,9 +42,9 @@ def refuse_network(path: str) -> None:
     kind = file_system(path) if path else None
     if kind in NETWORK:
         raise sqlite3.OperationalError(
-            f"{path!r} lies on a network file system ({kind}), where SQLite's WAL mode can damage "
-            "it. Put the file on a local disk, or use a server: the same code runs on PostgreSQL "
-            "with another URL"
+            f"{path!r} is on a network file system ({kind}), where SQLite's WAL mode can damage "
+            "it. Move the file to a local disk, or use a server: the same code runs on PostgreSQL "
+            "with a different URL"
         )
 
 
@@ -75,8 +75,8 @@ def warn_of_links(path: str) -> None:
     if path and path not in _warned and hard_links(path) > 0:
         _warned.add(path)
         logger.warning(
-            "%r has another name by a hard link. Never open it by both: each name has a WAL of its "
-            "own, and commits are lost. Use symbolic links, or copies.",
+            "%r has another name, a hard link. Never open the file by both names: each name has "
+            "its own WAL, and commits are lost. Use symbolic links or copies instead.",
             path,
         )
 

@@ -145,9 +145,9 @@ def _warn_of_another(name: str, url: URL) -> None:
     with closing(sqlite3.connect(f"{address}?{options}", uri=True)) as raw:
         if raw.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             warnings.warn(
-                f"The memory database {name!r} of another engine, which is not qsession's, has "
-                "tables; engines of qsession see a database of their own under this name. Make "
-                "all engines with qsession, or use a file.",
+                f"An engine that is not qsession's has a memory database {name!r} with tables. "
+                "Engines of qsession do not see it: they use a separate database of this name. "
+                "Create all engines with qsession, or use a file.",
                 UserWarning,
                 stacklevel=2,
             )

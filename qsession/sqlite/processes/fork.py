@@ -67,9 +67,9 @@ def refuse_carried(path: str, identity: tuple[int, ...] | None) -> None:
     """Raise if the parent of this process had the file open when it forked."""
     if _carried and (identity in _carried or None in _carried):
         raise sqlite3.OperationalError(
-            f"{path!r} was in use by the parent of this process when it forked, and SQLite's locks "
-            "are not inherited: what this process writes could be lost. Nothing was done. Fork "
-            "while no transaction is open, and no connection that has sent a PRAGMA, or start the "
+            f"This process was forked while its parent was using {path!r}. SQLite's locks are not "
+            "inherited, so writes of this process could be lost; nothing was done. Fork while no "
+            "transaction is open, and no connection on which a PRAGMA was set, or start the "
             "process with spawn."
         )
 

@@ -124,9 +124,9 @@ def _open(name: str, database: os.stat_result) -> int:
         if os.path.lexists(name) and name not in _warned:
             _warned.add(name)
             logger.warning(
-                "The lock file %r cannot be used (%s). Processes that write to the database go on "
-                "without the order that it keeps: SQLite's own lock decides who is next. Remove "
-                "what lies there, or give this user the rights to it that it has to the database.",
+                "The lock file %r cannot be used (%s). Processes write to the database without a "
+                "fair order: SQLite's own lock decides which is next. Remove the file, or give "
+                "this user the same permissions for it as for the database.",
                 name,
                 error.strerror,
             )
@@ -149,7 +149,7 @@ def _open_regular(name: str, flags: int, mode: int = 0) -> int:
     if stat.S_ISREG(found.st_mode) and (found.st_nlink == 1 or _is_ours(name, file, found.st_size)):
         return file
     os.close(file)
-    raise OSError(errno.EPERM, "it is no regular file, or has another name", name)
+    raise OSError(errno.EPERM, "it is not a regular file, or it has hard links", name)
 
 
 def _is_ours(name: str, file: int, size: int) -> bool:

@@ -18,7 +18,7 @@ def shorten(sql: str, limit: int = 200) -> str:
 def describe_process(pid: int) -> str:
     """A process in words: its id, and its command line where that can be read."""
     if pid == os.getpid():
-        return f"this process (pid {pid}), by something that this engine knows nothing of"
+        return f"this process (pid {pid}), but not by this engine"
     command = command_line(pid)
     return f"pid {pid} ({command})" if command else f"pid {pid}"
 
@@ -95,8 +95,8 @@ def lock_owner(path: str) -> str:
     if holders:
         return " and ".join(holders)
     if not _LOCKS.exists() and (others := user_names(path)):
-        return f"one of those that have it open: {others}"
-    return "a process that the system does not name"
+        return f"one of the processes that have it open: {others}"
+    return "an unknown process"
 
 
 def _inode(path: str) -> str | None:

@@ -64,7 +64,7 @@ def serve() -> None:
             target=_answer_all, args=(listening,), name="qsession status", daemon=True
         ).start()
     except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
-        logger.debug("qsession who will not see this process: %s", error)
+        logger.debug("`qsession who` will not see this process: %s", error)
 
 
 def address_of(pid: int, make: bool = False) -> str:
@@ -76,7 +76,7 @@ def address_of(pid: int, make: bool = False) -> str:
         folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise OSError(f"{str(folder)!r} is not a folder for this user alone")
+        raise OSError(f"{str(folder)!r} is not a folder that only this user can access")
     return str(folder / f"{NAME}{pid}")
 
 
@@ -86,13 +86,13 @@ def _answer_all(listening: socket.socket) -> None:
         try:
             asking, _ = listening.accept()
         except OSError as error:  # out of file descriptors, say
-            logger.debug("qsession who will not see this process any more: %s", error)
+            logger.debug("`qsession who` will no longer see this process: %s", error)
             return
         with asking:
             try:
                 _answer(asking)
             except Exception as error:
-                logger.debug("an answer to qsession who failed: %s", error)
+                logger.debug("An answer to `qsession who` failed: %s", error)
 
 
 def _answer(asking: socket.socket) -> None:

@@ -32,7 +32,7 @@ class Admission:
         if self.is_shut:
             self.leave(transaction)
             raise EngineDraining(
-                f"The engine is being drained and takes no new transactions; "
+                f"The engine is being drained and accepts no new transactions; "
                 f"{shorten(transaction.last_statement)!r} was not run."
             )
 

@@ -55,7 +55,7 @@ def _stack(task: asyncio.Task[Any] | None) -> tuple[str, ...]:
 
 def _no_place(task: asyncio.Task[Any] | None) -> str:
     if task is not None and task.done():
-        return "its end: the task is done, but its transaction was left open"
+        return "its end: the task has finished, but its transaction is still open"
     return "an unknown place"
 
 

@@ -55,10 +55,10 @@ def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bo
     if reads:
         return False
     raise NestedWriteError(
-        "This task would wait for itself: it holds the write ticket with uncommitted writes (the "
-        f"last statement there: {shorten(outer.last_statement)!r}) and now writes in a second "
-        f"transaction ({shorten(transaction.last_statement)!r}). Commit the first one before, or "
-        "use one session for both."
+        "This task would wait for itself: its first transaction has uncommitted writes (last "
+        f"statement: {shorten(outer.last_statement)!r}) and it now writes in a second transaction "
+        f"({shorten(transaction.last_statement)!r}). Commit the first transaction before, or use "
+        "one session for both."
     )
 
 

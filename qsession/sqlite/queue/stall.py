@@ -251,15 +251,16 @@ class _LoopWatch:
         elif verdict is Verdict.ABANDON:
             owner.abandon(
                 QSessionError(
-                    "The transaction held the write ticket while others waited, and its event loop "
-                    "was closed. It was rolled back; nothing of it was written."
+                    "The transaction was rolled back, and nothing was written: it held the write "
+                    "ticket while others waited, and its event loop had been closed. End every "
+                    "transaction before you close its loop."
                 )
             )
         elif not self._warned:
             self._warned = True
             described = describe(holder)
             logger.warning(
-                "%d writers wait for a transaction that has idled for %.1f s: %s%s",
+                "%d writers are waiting for a transaction that has been idle for %.1f s: %s%s",
                 self._queue.waiting,
                 max(look.idles_for, look.stands_for),
                 described,

@@ -143,13 +143,13 @@ class WriteQueue:
         sql = f"{shorten(ticket.owner.last_statement)!r} was not run."
         if ticket.state is TicketState.REFUSED:
             raise QueueFull(
-                f"{self.queue.waiting} writers wait already (max_waiting={settings.max_waiting}); "
-                f"{sql} {self.holder_text()}"
+                f"{self.queue.waiting} writers are already waiting "
+                f"(max_waiting={settings.max_waiting}); {sql} {self.holder_text()}"
             )
         when = f"within {settings.queue_timeout:g} s" if waited else "at once (NOWAIT)"
         if ticket.state in (TicketState.HELD, TicketState.TAKEN):
             raise QueueTimeout(
-                f"The turn to write to {self.database!r} did not come {when}; {sql} "
+                f"This process did not get its turn to write to {self.database!r} {when}; {sql} "
                 f"{self._other_process()}"
             )
         raise QueueTimeout(f"The write ticket was not free {when}; {sql} {self.holder_text()}")
@@ -168,18 +168,22 @@ class WriteQueue:
         """The holder in a sentence, for a message."""
         holder = self.holder()
         if holder is None:
-            return "Nobody holds it now."
-        others = f" It waits as well. {self._other_process()}" if self.turn.waits else ""
+            return "The ticket is free now."
+        others = (
+            f" The holder waits for another process. {self._other_process()}"
+            if self.turn.waits
+            else ""
+        )
         return f"Its holder: {holder}.{others}"
 
     def _other_process(self) -> str:
         """Who has the turn on the file, in words."""
         last = self.turn.holder()
         if last is None:
-            return "Another process writes to the file; the system does not tell which."
+            return "Another process is writing to the file; the system does not say which one."
         pid, since = last
         who = "another engine of this process" if pid == os.getpid() else describe_process(pid)
-        return f"The turn is held by {who}, for {max(time.time() - since, 0.0):.1f} s."
+        return f"The turn has been held by {who} for {max(time.time() - since, 0.0):.1f} s."
 
     async def until_free(self, deadline: float | None, owner: Owner) -> None:
         """Wait until everybody who held the ticket or waited for it is done with it.

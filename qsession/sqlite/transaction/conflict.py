@@ -12,10 +12,11 @@ from qsession.errors import ConflictError
 def conflict(reason: str) -> ConflictError:
     """The error for a transaction whose reads are not so any more."""
     return ConflictError(
-        f"What this transaction had read was changed by another one before it wrote: {reason}. "
-        "Nothing of it was written. Roll back and run it again (qsession.run does). Or take the "
-        "write ticket before reading: with_for_update(), qsession(), access='write'; if it only "
-        "reads, take a snapshot: qsession.reader(), qsession_access='read'."
+        "Another transaction changed data that this one had read, before this one wrote: "
+        f"{reason}. Nothing was written. Roll back and run it again (qsession.run does so "
+        "automatically). To avoid conflicts, take the write ticket before reading, with "
+        "with_for_update(), qsession() or access='write'. If the transaction only reads, use a "
+        "snapshot: qsession.reader() or qsession_access='read'."
     )
 
 
@@ -28,8 +29,8 @@ def as_stale_data(error: ConflictError, context: Any) -> Exception:
     if table is None:
         return error
     stale = StaleDataError(
-        f"UPDATE or DELETE statement on table {table!r} expected to match a version that has been "
-        f"changed by another transaction. {error}"
+        f"UPDATE or DELETE statement on table {table!r} expected to match a version that another "
+        f"transaction has changed. {error}"
     )
     stale.__cause__ = error
     return stale

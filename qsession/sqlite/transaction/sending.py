@@ -173,11 +173,11 @@ def _find_conflict(raw: sqlite3.Connection, plan: Plan, report: Report) -> str |
     if plan.version is not None and data_version(raw) == plan.version:
         return None
     if not plan.complete:
-        return "it had read too much to be read again, and something was committed since"
+        return "it had read too much to compare, and another transaction has committed since"
     report.validated = True
     for entry in plan.entries:
         if not same_again(raw, entry):
-            return f"{entry.sql!r} now returns something else"
+            return f"{entry.sql!r} now returns a different result"
     return None
 
 

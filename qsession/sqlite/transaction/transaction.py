@@ -313,15 +313,15 @@ class Transaction:
             pass
         elif instead is Instead.REFUSE_SNAPSHOT:
             raise errors.QSessionError(
-                f"{statement.sql!r} works only outside of a transaction, and this one, with "
-                "access='read', has begun to read from its snapshot. Send it first."
+                f"{statement.sql!r} works only outside a transaction, but this one has "
+                "access='read' and already has a snapshot. Send it as the first statement."
             )
         else:
             raise errors.QSessionError(
-                f"{statement.sql!r} was not run: SQLite ignores it inside of a transaction, and "
-                "this one has written. Commit before it, or send it first. In a migration of "
-                "Alembic, send it in `with op.get_context().autocommit_block():`, or let env.py "
-                "call qsession.migrate.run(), which takes care of foreign keys."
+                f"{statement.sql!r} was not run: SQLite ignores it inside a transaction, and this "
+                "transaction has written. Commit first, or send it as the first statement. In an "
+                "Alembic migration, send it in `with op.get_context().autocommit_block():`, or "
+                "call qsession.migrate.run() in env.py, which handles foreign keys."
             )
         return _nothing_sent()
 
@@ -493,7 +493,8 @@ class Transaction:
     def _ended_elsewhere(self) -> Exception:
         """What is raised for a statement that waited while its transaction was ended."""
         return self.work.failure or errors.QSessionError(
-            f"The transaction was ended elsewhere before {self.last_statement!r} could run."
+            f"{self.last_statement!r} was not run: another task ended the transaction while the "
+            "statement waited."
         )
 
     def _come_by_connection(self, keeps: bool) -> Lease:
@@ -819,8 +820,8 @@ class Transaction:
         """SQLite has rolled the whole transaction back by itself (disk full, RAISE(ROLLBACK))."""
         self.abandon(
             errors.QSessionError(
-                f"SQLite rolled the transaction back after {self.last_statement!r} failed "
-                f"({error}); nothing of it was written. Roll back and begin again."
+                f"SQLite rolled back the transaction after {self.last_statement!r} failed "
+                f"({error}); nothing was written. Roll back and begin again."
             )
         )
 
@@ -854,7 +855,11 @@ class Transaction:
         if statement.kind in _SETTINGS and work.lease is not None and not told:
             work.lease.driver.suspect = True  # it may have been set, and nobody took note
         if not isinstance(error, Exception):
-            self.abandon(errors.QSessionError("The transaction was rolled back: it was cancelled."))
+            self.abandon(
+                errors.QSessionError(
+                    "The transaction was rolled back because a statement in it was cancelled."
+                )
+            )
         elif work.state is State.IDLE and not (self._lent or work.remembered or work.by_hand):
             self._end()
         elif work.state is not State.LOCKED and work.ticket is not None and work.ticket.claimed:
@@ -885,9 +890,9 @@ class Transaction:
         assert kept is not None
         if kept.is_changed:
             kept.lost = (
-                f"The connection had to be closed after {self.last_statement!r} failed ({error}). "
-                "What was set on it is gone: a PRAGMA, a temporary table, or an attached database. "
-                "Close this connection or session, and set it again on a new one."
+                f"The connection was closed after {self.last_statement!r} failed ({error}). "
+                "Everything set on it is gone: PRAGMAs, temporary tables and attached databases. "
+                "Close this connection or session, and set them again on a new one."
             )
 
     def let_go(self) -> None:
@@ -939,10 +944,11 @@ class Transaction:
         lease = lease or self._pool.wake(self) or self._pool.idle_lease()
         if lease is None:
             raise errors.QSessionError(
-                "This connection has no physical one yet, and it cannot be waited for here. Send a "
-                "statement first; or use 'await connection.run_sync(lambda c: c.connection."
-                "driver_connection)', or get_raw_connection() of what 'engine.connect()' of "
-                "qsession.create_async_engine() or 'qsession().connection()' has returned."
+                "driver_connection is not available: this connection has no physical connection "
+                "yet, and cannot wait for one here. Send a statement first, or use 'await "
+                "connection.run_sync(lambda c: c.connection.driver_connection)', or 'await "
+                "connection.get_raw_connection()' on a connection from an engine of "
+                "qsession.create_async_engine() or from 'qsession().connection()'."
             )
         self.work.lease = lease
         return lease
@@ -1172,10 +1178,10 @@ class Transaction:
         holder = describe(ticket)
         self.abandon(
             errors.HoldTimeout(
-                f"The transaction held the write ticket longer than max_hold="
-                f"{self._settings.max_hold:g} s and was rolled back; its last statement was "
-                f"{self.last_statement!r}. Nothing of it was written. When its time was over, "
-                f"{holder.task} stood at {holder.where}.{holder.traceback}"
+                f"The transaction was rolled back because it held the write ticket longer than "
+                f"max_hold={self._settings.max_hold:g} s; its last statement was "
+                f"{self.last_statement!r}. Nothing was written. At that time, {holder.task} was at "
+                f"{holder.where}.{holder.traceback}"
             )
         )
 
@@ -1206,8 +1212,8 @@ def _nothing_sent() -> Outcome:
 def _in_its_own_way(error: Any) -> Exception:
     """What SQLite says of a lock that only the connection itself can hold, with what to do."""
     told: Any = type(error)(
-        f"{error}: this connection has attached its own file, and its two names are in one "
-        "another's way. DETACH it, and use one name."
+        f"{error}: this connection has attached its own database file, so it waits for its own "
+        "lock. DETACH the file, and use one name for it."
     )
     told.sqlite_errorcode = errors.SQLITE_BUSY
     return told  # type: ignore[no-any-return]
@@ -1224,9 +1230,9 @@ def _tell_of_lost_changes(sql: str) -> None:
             return
         if frame.f_code.co_name in ("_do_close", "_close_special", "_finalize_fairy"):
             warnings.warn(
-                f"A connection was closed without commit; lost: {sql!r}. sqlite3 by itself commits "
-                "such a statement at once, qsession as any other: commit before the end, or use "
-                "engine.begin(); or roll back on purpose",
+                f"A connection was closed without a commit, and {sql!r} is lost. Unlike sqlite3, "
+                "qsession does not commit such a statement at once: call commit() before the "
+                "connection is closed, use engine.begin(), or call rollback() to discard it",
                 errors.UncommittedChangesWarning,
                 stacklevel=3,
             )

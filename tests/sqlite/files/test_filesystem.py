@@ -88,4 +88,4 @@ async def test_hard_links_are_logged(tmp_path, caplog):
     for _ in range(2):
         await use("app.db")
     (record,) = caplog.records
-    assert "app.db' has another name by a hard link" in record.getMessage()
+    assert "app.db' has another name, a hard link" in record.getMessage()

@@ -97,7 +97,9 @@ async def test_not_a_database(tmp_path: Path) -> None:
     path.write_bytes(b"This is a letter, not a database. " * 100)
     before = path.read_bytes()
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
-    with pytest.raises(DatabaseError, match=r"a\.db' holds something else, or is encrypted"):
+    with pytest.raises(
+        DatabaseError, match=r"a\.db' is not an SQLite database, or it is encrypted"
+    ):
         await add(engine)
     with pytest.raises(DatabaseError, match="file is not a database"):
         await count(engine)

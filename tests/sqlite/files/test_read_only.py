@@ -70,7 +70,7 @@ def ground() -> Iterator[Ground]:
 
 WHY = {
     "file": "the file is read-only for this user",
-    "folder": "is read-only for this user, and a journal must lie there",
+    "folder": "is read-only for this user, and SQLite needs a file there",
     "both": "the file is read-only for this user",
 }
 
@@ -87,7 +87,7 @@ def test_read_only_ground_is_read_and_a_write_says_why_not(
         assert (before, after) == (1, 1), form
         assert error.startswith("OperationalError: (sqlite3.OperationalError) attempt to write a ")
         assert f"{ground.path!s}" in error
-        assert ("its URL says so" if form else WHY[what]) in error
+        assert ("its URL makes it read-only" if form else WHY[what]) in error
 
 
 def test_changes_that_cannot_be_read_are_not_passed_over(ground: Ground) -> None:
@@ -107,7 +107,7 @@ def test_a_folder_that_may_not_be_entered(ground: Ground) -> None:
     ground.folder.chmod(0o000)
     for error in run("read_only", ground.path)[""]:
         assert "unable to open database file" in error
-        assert "look at the permissions of file and folder" in error
+        assert "check the permissions of the file and its folder" in error
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
@@ -117,7 +117,7 @@ def test_somebody_writes_where_we_cannot(ground: Ground) -> None:
     ground.folder.chmod(0o755)
     seen = run("changed_beside", ground.path)
     assert (seen["before"], seen["after"]) == (1, 2)
-    assert "was changed by another user while it was read here" in seen["during"]
+    assert "Another user changed the database file" in seen["during"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs two users")
@@ -138,7 +138,9 @@ async def test_read_only_by_url(tmp_path: Path, query: str) -> None:
     for _ in range(2):
         async with engine.connect() as connection:
             assert (await connection.execute(text("SELECT count(*) FROM t"))).scalar() == 0
-        with pytest.raises(OperationalError, match="can be read but not written: its URL says so"):
+        with pytest.raises(
+            OperationalError, match="can be read but not written: its URL makes it read-only"
+        ):
             async with engine.begin() as connection:
                 await connection.execute(text("INSERT INTO t VALUES (1)"))
     assert engine.stats().holder is None

@@ -125,7 +125,7 @@ def test_holder_and_queue_of_another_process(tmp_path):
         (told,) = json.loads(who(path, "--json").output)
         assert told["engines"][0]["waiting"] == 3
     assert processes(str(path)) == []
-    assert "Nobody has it open" in who(path).output
+    assert "No process that this user can see has it open" in who(path).output
 
 
 def test_two_processes(tmp_path):

@@ -82,7 +82,7 @@ async def test_the_queue_is_waited_for(bench):
 async def test_out_of_time(bench):
     """The error names who is still at work; the door stays shut, and the transaction goes on."""
     connection = await begun(bench)
-    with pytest.raises(QueueTimeout, match=r"1 transactions .* still at work .*UPDATE items"):
+    with pytest.raises(QueueTimeout, match=r"1 transactions .* still open .*UPDATE items"):
         await bench.engine.drain(0.01)
     with pytest.raises(EngineDraining):
         await add(bench)

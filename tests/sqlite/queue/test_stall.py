@@ -215,7 +215,7 @@ async def test_hold_timeout_shows_where_the_holder_stood(tmp_path):
     with pytest.raises(HoldTimeout) as error:
         await asyncio.wait_for(holder, PATIENCE)
     said, *stack = str(error.value.orig or error.value).splitlines()
-    assert "task 'payments' stood at" in said
+    assert "task 'payments' was at" in said
     assert [each.strip().rpartition(" in ")[2] for each in stack[:2]] == ["outer", "inner"]
     await bench.check()
     await bench.engine.dispose()

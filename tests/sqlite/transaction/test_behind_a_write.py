@@ -103,7 +103,7 @@ async def test_an_error_that_ends_the_transaction(make: Make, direct: list[str])
         await connection.execute(INSERT, {"id": 1})
         with pytest.raises(IntegrityError, match="no nines"):
             await connection.execute(INSERT, {"id": 9})
-        with pytest.raises(QSessionError, match="rolled the transaction back"):
+        with pytest.raises(QSessionError, match="rolled back the transaction"):
             await connection.execute(INSERT, {"id": 2})
         await connection.rollback()
         assert await connection.scalar(COUNT) == 0

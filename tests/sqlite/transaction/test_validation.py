@@ -258,7 +258,7 @@ async def test_a_log_past_its_limit_is_compared_by_version(engine, monkeypatch, 
                 await connection.execute(text("CREATE TABLE other (id INTEGER)"))
         write = session.execute(update(Account).where(Account.id == 1).values(balance=1))
         if changed:
-            with pytest.raises(ConflictError, match="too much to be read again"):
+            with pytest.raises(ConflictError, match="too much to compare"):
                 await write
         else:
             await write
