@@ -113,7 +113,7 @@ async def run(
 
 def _awaitable(fn: Any, result: Any) -> Any:
     if not inspect.isawaitable(result):
-        raise TypeError(f"{fn!r} must be an async function, but it returned {result!r}")
+        raise TypeError(f"{fn!r} is not an async function: it returned {result!r}")
     return result
 
 

@@ -54,7 +54,7 @@ def test_refused(tmp_path):
     assert "secret" not in done.output
     done = run(source, tmp_path / "no" / "folder.db")
     assert done.exit_code == 1
-    assert "there is no folder" in done.output
+    assert "does not exist" in done.output
     done = run(source, source, "--force")
     assert done.exit_code == 1
     assert "is the database itself" in done.output

@@ -106,7 +106,7 @@ def test_init_refuses_a_url_that_is_none(tmp_path: Path, url: str) -> None:
     """A wrong --url is refused before anything is written."""
     done = CliRunner().invoke(app, ["init", str(tmp_path), "--url", url])
     assert done.exit_code == 2
-    assert "no URL of a database" in done.output
+    assert "not a database URL" in done.output
     assert not list(tmp_path.iterdir())
 
 

@@ -117,7 +117,7 @@ async def test_a_reference_that_cannot_be_checked_hides_no_other_table(project: 
     everything = "SELECT sql FROM sqlite_schema", "SELECT * FROM parent", "SELECT * FROM child"
     before = project.execute(*everything)  # a dump of Python 3.13 would check references, too
     project.add(ORPHAN)
-    with pytest.raises(CommandError, match=r"exist: 1 in 'child' to 'parent'\. It"):
+    with pytest.raises(CommandError, match=r"exist: 1 in 'child' to 'parent'\. F"):
         await upgrade(config=project.config)
     assert project.execute(*everything) == before
 
@@ -327,7 +327,7 @@ async def test_a_leftover_that_holds_rows_is_reported_and_kept(project: Project)
         "INSERT INTO _alembic_tmp_parent VALUES (1)",
     )
     project.add(REBUILD_PARENT)
-    with pytest.raises(CommandError, match="'_alembic_tmp_parent' was left behind"):
+    with pytest.raises(CommandError, match="left the table '_alembic_tmp_parent'"):
         await upgrade(config=project.config)
     assert project.execute("SELECT id FROM _alembic_tmp_parent") == [(1,)]
 

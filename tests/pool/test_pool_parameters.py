@@ -92,7 +92,7 @@ def test_names_before_a_cast() -> None:
 @pytest.mark.parametrize(
     ("sql", "arguments", "named", "told"),
     [
-        ("SELECT $2", (1,), {}, "takes 2 positional arguments .*, 1 were given"),
+        ("SELECT $2", (1,), {}, "takes 2 positional arguments .*, but 1 were given"),
         ("SELECT $1", (), {}, "takes 1 positional arguments"),
         ("SELECT 1", (1,), {}, "takes 0 positional arguments"),
         ("SELECT $1", (), {"a": 1}, "has no placeholder :a"),
@@ -101,7 +101,7 @@ def test_names_before_a_cast() -> None:
         ("SELECT :a", (), {"a": 1, "timeout": 2}, "has no placeholder :timeout"),
         ("SELECT :a, :b", (1, 2), {}, "keyword arguments or one mapping"),
         ("SELECT $1, :a", (1,), {}, "both"),
-        ("SELECT $0", (), {}, "begin with"),
+        ("SELECT $0", (), {}, "start at"),
     ],
 )
 def test_what_does_not_fit(

@@ -829,7 +829,7 @@ def test_no_database_is_a_clear_error(monkeypatch):
     for use in (lambda maker: maker(), lambda maker: maker.begin(), lambda maker: maker.engine):
         with pytest.raises(exc.InvalidRequestError, match=r"configure\(.*QSESSION_URL"):
             use(SessionMaker(env="QSESSION_URL"))
-    with pytest.raises(exc.InvalidRequestError, match=r"first$"):
+    with pytest.raises(exc.InvalidRequestError, match=r"configure\(bind=engine\)$"):
         SessionMaker()()
 
 

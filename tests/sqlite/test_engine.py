@@ -167,7 +167,9 @@ def test_max_size_is_pool_size_without_overflow(tmp_path: Path) -> None:
             create_async_engine(url, max_size=3, min_size=4, **kw)
     with pytest.raises(ArgumentError, match=r"min_size=6 is not allowed: .*pool_size=5"):
         create_async_engine("postgresql+asyncpg://u:p@nowhere/db", module=driver, min_size=6)
-    with pytest.raises(ArgumentError, match=r"max_size is for qsession\.create_async_engine"):
+    with pytest.raises(
+        ArgumentError, match=r"max_size is a setting of qsession\.create_async_engine"
+    ):
         stock_engine(f"sqlite+qsession:///{tmp_path}/a.db?max_size=3")
 
 

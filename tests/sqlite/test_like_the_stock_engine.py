@@ -184,7 +184,7 @@ async def test_a_file_attached_to_itself(make: Make, tmp_path: Path) -> None:
     async with engine.connect() as connection:
         await connection.execute(text(f"ATTACH '{tmp_path / 'a.db'}' AS same"))
         assert await connection.scalar(text("SELECT count(*) FROM same.t")) == 0
-        with pytest.raises(exc.OperationalError, match=r"attached its own file.*DETACH"):
+        with pytest.raises(exc.OperationalError, match=r"attached its own database file.*DETACH"):
             await connection.execute(text("INSERT INTO t VALUES (1)"))
     await run(engine, "INSERT INTO t VALUES (2)")
     assert await count(engine) == 1

@@ -123,7 +123,7 @@ def test_an_empty_file(tmp_path):
         ("malformed database schema (t) - near x: syntax error", "A newer SQLite", True),
         ("file is not a database", "beginning is damaged", True),
         ("unable to open database file", "permissions", False),
-        ("disk I/O error", "look at the disk", False),
+        ("disk I/O error", "check the disk", False),
         ("no such module: dbstat", "the application may register", False),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_file_that_this_user_may_not_read():
             content = found(path)["content"]
     assert content.level is Level.BLIND
     assert "Permission denied" in content.found
-    assert "user who may read it" in content.advice
+    assert "user who may read the file" in content.advice
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def test_hot_journal(tmp_path):
     before = contents(tmp_path)
     warning, content = found(path)["rollback journal"], found(path)["content"]
     assert warning.level is Level.WARNING
-    assert "Never delete it" in warning.advice
+    assert "Never delete the journal" in warning.advice
     assert "rolls it back" in content.advice
     assert contents(tmp_path)["app.db-journal"] == before["app.db-journal"]
 
@@ -255,7 +255,7 @@ def test_free_pages(tmp_path, monkeypatch):
         "INSERT INTO t SELECT randomblob(4000) FROM pragma_function_list LIMIT 100",
         "DELETE FROM t",
     )
-    assert "VACUUM gives" in found(path)["free pages"].advice
+    assert "VACUUM returns" in found(path)["free pages"].advice
 
 
 def test_large_wal(tmp_path, monkeypatch):

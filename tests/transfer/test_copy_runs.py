@@ -280,7 +280,7 @@ def run_copy(*arguments):
 
 
 WRONG_URLS = {
-    "postgresql+asyncpg://me:secret@127.0.0.1:port/x": "no URL of a database",
+    "postgresql+asyncpg://me:secret@127.0.0.1:port/x": "not a database URL",
     "mysql+asyncmy://me:secret@127.0.0.1": "names no database",
     "postgresql+asyncpg://me:secret@127.0.0.1/x?foo=1": "'foo'",
     "postgresql+psycopg://me:secret@127.0.0.1/x?foo=1": '"foo"',

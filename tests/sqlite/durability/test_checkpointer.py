@@ -333,7 +333,7 @@ def test_it_fails(raw, path, checkpointer, caplog):
     with caplog.at_level(logging.INFO, "qsession"):
         checkpointer.run(raw)
     raw.execute("COMMIT")
-    assert "could not be checkpointed" in caplog.text
+    assert "A checkpoint of" in caplog.text
     checkpointer.run(raw)
     assert checkpointer.checkpoints == 2
     assert mark_of(path) is not None

@@ -487,7 +487,7 @@ async def test_the_database_has_gone(syncer, disk, path, how, wal):
     if wal != "stays":
         os.unlink(f"{path}-wal") if wal == "goes" else replace(f"{path}-wal")
     for _ in range(2):
-        with pytest.raises(DurabilityError, match=rf"(?s){how}.*committed to the old one"):
+        with pytest.raises(DurabilityError, match=rf"(?s){how}.*committed to the old file"):
             await syncer.wait(syncer.committed(), now=True)
         recover(Checkpointed(), syncer)
     assert syncer.syncs == 1

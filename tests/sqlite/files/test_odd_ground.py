@@ -148,7 +148,7 @@ async def test_file_is_gone_between_transactions(
     assert await count(engine, access) == 3
     path = tmp_path / "a.db"
     delete_file(path) if change == "deleted" else replace_file(path, rows=7)
-    with pytest.raises(OperationalError, match=f"was {change}.*opens the file anew"):
+    with pytest.raises(OperationalError, match=f"was {change}.*opens the file again"):
         await count(engine, access)
     if change == "deleted":
         make(path, rows=7)
@@ -166,7 +166,7 @@ async def test_file_is_gone_before_the_commit(
     async with AsyncSession(engine) as session:
         await session.execute(text("INSERT INTO t (b) VALUES ('lost')"))
         delete_file(path) if change == "deleted" else replace_file(path, rows=7)
-        with pytest.raises(OperationalError, match=f"was {change}.*committed to the old one"):
+        with pytest.raises(OperationalError, match=f"was {change}.*committed to the old file"):
             await session.commit()
         await session.rollback()
         if change == "deleted":

@@ -150,7 +150,7 @@ async def test_read_only_by_url(tmp_path: Path, query: str) -> None:
 async def test_nothing_to_read(tmp_path: Path) -> None:
     """No file, where the URL forbids to make one; and a folder in its place."""
     for name, message in (
-        (f"file:{tmp_path}/a.db?mode=ro&uri=true", "there is no file"),
+        (f"file:{tmp_path}/a.db?mode=ro&uri=true", "does not exist"),
         (str(tmp_path), "is a folder"),
     ):
         engine = create_async_engine(f"sqlite+aiosqlite:///{name}")

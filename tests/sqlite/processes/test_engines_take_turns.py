@@ -198,7 +198,7 @@ async def test_a_foreign_writer_is_named(tmp_path: Path) -> None:
     """A timeout on SQLite's own lock says which process holds it, where the system tells."""
     async with ready(tmp_path / "app.db", queue_timeout=0.1) as bench:
         async with holder(bench.path, FOREIGN) as other:
-            named = f"pid {other.pid}" if sys.platform == "linux" else "a process"
+            named = f"pid {other.pid}" if sys.platform == "linux" else "process"
             with pytest.raises(QueueTimeout, match=named):
                 await add(bench)
 

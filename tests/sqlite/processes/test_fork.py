@@ -73,7 +73,7 @@ def refused(function):
     try:
         function()
     except Exception as error:
-        assert "was in use by the parent" in str(error), error
+        assert "was forked while its parent" in str(error), error
     else:
         raise AssertionError("not refused")
 """

@@ -91,7 +91,7 @@ def test_root_gives_them_to_the_owner_of_the_database(path):
 def test_a_pipe(path):
     """Nobody waits for its other end."""
     os.mkfifo(names(str(path))[1])
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         LockFiles(str(path))
     assert last_holder(str(path)) is None
 

@@ -41,7 +41,7 @@ async def test_outer_has_written(benches):
     one, other = benches
     async with AsyncSession(one.engine) as outer:
         await outer.execute(ADD.where(Item.id == 1))
-        with pytest.raises(NestedWriteError, match="with uncommitted writes"):
+        with pytest.raises(NestedWriteError, match="has uncommitted writes"):
             await add(other, 2)
         async with AsyncSession(other.engine) as inner:
             assert await inner.scalar(select(Item.value).where(Item.id == 1)) == 0

@@ -177,7 +177,7 @@ async def test_warning_shows_where_the_holder_stands(tmp_path, caplog):
         assert await asyncio.wait_for(asyncio.gather(holder, waiter), PATIENCE) == [5, 10]
     (message,) = [each.getMessage() for each in caplog.records]
     first, *stack = message.splitlines()
-    assert "1 writers wait" in first
+    assert "1 writers are waiting" in first
     assert "task 'payments'" in first
     assert RAISE.text in first
     assert [each.rpartition(" in ")[2] for each in stack] == ["outer", "inner"]

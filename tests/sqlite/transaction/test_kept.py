@@ -331,7 +331,7 @@ async def test_foreign_keys_in_a_snapshot(bench):
         await connection.execution_options(qsession_access="read")
         await connection.execute(text("PRAGMA foreign_keys=ON"))
         await connection.execute(READ)
-        with pytest.raises(QSessionError, match="Send it first"):
+        with pytest.raises(QSessionError, match="Send it as the first statement"):
             await connection.execute(text("PRAGMA foreign_keys=OFF"))
         await connection.execute(text("PRAGMA foreign_keys=ON"))  # it is on
         assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
@@ -555,7 +555,7 @@ async def test_a_connection_that_is_lost(bench, monkeypatch):
             await mine.execute(READ)
     await mine.rollback()
     for _ in range(2):
-        with pytest.raises(QSessionError, match="What was set on it is gone"):
+        with pytest.raises(QSessionError, match="Everything set on it is gone"):
             await mine.execute(ADD, {"run": 1})
         await mine.rollback()
     await mine.close()
