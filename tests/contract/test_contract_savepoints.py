@@ -60,7 +60,7 @@ async def test_a_row_that_changed_after_the_snapshot(make: Make, database: Datab
 
 
 async def test_a_timeout_that_has_dropped_the_transaction(make: Make, database: Database) -> None:
-    """As with innodb_rollback_on_timeout: the savepoint no longer exists (1305), and that is a conflict."""
+    """As with innodb_rollback_on_timeout: the savepoint is gone (1305), and that is a conflict."""
     engine = make(connect_args={"init_command": "SET innodb_lock_wait_timeout = 1"})
     maker = SessionMaker(bind=engine)
     async with maker() as holder, maker() as s:

@@ -235,7 +235,7 @@ def test_hot_journal(tmp_path):
     warning, content = found(path)["rollback journal"], found(path)["content"]
     assert warning.level is Level.WARNING
     assert "Never delete the journal" in warning.advice
-    assert "rolls it back" in content.advice
+    assert "rolls the transaction back" in content.advice
     assert contents(tmp_path)["app.db-journal"] == before["app.db-journal"]
 
 
