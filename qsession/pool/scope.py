@@ -116,8 +116,8 @@ class _Watch:
             self._place.set_exception(
                 QueueTimeout(
                     f"The connection was in a transaction of {task} for {self._timeout:g} s. "
-                    "A statement of another task waits for its end; tasks started inside the "
-                    "transaction belong to it. Use a connection of its own for each task."
+                    "Statements of other tasks wait until it ends; tasks started inside the "
+                    "transaction belong to it. Use a separate connection for each task."
                 )
             )
 
