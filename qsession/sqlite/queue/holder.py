@@ -1,4 +1,4 @@
-"""Who holds the ticket, in words: the task, its last statement, and where it stands now."""
+"""Description of the holder of the ticket: its task, its last statement, and its present line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MACHINERY = tuple(
         os.path.dirname(__file__),
     )
 )
-"""Folders whose frames say nothing about the application."""
+"""Folders whose frames are not part of the application."""
 
 
 def describe(ticket: Ticket) -> Holder:
@@ -45,7 +45,7 @@ def describe(ticket: Ticket) -> Holder:
 
 
 def _stack(task: asyncio.Task[Any] | None) -> tuple[str, ...]:
-    """The lines of the application that a task stands in, from the outside in."""
+    """The lines of the application at which a task waits, outermost first."""
     return tuple(
         f"{code.co_filename}:{line} in {code.co_name}"
         for code, line in frames(None if task is None else task.get_coro())
@@ -60,7 +60,7 @@ def _no_place(task: asyncio.Task[Any] | None) -> str:
 
 
 def frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
-    """The frames of a coroutine and of what it awaits, from the outside in."""
+    """The frames of a coroutine and of what it awaits, outermost first."""
     while awaitable is not None:
         inner = None
         for frame_name, await_name in _COROUTINES:

@@ -1,8 +1,8 @@
-"""Nesting: a task that has a transaction open and would wait for itself in a second one.
+"""Nesting: a task that has a transaction open, and would wait for itself in a second one.
 
-The ticket of one that has only read is taken away. One that has written is in the way for good:
-then a SELECT goes on without the ticket, and a write is an error at once. The two may belong to two
-engines on one file, where the second one would wait for the turn of the first.
+If the first transaction has only read, its ticket is taken away. If it has written, a SELECT in the
+second one runs without the ticket, and a write raises an error at once. The two transactions may
+belong to two engines on one file, where the second one would wait for the turn of the first.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from qsession.waiting.ticket import Ticket, TicketQueue
 
 
 class Held:
-    """A ticket that was taken in this task, or in the one that started it."""
+    """A ticket that this task took, or the task that started it."""
 
     __slots__ = ("__weakref__", "file", "queue", "ticket")
 
     def __init__(self, ticket: Ticket, queue: TicketQueue, file: Any) -> None:
         self.ticket = weakref.ref(ticket)
-        self.queue = weakref.ref(queue)  # the context of a long task keeps no engine alive
+        self.queue = weakref.ref(queue)  # the context of a long task must not keep an engine alive
         self.file = file
         """Device and inode of the database."""
 
@@ -34,9 +34,9 @@ held_here: ContextVar[Held | None] = ContextVar("held_here", default=None)
 
 
 def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bool:
-    """Settle the case that the asking task waits for itself. False: it reads without the ticket.
+    """Handle a task that would wait for itself. False: its SELECT runs without the ticket.
 
-    ``file`` is the identity of the database; a ticket of another engine on the same file counts.
+    ``file`` is the identity of the database: a ticket of another engine on the same file counts.
     Raises :class:`NestedWriteError`.
     """
     found = _outer(queue, file)
@@ -49,9 +49,9 @@ def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bo
     if not outer.locked_by_driver and outer_queue.take_away(holder):
         return True
     if outer.ticket is not holder:
-        return True  # it was given up: the ticket passes on when SQLite has rolled it back
+        return True  # it was abandoned: the ticket passes on when SQLite has rolled it back
     if not holder.held or outer.task is not asyncio.current_task():
-        return True  # a task that was started by the holder: it may go on any moment
+        return True  # the holder started this task, and may continue at any moment
     if reads:
         return False
     raise NestedWriteError(
@@ -63,7 +63,7 @@ def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bo
 
 
 def _outer(queue: TicketQueue, file: Any) -> tuple[TicketQueue, Ticket] | None:
-    """The held ticket that this task, or the one that started it, may be waiting for."""
+    """The ticket that this task holds, or the task that started it, with its queue."""
     holder = queue.holder
     if holder is not None and holder.owner.task is asyncio.current_task():
         return queue, holder
