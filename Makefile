@@ -66,7 +66,7 @@ demo: .venv/demo
 # SQLAlchemy's dialect suite brings its own pytest plugin, so it runs in a process of its own.
 test: .venv/dev
 	$(BIN)/python -m pytest tests --ignore=tests/compliance $(PYTEST_ARGS)
-	if [[ -d tests/compliance ]]; then $(BIN)/python -m pytest tests/compliance; fi
+	if [[ -d tests/compliance ]]; then $(BIN)/python -m pytest tests/compliance && $(BIN)/python -m pytest tests/compliance --db synchronous; fi
 
 test-all:
 	.ci/matrix $(PYTEST_ARGS)

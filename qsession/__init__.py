@@ -1,7 +1,7 @@
 """qsession: SQLite for async applications, without "database is locked"."""
 
 from qsession.copying import copy
-from qsession.engine import QueuedAsyncEngine, create_async_engine, drain, stats
+from qsession.engine import QueuedAsyncEngine, create_async_engine, create_engine, drain, stats
 from qsession.errors import (
     ConflictError,
     CopyError,
@@ -48,6 +48,7 @@ __all__ = [
     "UncommittedChangesWarning",
     "copy",
     "create_async_engine",
+    "create_engine",
     "create_pool",
     "drain",
     "qsession",

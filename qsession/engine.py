@@ -1,23 +1,31 @@
-"""create_async_engine and QueuedAsyncEngine: the drop-in for SQLAlchemy's own."""
+"""create_async_engine and create_engine: the drop-ins for SQLAlchemy's own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from sqlalchemy.dialects import registry
-from sqlalchemy.engine import URL, Engine
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import create_engine as _create_engine
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as _create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from qsession.by_url import offer
-from qsession.servers.creation import create_server_engine, pool_size, take_settings
+from qsession.servers.creation import (
+    create_server_engine,
+    create_synchronous_server_engine,
+    pool_size,
+    take_settings,
+)
 from qsession.servers.failures import REFUSED
 from qsession.servers.pool import ServerPool
 from qsession.statistics import Stats
 from qsession.urls import with_driver
+from qsession.waiting.background import background
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -141,6 +149,27 @@ def create_async_engine(url: str | URL, **kw: Any) -> QueuedAsyncEngine:
     return QueuedAsyncEngine(engine.sync_engine)
 
 
+def create_engine(url: str | URL, **kw: Any) -> Engine:
+    """SQLAlchemy's ``create_engine``, for threads, with the settings of `Settings` added.
+
+    ``sqlite://`` becomes ``sqlite+qsession://``. Its transactions wait in the same line as those of
+    the asyncio engines on the file, in this process and in others, and all that is said of access,
+    reads and durability holds. It needs no event loop, and may be used from any thread. A call
+    raises what the asyncio engine would. Interrupted, by Ctrl-C or by what a signal handler raises,
+    a statement is broken off and its transaction rolled back; a COMMIT that has begun runs to its
+    end first. In a thread in which an event loop runs, a call stops the loop until it returns.
+
+    Any other URL is a server's, and goes to SQLAlchemy as it is, with its driver; ``access="read"``
+    and the execution options of qsession hold there as well. Raises `sqlalchemy.exc.ArgumentError`
+    for a setting that is not allowed.
+    """
+    url = make_url(url)
+    if url.get_backend_name() != "sqlite":
+        return create_synchronous_server_engine(url, kw)
+    sizes, url = take_settings(url.set(drivername="sqlite+qsession"), kw, ("min_size", "max_size"))
+    return _create_engine(url, **pool_size(sizes.max_size, kw))
+
+
 def stats(engine: AsyncEngine | Engine) -> Stats:
     """``engine.stats()``, also for an engine that a framework made from ``sqlite+qsession://``.
 
@@ -151,13 +180,22 @@ def stats(engine: AsyncEngine | Engine) -> Stats:
     return _write_queue(engine, "to look at").stats()
 
 
-async def drain(engine: AsyncEngine | Engine, timeout: float | None = None) -> None:
+@overload
+def drain(engine: AsyncEngine, timeout: float | None = None) -> Awaitable[None]: ...
+@overload
+def drain(engine: Engine, timeout: float | None = None) -> None: ...
+def drain(engine: AsyncEngine | Engine, timeout: float | None = None) -> Awaitable[None] | None:
     """``engine.drain(timeout)``, also for an engine that a framework made.
 
-    Raises the same errors, and `sqlalchemy.exc.InvalidRequestError` for an engine without
-    qsession's write queue.
+    Await it for an asyncio engine; for a synchronous one it waits in the calling thread. Raises the
+    same errors, and `sqlalchemy.exc.InvalidRequestError` for an engine without qsession's write
+    queue. Interrupted: as if cancelled.
     """
-    await _write_queue(engine, "to drain").drain(timeout)
+    draining = _write_queue(engine, "to drain").drain(timeout)
+    if engine.dialect.is_async:
+        return draining
+    background.run(lambda: await_only(draining))
+    return None
 
 
 def refusal(connection: Connection) -> BaseException | None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import sqlalchemy
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
-from qsession import create_async_engine, create_pool, urls
+from qsession import create_async_engine, create_engine, create_pool, urls
 from qsession.commands.target import url_of as command_url
 from qsession.session.maker import SessionMaker
 from qsession.transfer.options import url_of as copy_url
@@ -58,12 +55,11 @@ def test_what_libpq_calls_sslmode_is_ssl_for_asyncpg() -> None:
     assert found == make_url("postgresql+asyncpg://u:p%40@h:5/d?application_name=x&ssl=require")
 
 
-def test_a_synchronous_engine_of_an_asyncio_url_is_refused(tmp_path: Path) -> None:
-    """The error names the URL to give instead, without our settings and without the password."""
-    url = f"sqlite+qsession:///{tmp_path}/a.db"
-    with pytest.raises(ArgumentError, match=r"create_async_engine\(\)") as caught:
-        sqlalchemy.create_engine(f"{url}?durability=normal&timeout=3")
-    assert f"give it sqlite:///{tmp_path}/a.db?timeout=3, or" in str(caught.value)
+def test_synchronous_engines_keep_the_driver_of_a_server() -> None:
+    """One URL of SQLite serves both kinds of engines; on a server the driver says which it is."""
+    for given in ("sqlite:///a.db", "sqlite+aiosqlite:///a.db", "sqlite+qsession:///a.db"):
+        assert create_engine(given).url.drivername == "sqlite+qsession"
+    assert create_engine("postgresql+psycopg://u@h/d").url.drivername == "postgresql+psycopg"
 
 
 def test_statements_are_compiled_for_a_url_without_an_engine() -> None:

@@ -1,4 +1,4 @@
-"""Alembic migrations: `run` for ``env.py``, `upgrade` for the start of an application."""
+"""Alembic's migrations: `run` for ``env.py``, `upgrade` for an application that starts."""
 
 from qsession.migrate.migration import run, upgrade
 

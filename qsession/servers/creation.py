@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -33,6 +33,20 @@ def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:
     listen(engine.sync_engine)
     if settings.access == "read":
         engine.sync_engine.update_execution_options(qsession_access="read")
+    return engine
+
+
+def create_synchronous_server_engine(url: URL, kw: dict[str, Any]) -> Engine:
+    """SQLAlchemy's own engine and pool; it tells the server our options, and us its errors."""
+    explicit = "queue_timeout" in kw or "queue_timeout" in url.query
+    settings, url = take_settings(url, kw, NAMES)
+    kw = pool_size(settings.max_size, kw)
+    if explicit and "pool" not in kw and "poolclass" not in kw:
+        kw.setdefault("pool_timeout", settings.queue_timeout)
+    engine = create_engine(url, **kw)
+    listen(engine)
+    if settings.access == "read":
+        engine.update_execution_options(qsession_access="read")
     return engine
 
 

@@ -45,7 +45,7 @@ def code_of(error: BaseException) -> object:
     """The number from a driver of MySQL, the SQLSTATE from one of PostgreSQL, or None."""
     if error.args and isinstance(error.args[0], int):
         return error.args[0]
-    return getattr(error, "sqlstate", None)
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # of psycopg2
 
 
 def _code_in(context: ExceptionContext) -> object:

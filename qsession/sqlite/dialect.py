@@ -7,15 +7,13 @@ import sqlite3
 import time
 from typing import Any
 
-import aiosqlite
 from sqlalchemy.dialects.sqlite.aiosqlite import (
-    AsyncAdapt_aiosqlite_dbapi,
     SQLiteDialect_aiosqlite,
     SQLiteExecutionContext_aiosqlite,
 )
 from sqlalchemy.engine import URL, Dialect, Engine
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import NullPool, Pool
+from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -23,6 +21,7 @@ from qsession.config import NAMES, Settings
 from qsession.errors import QueueTimeout
 from qsession.sqlite.connection import RoutedConnection
 from qsession.sqlite.cursor import RoutedCursor
+from qsession.sqlite.driver.module import DriverModule
 from qsession.sqlite.driver.physical import DriverConnection
 from qsession.sqlite.driver.setup import FULL, NORMAL, OFF, prepare
 from qsession.sqlite.files.explain import explain
@@ -32,7 +31,8 @@ from qsession.sqlite.files.read_only import frozen_uri, path_of
 from qsession.sqlite.pool import WriteQueuePool
 from qsession.sqlite.processes import fork
 from qsession.sqlite.processes.owners import lock_owner
-from qsession.waiting.handoff import to_end
+from qsession.sqlite.synchronous.driver import SynchronousModule
+from qsession.sqlite.synchronous.pool import SynchronousPool
 
 RETRY = 0.005
 """Seconds between two tries to switch a file to WAL mode that another program uses."""
@@ -45,50 +45,6 @@ A_TURN = 1e-6
 Behind ``sleep(0)`` they have not: it goes on before timers are looked at.
 """
 _EXCLUSIVE = "If a 'connect' listener sends PRAGMA locking_mode=EXCLUSIVE, remove that."
-
-
-class DriverModule(AsyncAdapt_aiosqlite_dbapi):
-    """The DBAPI module: its connections are :class:`DriverConnection`."""
-
-    def connect(self, *args: Any, **kw: Any) -> Any:
-        creator = kw.pop("async_creator_fn", None)
-        kw.pop("async_fallback", None)
-        if creator is None:
-            driver = DriverConnection(self, self.aiosqlite.connect(*args, **kw))
-            driver.open()
-            return driver
-        future = asyncio.ensure_future(creator(*args, **kw))
-        try:
-            connection = await_only(to_end(future))
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self._opened(future.result()).terminate()
-            raise
-        return self._opened(connection)
-
-    def adopt(self, connection: Any) -> DriverConnection:
-        """A connection that ``creator=`` has made. Raises :class:`ArgumentError` for another."""
-        if isinstance(connection, DriverConnection):
-            return connection
-        for each in (connection, getattr(connection, "_connection", None)):  # of an adapter
-            if isinstance(each, aiosqlite.Connection):
-                return self._opened(each)
-        raise ArgumentError(
-            f"creator= returned {connection!r}, which is not an aiosqlite connection. Use "
-            "async_creator= with a coroutine function that opens one"
-        )
-
-    def _opened(self, connection: Any) -> DriverConnection:
-        """What the application has made by itself; it is opened here where it was not awaited."""
-        driver = DriverConnection(self, connection)
-        if connection._connection is None:
-            driver.open()
-        driver.raw = connection._conn
-        try:
-            driver.raw.cursor().close()
-        except Exception:  # of whatever SQLite library it is
-            driver.thread_only = True  # check_same_thread=True
-        return driver
 
 
 class QSessionExecutionContext(SQLiteExecutionContext_aiosqlite):
@@ -132,7 +88,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         self.database = ""
         self._memory: MemoryDatabase | None = None
         if kw.get("dbapi") is not None:
-            kw["dbapi"] = _adapted(kw["dbapi"])
+            kw["dbapi"] = self.import_dbapi().around(kw["dbapi"])
         super().__init__(**kw)
 
     @classmethod
@@ -147,14 +103,14 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
     @classmethod
     def get_dialect_cls(cls, url: URL) -> type[Dialect]:
         """SQLAlchemy asks for this one where the engine is not to be an asyncio one."""
-        return SynchronousUse
+        return SynchronousDialect
 
     @classmethod
     def get_async_dialect_cls(cls, url: URL) -> type[Dialect]:
         return cls
 
     @classmethod
-    def get_pool_class(cls, url: URL) -> type[Pool]:
+    def get_pool_class(cls, url: URL) -> type[WriteQueuePool]:
         return WriteQueuePool
 
     @classmethod
@@ -164,9 +120,10 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         A pool that hands out physical connections knows no queue, so ``NullPool`` and
         ``StaticPool``, which stand in many test suites, are replaced here. Listeners stay.
         """
-        pool = engine.pool
+        pool, dialect = engine.pool, type(engine.dialect)
+        assert issubclass(dialect, QSessionDialect)
         if not isinstance(pool, WriteQueuePool):
-            engine.pool = WriteQueuePool(
+            engine.pool = dialect.get_pool_class(engine.url)(
                 pool._creator,
                 keeps_idle=not isinstance(pool, NullPool),
                 dialect=engine.dialect,
@@ -313,29 +270,19 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         return bool(self.get_isolation_level(dbapi_conn) == "AUTOCOMMIT")
 
 
-class SynchronousUse(QSessionDialect):
-    """What ``sqlite+qsession://`` is without asyncio: good for compiling, not for an engine."""
+class SynchronousDialect(QSessionDialect):
+    """The same for ``create_engine``: its calls wait in their thread."""
 
     supports_statement_cache = True
+    is_async = False
 
     @classmethod
-    def engine_created(cls, engine: Engine) -> None:
-        """Refuse it here: its first statement would fail, and would not say why."""
-        plain = engine.url.set(drivername="sqlite").difference_update_query(NAMES)
-        raise ArgumentError(
-            f"{engine.url!r} is a URL for asyncio, but create_engine() makes synchronous engines: "
-            f"use {plain!r}, or call create_async_engine()"
-        )
+    def import_dbapi(cls) -> DriverModule:
+        return SynchronousModule(__import__("aiosqlite"), __import__("sqlite3"))
 
+    @classmethod
+    def get_pool_class(cls, url: URL) -> type[WriteQueuePool]:
+        return SynchronousPool
 
-def _adapted(module: Any) -> DriverModule:
-    """What ``module=`` of create_engine names: aiosqlite, or SQLAlchemy's adapter around it."""
-    if isinstance(module, DriverModule):
-        return module
-    inner = getattr(module, "aiosqlite", module)
-    if not hasattr(getattr(inner, "Connection", None), "__aenter__"):
-        raise ArgumentError(
-            f"module={module!r} does not have the interface of aiosqlite. For another SQLite "
-            "library, use async_creator= with a coroutine function that opens a connection"
-        )
-    return DriverModule(inner, getattr(module, "sqlite", sqlite3))
+    def get_driver_connection(self, connection: Any) -> Any:
+        return connection.raw

@@ -35,6 +35,7 @@ from qsession.sqlite.queue.admission import Admission
 from qsession.sqlite.queue.write_queue import WriteQueue
 from qsession.sqlite.transaction.transaction import Transaction
 from qsession.statistics import Stats
+from qsession.waiting.callers import name_of
 from qsession.waiting.connection_queue import ConnectionQueue
 from qsession.waiting.handoff import running_loop, to_end
 from qsession.waiting.pacing import turns
@@ -460,7 +461,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             size >> 20,
             time.monotonic() - since,
             oldest.last_statement,
-            "an unknown task" if task is None else f"task {task.get_name()!r}",
+            "an unknown task" if task is None else name_of(task),
         )
 
     def stats(self) -> Stats:

@@ -1,1 +1,1 @@
-"""Waiting across event loops and threads: for the ticket, connections, and turns of the loop."""
+"""Waiting, across loops and threads: for the ticket, for connections, for a turn of the loop."""

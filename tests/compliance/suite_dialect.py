@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.engine import URL, Dialect
 
-from qsession.sqlite.dialect import QSessionDialect
+from qsession.sqlite.dialect import QSessionDialect, SynchronousDialect
 
 
 class SuiteDialect(QSessionDialect):
@@ -14,5 +14,5 @@ class SuiteDialect(QSessionDialect):
 
     @classmethod
     def get_dialect_cls(cls, url: URL) -> type[Dialect]:
-        """The same for every engine."""
-        return cls
+        """The same for every engine, or that of the synchronous one, which has another file."""
+        return SynchronousDialect if "synchronous" in str(url.database) else cls

@@ -1,13 +1,11 @@
-"""Description of the holder of the ticket: its task, its last statement, and its present line."""
+"""Who holds the ticket, in words: the caller, its last statement, and where it stands now."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
-from collections.abc import Iterator
-from types import CodeType
-from typing import Any
 
 import aiosqlite
 import sqlalchemy
@@ -15,27 +13,33 @@ import sqlalchemy
 from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.owner import Owner
 from qsession.statistics import Holder
+from qsession.waiting import callers
+from qsession.waiting.callers import Caller, frames_of, name_of
 from qsession.waiting.ticket import Ticket
 
-_MACHINERY = tuple(
-    os.path.dirname(file or "?") + os.sep
-    for file in (
-        asyncio.__file__,
-        sqlalchemy.__file__,
-        aiosqlite.__file__,
-        os.path.dirname(__file__),
-    )
+MACHINERY = (
+    *(
+        os.path.dirname(file or "?") + os.sep
+        for file in (
+            asyncio.__file__,
+            sqlalchemy.__file__,
+            aiosqlite.__file__,
+            os.path.dirname(__file__),
+            callers.__file__,
+        )
+    ),
+    threading.__file__,
 )
-"""Folders whose frames are not part of the application."""
+"""Folders and files whose frames say nothing about the application."""
 
 
 def describe(ticket: Ticket) -> Holder:
     """The transaction that holds ``ticket``."""
     transaction: Owner = ticket.owner
-    task: asyncio.Task[Any] | None = transaction.task
+    task = transaction.task
     stack = _stack(task)
     return Holder(
-        task=f"task {task.get_name()!r}" if task is not None else "code outside of a task",
+        task=name_of(task),
         held=time.monotonic() - ticket.granted_at,
         wrote=transaction.wrote,
         statement=shorten(transaction.last_statement),
@@ -44,31 +48,17 @@ def describe(ticket: Ticket) -> Holder:
     )
 
 
-def _stack(task: asyncio.Task[Any] | None) -> tuple[str, ...]:
-    """The lines of the application at which a task waits, outermost first."""
+def _stack(task: Caller | None) -> tuple[str, ...]:
+    """The lines of the application that a caller stands in, from the outside in."""
     return tuple(
         f"{code.co_filename}:{line} in {code.co_name}"
-        for code, line in frames(None if task is None else task.get_coro())
-        if not code.co_filename.startswith(_MACHINERY)
+        for code, line in frames_of(task)
+        if not code.co_filename.startswith(MACHINERY)
     )
 
 
-def _no_place(task: asyncio.Task[Any] | None) -> str:
+def _no_place(task: Caller | None) -> str:
     if task is not None and task.done():
-        return "its end: the task has finished, but its transaction is still open"
+        what = "task" if isinstance(task, asyncio.Task) else "thread"
+        return f"its end: the {what} has finished, but its transaction is still open"
     return "an unknown place"
-
-
-def frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
-    """The frames of a coroutine and of what it awaits, outermost first."""
-    while awaitable is not None:
-        inner = None
-        for frame_name, await_name in _COROUTINES:
-            frame = getattr(awaitable, frame_name, None)
-            if frame is not None:
-                yield frame.f_code, frame.f_lineno
-            inner = inner or getattr(awaitable, await_name, None)
-        awaitable = inner
-
-
-_COROUTINES = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))

@@ -1,18 +1,16 @@
 """IdlePlaces: the lines of the application where holders of the ticket idle for long.
 
-A handler that calls another service between reading and writing does so each time it runs. The
-first such transaction keeps the ticket until ``stall_after`` is over. Later ones lose the ticket as
-soon as they wait at that line. If one of them continues sooner, the line leaves the table.
+A handler that asks another service between reading and writing does so each time it runs. The
+first one keeps the ticket from others until ``stall_after`` is over. The next ones give it up as
+soon as they get to that line. One that goes on sooner takes the line off the table.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from typing import Any
 
 from qsession.sqlite.driver.recent import keep
-from qsession.sqlite.queue.holder import frames
+from qsession.waiting.callers import Caller, frames_of
 
 
 class IdlePlaces:
@@ -25,7 +23,7 @@ class IdlePlaces:
         return len(self._places)
 
     def note(self, place: int | None, long: bool) -> None:
-        """Record whether a holder idled at ``place`` for long."""
+        """Whether a holder that stood there did so for long."""
         if place is None:
             return
         if long:
@@ -37,8 +35,8 @@ class IdlePlaces:
         return place in self._places
 
 
-def place_of(task: asyncio.Task[Any] | None) -> int | None:
-    """A key for the lines at which a task waits; None if unknown. In the task's loop."""
+def place_of(task: Caller | None) -> int | None:
+    """A key for the lines at which a caller waits; None if it is not known. In its loop."""
     if task is None or task.done():
         return None
-    return hash(tuple((id(code), line) for code, line in frames(task.get_coro())))
+    return hash(tuple((id(code), line) for code, line in frames_of(task)))

@@ -1,8 +1,9 @@
-"""Nesting: a task that has a transaction open, and would wait for itself in a second one.
+"""Nesting: a task that has a transaction open and would wait for itself in a second one.
 
-If the first transaction has only read, its ticket is taken away. If it has written, a SELECT in the
-second one runs without the ticket, and a write raises an error at once. The two transactions may
-belong to two engines on one file, where the second one would wait for the turn of the first.
+The ticket of one that has only read is taken away. One that has written is in the way for good:
+then a SELECT goes on without the ticket, and a write is an error at once. The two may belong to two
+engines on one file, where the second one would wait for the turn of the first. A call of a
+synchronous engine stops the event loop of its thread: it would wait in vain for every task there.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from qsession.errors import NestedWriteError
 from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.owner import Owner
+from qsession.waiting.callers import current_call, current_caller, name_of
 from qsession.waiting.ticket import Ticket, TicketQueue
 
 
 class Held:
-    """A ticket that this task took, or the task that started it."""
+    """A ticket that was taken in this task, or in the one that started it."""
 
     __slots__ = ("__weakref__", "file", "queue", "ticket")
 
     def __init__(self, ticket: Ticket, queue: TicketQueue, file: Any) -> None:
         self.ticket = weakref.ref(ticket)
-        self.queue = weakref.ref(queue)  # the context of a long task must not keep an engine alive
+        self.queue = weakref.ref(queue)  # the context of a long task keeps no engine alive
         self.file = file
         """Device and inode of the database."""
 
@@ -33,39 +35,70 @@ class Held:
 held_here: ContextVar[Held | None] = ContextVar("held_here", default=None)
 
 
-def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bool:
-    """Handle a task that would wait for itself. False: its SELECT runs without the ticket.
+class Queue(Protocol):
+    """The queue of an engine."""
 
-    ``file`` is the identity of the database: a ticket of another engine on the same file counts.
+    queue: TicketQueue
+    identity: Any
+
+
+_queues: set[weakref.ref[Queue]] = set()
+"""Changed and copied in one step each, by whatever thread."""
+
+
+def note(queue: Queue) -> None:
+    """An engine that may have a transaction open in any loop."""
+    _queues.add(weakref.ref(queue, _queues.discard))
+
+
+def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bool:
+    """Settle the case that the asking task waits for itself. False: it reads without the ticket.
+
+    ``file`` is the identity of the database; a ticket of another engine on the same file counts.
     Raises :class:`NestedWriteError`.
     """
-    found = _outer(queue, file)
+    call = current_call()
+    stopped = None if call is None else call.stopped
+    found = _outer(queue, file) or _standing(queue, file, stopped)
     if found is None:
         return True
     outer_queue, holder = found
     outer: Owner = holder.owner
-    if outer is transaction or outer.running:
+    stands = stopped is not None and _belongs_to(outer, stopped)
+    if outer is transaction or (outer.running and not stands):
         return True
     if not outer.locked_by_driver and outer_queue.take_away(holder):
         return True
     if outer.ticket is not holder:
-        return True  # it was abandoned: the ticket passes on when SQLite has rolled it back
-    if not holder.held or outer.task is not asyncio.current_task():
-        return True  # the holder started this task, and may continue at any moment
+        return True  # it was given up: the ticket passes on when SQLite has rolled it back
+    if not holder.held or not (stands or outer.task is current_caller()):
+        return True  # a task that was started by the holder: it may go on any moment
     if reads:
         return False
-    raise NestedWriteError(
-        "This task would wait for itself: its first transaction has uncommitted writes (last "
-        f"statement: {shorten(outer.last_statement)!r}) and it now writes in a second transaction "
-        f"({shorten(transaction.last_statement)!r}). Commit the first transaction before, or use "
-        "one session for both."
+    raise NestedWriteError(_text(outer, transaction))
+
+
+def _text(outer: Owner, transaction: Owner) -> str:
+    caller = current_caller()
+    what = "task" if isinstance(caller, asyncio.Task) else "thread"
+    there = f"uncommitted writes (last statement: {shorten(outer.last_statement)!r})"
+    here = f"now writes in a second transaction ({shorten(transaction.last_statement)!r})"
+    if outer.task is caller:
+        return (
+            f"This {what} would wait for itself: its first transaction has {there} and it {here}. "
+            "Commit the first transaction before, or use one session for both."
+        )
+    return (
+        f"This {what} would wait for ever: a transaction of {name_of(outer.task)} has {there}, and "
+        f"this call, which {here}, stops the event loop of that task. Call the synchronous engine "
+        "in a thread of its own, as with 'await asyncio.to_thread(...)'."
     )
 
 
 def _outer(queue: TicketQueue, file: Any) -> tuple[TicketQueue, Ticket] | None:
-    """The ticket that this task holds, or the task that started it, with its queue."""
+    """The held ticket that this task, or the one that started it, may be waiting for."""
     holder = queue.holder
-    if holder is not None and holder.owner.task is asyncio.current_task():
+    if holder is not None and holder.owner.task is current_caller():
         return queue, holder
     held = held_here.get()
     ticket = None if held is None else held.ticket()
@@ -75,3 +108,24 @@ def _outer(queue: TicketQueue, file: Any) -> tuple[TicketQueue, Ticket] | None:
     if outer is not None and (outer is queue or (file is not None and held.file == file)):
         return outer, ticket
     return None
+
+
+def _standing(
+    queue: TicketQueue, file: Any, stopped: asyncio.AbstractEventLoop | None
+) -> tuple[TicketQueue, Ticket] | None:
+    """The held ticket of a task whose loop stands still while this call is answered."""
+    if stopped is None:
+        return None
+    for each in list(_queues):
+        other = each()
+        if other is None or not (other.queue is queue or (file and other.identity == file)):
+            continue
+        holder = other.queue.holder
+        if holder is not None and _belongs_to(holder.owner, stopped):
+            return other.queue, holder
+    return None
+
+
+def _belongs_to(owner: Owner, loop: asyncio.AbstractEventLoop) -> bool:
+    task = owner.task
+    return owner.loop is loop or (isinstance(task, asyncio.Task) and task.get_loop() is loop)

@@ -1,10 +1,11 @@
-"""Owner: the interface of a transaction that holds the ticket or waits for it."""
+"""What the queue needs to know of a transaction that holds the ticket, or waits for it."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Protocol
 
+from qsession.waiting.callers import Caller
 from qsession.waiting.ticket import Ticket
 
 
@@ -14,8 +15,8 @@ class Owner(Protocol):
     last_statement: str
 
     @property
-    def task(self) -> asyncio.Task[Any] | None:
-        """The task that used it last."""
+    def task(self) -> Caller | None:
+        """Who used it last: a task, or a thread of a synchronous engine."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -23,39 +24,39 @@ class Owner(Protocol):
 
     @property
     def ticket(self) -> Ticket | None:
-        """The ticket of its present work."""
+        """The ticket that its present work has."""
 
     @property
     def wrote(self) -> bool: ...
 
     @property
     def locked_by_driver(self) -> bool:
-        """Whether the application has SQLite's lock through the driver's connection."""
+        """Whether the application has SQLite's lock, by the driver's connection."""
         ...
 
     @property
     def running(self) -> bool:
-        """Whether a statement of it runs or waits."""
+        """Whether a statement of it runs, or waits."""
 
     @property
     def promised(self) -> bool:
-        """Whether its reads must not change before it writes: access ``write``."""
+        """Whether what it reads may not change before it writes: access ``write``."""
 
     @property
     def activity(self) -> int:
-        """Changes after each action of the transaction."""
+        """Changes whenever it has done something."""
 
     @property
     def site(self) -> int | None:
-        """Its call site, if the prediction uses it."""
+        """Its call site, if that is of interest."""
 
     def reads_for(self) -> tuple[float, float]:
-        """How long the present SELECT has run: processor time and clock time, in seconds."""
+        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
 
     def taken_away(self, place: int | None, stalled: bool) -> None:
-        """Note that its ticket was taken away while its task waited at ``place``.
+        """Take note that its ticket was taken away while it stood at ``place``.
 
-        ``stalled``: whether it had kept others waiting for long.
+        ``stalled``: it had kept others waiting for long.
         """
 
     def abandon(self, failure: Exception | None = None) -> None:

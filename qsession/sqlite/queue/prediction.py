@@ -1,8 +1,7 @@
-"""Prediction: what a transaction will probably do, judged by earlier ones of its call site.
+"""Prediction: what a transaction will do, by what its call site did before.
 
-It works like the branch prediction of a processor. The call site is the place where the coroutines
-of the task wait. The text of the statement is not used, because libraries vary it. A wrong guess
-costs time, never correctness.
+As a processor predicts branches. The call site is where the coroutines of the task wait, never the
+text, which libraries vary. A wrong guess costs time, never correctness.
 """
 
 from __future__ import annotations
@@ -11,32 +10,35 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
+from itertools import dropwhile, islice
 
 from greenlet import getcurrent
 
 from qsession.sqlite.driver.recent import keep
+from qsession.sqlite.queue.holder import MACHINERY
+from qsession.waiting.callers import Call, current_call, outwards
 
 LEARNT = 16
-"""The number of transactions after which a call site is known."""
+"""Transactions after which a call site is known."""
 STALLS = 3
-"""The number of tickets taken away for idling after which a call site is known sooner.
+"""Tickets taken away for idling after which a call site is known before that.
 
-A single one may be a cold start: imports, or the first use of a template.
+One alone may be a cold start: imports, the first template.
 """
 FORGETS = 256
-"""The number of transactions after which the counts of a call site are halved."""
+"""Transactions after which the counts of a call site are halved."""
 AFTER_CONFLICT = 1_000
-"""The number of transactions that take the ticket first after a conflict at their call site."""
+"""Transactions for which a call site takes the ticket first, once it had a conflict."""
 FRAMES = 16
-"""The number of innermost callers that identify a call site."""
+"""Callers that tell one call site from another, from the innermost on."""
 
 
 class Guess(Enum):
     """What the transactions of a call site probably do."""
 
-    READS = "only reads: does not take the ticket"
-    VALIDATES = "sometimes writes, or idles before it writes: validated at its first write"
-    TICKET_FIRST = "writes soon: takes the ticket before it reads"
+    READS = "reads only: goes without the ticket"
+    VALIDATES = "writes at times, or idles before it writes: validated at its first write"
+    TICKET_FIRST = "writes, and soon: takes the ticket before it reads"
 
 
 @dataclass(slots=True)
@@ -46,12 +48,12 @@ class Record:
     runs: int = 0
     wrote: int = 0
     idled: int = 0
-    """How many idled between reading and writing, and lost the ticket or would have lost it."""
+    """How many idled between reading and writing, so that they lost the ticket, or would have."""
     forced: int = 0
-    """How many more transactions take the ticket first, after a conflict."""
+    """How many transactions more take the ticket first, after a conflict."""
 
     def guess(self) -> Guess:
-        """What the next transaction probably does."""
+        """What the next one probably does."""
         if self.forced:
             return Guess.TICKET_FIRST
         if self.runs < LEARNT:
@@ -63,7 +65,7 @@ class Record:
         return Guess.TICKET_FIRST
 
     def note(self, wrote: bool, idled: bool) -> None:
-        """Count a transaction."""
+        """One transaction more."""
         if self.runs >= FORGETS:
             self.runs, self.wrote, self.idled = self.runs // 2, -(-self.wrote // 2), self.idled // 2
         self.runs += 1
@@ -87,21 +89,21 @@ class Prediction:
         return Guess.TICKET_FIRST if record is None else record.guess()
 
     def note(self, site: int, wrote: bool, idled: bool) -> None:
-        """Record what a transaction that began at ``site`` did."""
+        """Remember what a transaction that began at ``site`` has done."""
         self._record(site).note(wrote, idled)
 
     def note_stall(self, site: int) -> bool:
-        """Record that a ticket was taken away. True if the site's next ones go without a ticket."""
+        """A ticket was taken away at ``site``. Whether its transactions go without from now on."""
         record = self._record(site)
         record.idled += 1
         return record.guess() is Guess.VALIDATES
 
     def note_conflict(self, site: int) -> None:
-        """Record that a transaction that began at ``site`` ended in a conflict."""
+        """A transaction that began at ``site`` has ended in a conflict."""
         self._record(site).forced = AFTER_CONFLICT
 
     def _record(self, site: int) -> Record:
-        """The record of a call site, which becomes the most recently used one."""
+        """Of a call site, which is the one used last from now on."""
         record = self._sites.get(site) or Record()
         keep(self._sites, site, record)
         return record
@@ -110,14 +112,19 @@ class Prediction:
 def call_site() -> int:
     """A key for the lines at which coroutines of this task wait. In a greenlet.
 
-    It does not include code in the greenlet itself, as in ``run_sync``, nor the code that runs the
-    task. For an eager task that is the code that created it.
+    What runs in the greenlet itself, as in ``run_sync``, is not looked at; nor is the code that
+    runs the task, which for an eager one is the code that made it.
+
+    Of a thread that calls, it is the lines of the application that it stands in.
     """
+    call = current_call()
+    if call is not None:
+        return _site_of_thread(call)
     parent = getcurrent().parent
     frame = None if parent is None else parent.gr_frame
     task = asyncio.current_task()
     outermost = None if task is None else getattr(task.get_coro(), "cr_frame", None)
-    # The innermost frame runs the greenlet. Its line changes after the call has waited once.
+    # The innermost runs the greenlet, and stands elsewhere once the call has waited for something.
     if frame is not None and frame is not outermost:
         frame = frame.f_back
     seen: list[int] = []
@@ -125,3 +132,10 @@ def call_site() -> int:
         seen += id(frame.f_code), frame.f_lasti
         frame = None if frame is outermost else frame.f_back
     return hash(tuple(seen))
+
+
+def _site_of_thread(call: Call) -> int:
+    """SQLAlchemy's frames are many, and the same for everybody."""
+    frames = outwards(call.frame)
+    lines = dropwhile(lambda frame: frame.f_code.co_filename.startswith(MACHINERY), frames)
+    return hash(tuple((id(each.f_code), each.f_lasti) for each in islice(lines, FRAMES)))

@@ -1,7 +1,7 @@
-"""WriteQueue: how a transaction gets the right to write next, and gives it back.
+"""WriteQueue: how a transaction comes by the right to be the next to write, and gives it back.
 
-This right is the ticket, which orders the transactions of one engine, and the turn, which orders
-the processes on the file. Neither is a lock of SQLite.
+The right is the ticket, which orders the transactions of this engine, and with it the turn, which
+orders the processes on the file. Neither is a lock of SQLite's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from qsession.config import Settings
 from qsession.errors import QueueFull, QueueTimeout
 from qsession.sqlite.processes.owners import describe_process, shorten
 from qsession.sqlite.processes.turn import FileTurn
+from qsession.sqlite.queue import nesting
 from qsession.sqlite.queue.holder import describe
 from qsession.sqlite.queue.nesting import Held, held_here, settle
 from qsession.sqlite.queue.owner import Owner
@@ -33,7 +34,7 @@ class WriteQueue:
 
     def __init__(self, settings: Settings, database: str) -> None:
         self.database = database
-        """The name of the database in messages."""
+        """The database as messages name it."""
         self.queue = TicketQueue()
         self.turn = FileTurn()
         self.watch = StallWatch(self.queue, self.turn, settings)
@@ -43,11 +44,12 @@ class WriteQueue:
         self.identity: Any = None
         """Device and inode of the file."""
         self.more_to_come = False
-        """Whether an event loop is running lone writes, and more may follow at once."""
+        """Whether a loop runs writes that are about to be followed by others."""
         self.queue.on_given_up = self._given_up
+        nesting.note(self)
 
     def on(self, path: str, identity: Any) -> None:
-        """Set the database file."""
+        """Say which file it is about."""
         if (path, identity) != (self.path, self.identity):
             self.path, self.identity = path, identity
             self.turn.on(path, identity)
@@ -56,13 +58,13 @@ class WriteQueue:
         self.turn.release(wanted_here or self.more_to_come)
 
     def no_more_to_come(self) -> None:
-        """Note that no more lone writes follow: the turn is released if the ticket is free."""
+        """Whoever has said that there would be more has seen that there is nothing."""
         self.more_to_come = False
         self.queue.if_free(partial(self.turn.release, False))
 
     @property
     def is_idle(self) -> bool:
-        """Whether the ticket is free."""
+        """Whether nobody holds the ticket."""
         return self.queue.holder is None
 
     def acquire(
@@ -74,11 +76,11 @@ class WriteQueue:
         priority: int,
         give_back: Callable[[], None],
     ) -> Ticket | None:
-        """Wait for the ticket and for the turn on the file. None: read without. In a greenlet.
+        """Wait for the ticket, and for the turn on the file. None: read without. In a greenlet.
 
-        ``give_back`` is called before it waits: a waiting transaction holds no connection. Raises
-        :class:`NestedWriteError`, :class:`QueueFull` and :class:`QueueTimeout`. If cancelled, it
-        leaves the queue; a ticket that it just got goes to the next waiter.
+        ``give_back`` is called before it waits: a transaction that waits holds no connection.
+        Raises :class:`NestedWriteError`, :class:`QueueFull` and :class:`QueueTimeout`. Cancelled:
+        the place is given up; at the moment of hand-off, the ticket moves on.
         """
         if not settle(self.queue, self.identity, transaction, reads):
             return None
@@ -101,17 +103,17 @@ class WriteQueue:
                     self.release(ticket)
                     return None
         except BaseException:
-            self.queue.leave(ticket)  # whether it waits or is held
+            self.queue.leave(ticket)  # whether it waits, or has just been handed over
             raise
-        if not ticket.held:  # it was taken away: the turn belongs to the new holder, if any
+        if not ticket.held:  # taken away meanwhile: the turn is for whoever has the ticket now
             self.queue.if_free(partial(self.turn.release, False))
         return ticket
 
     def wait_for_turn(self, ticket: Ticket, settings: Settings) -> None:
-        """Wait for the turn while holding the ticket. In a greenlet.
+        """Wait for the turn, for somebody who has the ticket. In a greenlet.
 
-        Raises :class:`QueueTimeout`. After an error or a cancellation the ticket goes to the next
-        waiter. The ticket may be taken away during the wait.
+        Raises :class:`QueueTimeout`. Then, or cancelled, the ticket moves on. It may be taken away
+        meanwhile.
         """
         try:
             if not self._wait_for_turn(ticket, settings):
@@ -119,11 +121,14 @@ class WriteQueue:
         except BaseException:
             self.queue.leave(ticket)
             raise
-        if not ticket.held:  # the turn belongs to the new holder, if any
+        if not ticket.held:  # the turn is for whoever has the ticket now
             self.queue.if_free(partial(self.turn.release, False))
 
     def refuse(self, ticket: Ticket, settings: Settings) -> None:
-        """Raise :class:`QueueFull` or :class:`QueueTimeout` if a ticket was refused or expired."""
+        """Raise for a ticket that was waited for and did not come, if that is so.
+
+        Raises :class:`QueueFull` and :class:`QueueTimeout`.
+        """
         if ticket.state in (TicketState.REFUSED, TicketState.EXPIRED):
             self._has_failed(ticket, settings, waited=True)
 
@@ -133,7 +138,7 @@ class WriteQueue:
         return self.turn.take(max(left, 0.0), settings.stall_after)
 
     def _has_failed(self, ticket: Ticket, settings: Settings, waited: bool) -> None:
-        """Raise because the ticket or the turn did not come, unless the statement needs neither."""
+        """Ticket or turn did not come: raise, unless its statement goes on without."""
         if ticket.gives_up:
             return
         self.counters.timeouts += 1
@@ -152,7 +157,7 @@ class WriteQueue:
         raise QueueTimeout(f"The write ticket was not free {when}; {sql} {self.holder_text()}")
 
     def release(self, ticket: Ticket) -> None:
-        """Give the ticket back. No effect on a ticket that was taken away."""
+        """Give the ticket back. No effect on one that was taken away."""
         self.queue.release(ticket)
         self.counters.holds.observe(time.monotonic() - ticket.granted_at)
 
@@ -162,7 +167,7 @@ class WriteQueue:
         return None if ticket is None else describe(ticket)
 
     def holder_text(self) -> str:
-        """A sentence about the holder, for a message."""
+        """The holder in a sentence, for a message."""
         holder = self.holder()
         if holder is None:
             return "The ticket is free now."
@@ -174,7 +179,7 @@ class WriteQueue:
         return f"Its holder: {holder}.{others}"
 
     def _other_process(self) -> str:
-        """A sentence about the process that has the turn on the file."""
+        """Who has the turn on the file, in words."""
         last = self.turn.holder()
         if last is None:
             return "Another process is writing to the file; the system does not say which one."
@@ -183,7 +188,7 @@ class WriteQueue:
         return f"The turn has been held by {who} for {max(time.time() - since, 0.0):.1f} s."
 
     async def until_free(self, deadline: float | None, owner: Owner) -> None:
-        """Wait until the present holder and all present waiters have given the ticket back.
+        """Wait until everybody who held the ticket or waited for it is done with it.
 
         Raises :class:`QueueTimeout` at ``deadline``, by :func:`time.monotonic`.
         """

@@ -24,6 +24,7 @@ from qsession.sqlite.transaction.plan import Plan
 from qsession.sqlite.transaction.sending import Report
 from qsession.sqlite.transaction.statement import SAVEPOINTS, Statement
 from qsession.statistics import Counters
+from qsession.waiting.callers import Caller, current_caller
 from qsession.waiting.greenlets import KeptGreenlet
 from qsession.waiting.pacing import LoopTurn, turns
 
@@ -39,7 +40,7 @@ class Runner:
     def __init__(self, pace: Pace, counters: Counters) -> None:
         self._pace = pace
         self._counters = counters
-        self._task: weakref.ref[asyncio.Task[Any]] | None = None
+        self._task: Callable[[], Caller | None] = _nobody
         self._mark: object | None = None
         """Of the greenlet that used it last: it has waited once, and its task is known."""
         self._turn: LoopTurn | None = None
@@ -67,16 +68,16 @@ class Runner:
     def use_here(self) -> None:
         """Remember the task and the loop that use it."""
         loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        if task is not self.task:
-            self._task = None if task is None else weakref.ref(task)
+        caller = current_caller()
+        if caller is not self._task():
+            self._task = weakref.ref(caller) if isinstance(caller, asyncio.Task) else lambda: caller
         if loop is not self.loop or self._turn is None:
             self.loop, self._turn = loop, turns.of(loop)
 
     @property
-    def task(self) -> asyncio.Task[Any] | None:
-        """The task that used it last; it may be dropped, and its session with it."""
-        return None if self._task is None else self._task()
+    def task(self) -> Caller | None:
+        """The caller that used it last; a task may be dropped, and its session with it."""
+        return self._task()
 
     def reads_for(self) -> tuple[float, float]:
         """Seconds that a statement which only reads has run for: by itself, and by the clock."""
@@ -197,6 +198,10 @@ class Runner:
 
 
 _INTERRUPT = errors.SQLITE_INTERRUPT
+
+
+def _nobody() -> None:
+    """Who has used it before its first statement."""
 
 
 class _Ready:

@@ -61,6 +61,7 @@ from qsession.sqlite.transaction.statement import (
     savepoints_after,
 )
 from qsession.sqlite.transaction.work import NOTHING_READ, Work
+from qsession.waiting.callers import Caller, current_call
 from qsession.waiting.one_at_a_time import OneAtATime
 from qsession.waiting.ticket import Ticket
 
@@ -129,6 +130,8 @@ class Transaction:
         self.work = Work()
         self.autocommit = False
         self.last_statement = ""
+        self.in_call = False
+        """Whether a thread waits for something of it, or has not gone on yet."""
 
     def __repr__(self) -> str:
         return f"<Transaction {self.work!r}>"
@@ -136,8 +139,8 @@ class Transaction:
     # What the queue sees of it.
 
     @property
-    def task(self) -> asyncio.Task[Any] | None:
-        """The task that used it last."""
+    def task(self) -> Caller | None:
+        """Who used it last: a task, or a thread of a synchronous engine."""
         return self.runner.task
 
     @property
@@ -163,7 +166,7 @@ class Transaction:
     @property
     def running(self) -> bool:
         """Whether a statement of it runs, or waits."""
-        return self.statements.running > 0
+        return self.statements.running > 0 or self.in_call
 
     @property
     def activity(self) -> int:
@@ -188,6 +191,15 @@ class Transaction:
     def is_untouched(self) -> bool:
         """Whether nothing was sent since its last end, and nothing is kept from before it."""
         return self.work.access is None and self._kept is None and self._last is None
+
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether nothing is to be sent or waited for at its end: it has written nothing, and
+        reads from no snapshot. Then it may be ended by any thread.
+        """
+        work, statements = self.work, self.statements
+        free = work.state in (State.IDLE, State.READING) and work.lease is None
+        return free and not (self._kept or self._last or work.limit or statements.running)
 
     # Statements.
 
@@ -1224,7 +1236,8 @@ def _tell_of_lost_changes(sql: str) -> None:
 
     SQLAlchemy calls the same hook for both; the difference is which of its functions has asked.
     """
-    frame: Any = sys._getframe(2)
+    call = current_call()
+    frame: Any = sys._getframe(2) if call is None else call.frame
     for _ in range(12):
         if frame is None:
             return

@@ -1,0 +1,99 @@
+"""SynchronousConnection: what SQLAlchemy sees as a connection of a synchronous engine."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from qsession.errors import QSessionError
+from qsession.sqlite.connection import RoutedConnection
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.synchronous.cursor import SynchronousCursor, SynchronousStream
+from qsession.sqlite.transaction.decide import State
+from qsession.waiting.background import background
+
+T = TypeVar("T")
+
+
+class SynchronousConnection(RoutedConnection):
+    """A connection whose methods run on the loop in the background, while their thread waits.
+
+    What needs no waiting is done in the thread itself.
+    """
+
+    __slots__ = ()
+
+    def wait_for(self, function: Callable[[], T]) -> T:
+        """Run it there and wait for it. Raises what it raises.
+
+        Interrupted: what runs is cancelled, and the transaction is rolled back.
+        """
+        transaction = self.transaction
+        transaction.in_call = True
+        try:
+            return background.run(function, self._lose)
+        finally:
+            transaction.in_call = False
+
+    def _lose(self) -> None:
+        """A call was interrupted that went well: its user cannot know that."""
+        if self.transaction.work.state not in (State.IDLE, State.FAILED):
+            self.transaction.abandon(
+                QSessionError("The transaction was rolled back because its thread was interrupted.")
+            )
+
+    def cursor(self, *args: Any, **kwargs: Any) -> Any:
+        return SynchronousStream(self) if kwargs.get("server_side") else SynchronousCursor(self)
+
+    def execute(self, operation: str, parameters: Any = None) -> Any:
+        return self.cursor().execute(operation, parameters)
+
+    def commit(self) -> None:
+        if self.transaction.ends_at_once:
+            super().commit()
+        else:
+            self.wait_for(super().commit)
+
+    def rollback(self) -> None:
+        if self.transaction.ends_at_once:
+            super().rollback()
+        else:
+            self.wait_for(super().rollback)
+
+    def close(self) -> None:
+        self._close_special()
+
+    def _close_special(self, transaction_reset: bool = False) -> None:
+        if self.transaction.ends_at_once and not self.streams:
+            super()._close_special(transaction_reset)
+        else:
+            self.wait_for(partial(super()._close_special, transaction_reset))
+
+    _checkin = _close_special
+
+    @property
+    def driver_connection(self) -> Any:  # type: ignore[override]
+        """The ``sqlite3.Connection`` of this connection, which stays with it until it is closed.
+
+        It waits for the write ticket, as what is done there may write. The ticket goes back when
+        this connection ends its transaction, or idles in the way of others without having written.
+        Raises :class:`QueueTimeout`.
+        """
+        return self.wait_for(self._lend).raw
+
+    def _lend(self) -> DriverConnection:
+        driver = self.transaction.pin()
+        driver.run(lambda raw: None)  # its thread has nothing to do any more
+        return driver
+
+    def run_async(self, function: Callable[[Any], Any]) -> Any:
+        """Refuse it: there is no asyncio driver."""
+        raise NotImplementedError("run_async() is for asyncio engines; use driver_connection here")
+
+    def __getattr__(self, name: str) -> Any:
+        """Of the driver's connection, which stays from then on."""
+        if name.startswith("__") or not hasattr(sqlite3.Connection, name):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.driver_connection, name)

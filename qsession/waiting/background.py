@@ -1,0 +1,182 @@
+"""Background: one event loop in a thread of its own, where functions run for threads that wait.
+
+A synchronous engine is the asyncio one, called from outside: each call is a function that runs in a
+greenlet on this loop, and the thread waits for its end. All synchronous engines of a process share
+the loop. It is started by the first call, and by the first one of a forked child again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
+
+from qsession.waiting.callers import Call, answering
+from qsession.waiting.greenlets import spawn
+
+PATIENCE = 1.0
+"""Seconds that a fork waits for the loop to come to the end of its step."""
+
+T = TypeVar("T")
+
+
+def _nothing() -> None:
+    """What is lost of most functions."""
+
+
+class _Errand:
+    """A function on its way to the loop, and what came of it."""
+
+    __slots__ = (
+        "_dropped", "_function", "_task", "after", "before", "call", "done", "error", "result",
+    )  # fmt: skip
+
+    def __init__(self, function: Callable[[], Any], call: Call) -> None:
+        self._function = function
+        self.call = call
+        self.before = copy_context()
+        self.after: Context | None = None
+        """The context at its end."""
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Lock()
+        """Held until it has ended."""
+        self.done.acquire()
+        self._task: asyncio.Task[None] | None = None
+        self._dropped = False
+
+    def begin(self) -> None:
+        """On the loop."""
+        if not self._dropped:
+            self.before.run(answering.set, self.call)
+            self._task = self.before.run(asyncio.ensure_future, self._run())
+
+    async def _run(self) -> None:
+        try:
+            self.result = await spawn(self._function)
+        except BaseException as error:
+            self.error = error
+        self.after = copy_context()
+        self.done.release()
+
+    async def drop(self, lost: Callable[[], None]) -> None:
+        """Cancel it, and wait for its end; if it has come to a good one, call ``lost``."""
+        self._dropped = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            if self.error is None:
+                lost()
+
+
+class Background:
+    """The loop, and the way to it."""
+
+    def __init__(self) -> None:
+        self._heeds_forks = False
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ident: int | None = None
+        self._starting = threading.Lock()
+        self._forking = threading.Lock()
+        self._parked: threading.Event | None = None
+
+    def run(self, function: Callable[[], T], lost: Callable[[], None] = _nothing) -> T:
+        """Run ``function()`` on the loop, in a greenlet, and wait for it in this thread.
+
+        It runs in the context of the caller: what it sets there is set here as well. Raises what
+        the function raises. On the loop itself it is simply called.
+
+        Interrupted, by Ctrl-C or by whatever else a signal handler raises: the function is
+        cancelled, its end is waited for, and the exception goes on. If the function had come to its
+        end, ``lost()`` is called on the loop: nobody will know what it returned. A second exception
+        goes on at once, and the function is cancelled all the same.
+        """
+        if threading.get_ident() == self._ident:
+            return function()
+        errand = _Errand(function, Call(sys._getframe()))
+        try:
+            loop = self._loop or self._start()
+            loop.call_soon_threadsafe(errand.begin)
+            errand.done.acquire()
+        except BaseException:
+            if self._loop is not None:
+                asyncio.run_coroutine_threadsafe(errand.drop(lost), self._loop).result()
+            raise
+        finally:
+            errand.call.frame = None  # it refers to the errand
+        _take_over(errand)
+        error, errand.error = errand.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
+        return errand.result  # type: ignore[no-any-return]
+
+    def _start(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._heed_forks()
+                loop = asyncio.SelectorEventLoop()
+                thread = threading.Thread(target=loop.run_forever, name="qsession", daemon=True)
+                thread.start()
+                self._ident, self._loop = thread.ident, loop
+            return self._loop
+
+    # Forks. A child inherits the loop without its thread. It must find it between two steps, or
+    # what it inherits may be half changed.
+
+    def _heed_forks(self) -> None:
+        """Only now: what is registered last is called first, before connections are closed."""
+        if self._heeds_forks or not hasattr(os, "register_at_fork"):
+            return
+        self._heeds_forks = True
+        os.register_at_fork(
+            before=self._park, after_in_parent=self._go_on, after_in_child=self._leave_to_parent
+        )
+
+    def _park(self) -> None:
+        """Let the loop stand still; who forks on the loop itself has it standing already."""
+        self._forking.acquire()
+        if self._loop is None or threading.get_ident() == self._ident:
+            return
+        parked, self._parked = threading.Event(), threading.Event()
+        self._loop.call_soon_threadsafe(_stand, parked, self._parked)
+        parked.wait(PATIENCE)
+
+    def _go_on(self) -> None:
+        if self._parked is not None:
+            self._parked.set()
+            self._parked = None
+        self._forking.release()
+
+    def _leave_to_parent(self) -> None:
+        """To close the loop, even when the interpreter ends, would take it from the parent."""
+        if self._loop is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loop))
+        self._begin_anew()
+
+
+def _stand(parked: threading.Event, go_on: threading.Event) -> None:
+    parked.set()
+    go_on.wait()
+
+
+def _take_over(errand: _Errand) -> None:
+    """Set here what the function has set in the context."""
+    if errand.after is None:
+        return
+    for variable, value in errand.after.items():
+        if errand.before.get(variable, errand) is not value:
+            variable.set(value)
+
+
+background = Background()

@@ -1,0 +1,122 @@
+"""Callers: who a statement runs for, a task or a thread.
+
+On an asyncio engine that is the running task. A synchronous engine runs statements on a loop in the
+background, for a thread that stands still meanwhile: then it is that thread, or the task that runs
+in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+from types import CodeType, FrameType
+from typing import Any, TypeAlias
+
+from qsession.waiting.handoff import running_loop
+
+
+class ThreadCaller:
+    """A thread that calls a synchronous engine outside of any task."""
+
+    def __init__(self) -> None:
+        self._thread = threading.current_thread()
+
+    def __str__(self) -> str:
+        return f"thread {self._thread.name!r}"
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return not self._thread.is_alive()
+
+    def frames(self) -> Iterator[tuple[CodeType, int]]:
+        """Where it stands now, from the outside in."""
+        ident = self._thread.ident
+        frame = None if ident is None else sys._current_frames().get(ident)
+        return reversed([(each.f_code, each.f_lineno) for each in outwards(frame)])
+
+
+Caller: TypeAlias = "asyncio.Task[Any] | ThreadCaller"
+
+
+class _Here(threading.local):
+    """The caller that this thread is."""
+
+    caller: ThreadCaller | None = None
+
+
+_here = _Here()
+
+
+class Call:
+    """A call of a thread, which stands still until it has been answered."""
+
+    __slots__ = ("caller", "frame", "stopped")
+
+    def __init__(self, frame: FrameType) -> None:
+        self.stopped = running_loop()
+        """The loop of the thread, which stands still with it."""
+        task = None if self.stopped is None else asyncio.current_task(self.stopped)
+        self.caller: Caller = task or _thread_caller()
+        self.frame: FrameType | None = frame
+        """Where the thread stands; None when the call is over."""
+
+
+def _thread_caller() -> ThreadCaller:
+    if _here.caller is None:
+        _here.caller = ThreadCaller()
+    return _here.caller
+
+
+answering: ContextVar[Call | None] = ContextVar("answering", default=None)
+"""The call that is answered here, on the loop in the background."""
+
+
+def current_call() -> Call | None:
+    """The call that is answered here; None on the loop of an application."""
+    call = answering.get()
+    return None if call is None or call.frame is None else call
+
+
+def current_caller() -> Caller | None:
+    """Who the running code runs for; None in a loop, outside of tasks."""
+    call = current_call()
+    return asyncio.current_task() if call is None else call.caller
+
+
+def name_of(caller: Caller | None) -> str:
+    """A caller in words."""
+    if caller is None:
+        return "code outside of a task"
+    return f"task {caller.get_name()!r}" if isinstance(caller, asyncio.Task) else str(caller)
+
+
+def frames_of(caller: Caller | None) -> Iterator[tuple[CodeType, int]]:
+    """The lines at which a caller stands, from the outside in."""
+    if isinstance(caller, ThreadCaller):
+        return caller.frames()
+    return _frames(None if caller is None else caller.get_coro())
+
+
+def outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those it was called from."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:
+    """The frames of a coroutine and of what it awaits."""
+    while awaitable is not None:
+        inner = None
+        for frame_name, await_name in _COROUTINES:
+            frame = getattr(awaitable, frame_name, None)
+            if frame is not None:
+                yield frame.f_code, frame.f_lineno
+            inner = inner or getattr(awaitable, await_name, None)
+        awaitable = inner
+
+
+_COROUTINES = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
