@@ -281,3 +281,23 @@ def test_waiting_makes_up_for_priority(asked: list[tuple[int, float]]) -> None:
         loop.close()
     assert len(served) == len(asked)
     assert served == sorted(served)
+
+
+def test_dismissing_looks_only_at_those_who_may_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arrival behind a holder that stays may dismiss: the line may be 100,000 long."""
+
+    def look_at_all(_: TicketQueue) -> None:
+        raise AssertionError("it looks at everybody in the line")
+
+    queue = TicketQueue()
+    tickets = [Ticket(None, gives_up=number % 2 == 1) for number in range(6)]
+    for ticket in tickets:
+        queue.take(ticket)
+    queue.leave(tickets[1])
+    monkeypatch.setattr(TicketQueue, "waiters", look_at_all)
+    queue.dismiss(lambda ticket: ticket is tickets[3])
+    queue.dismiss()
+    states = [ticket.state for ticket in tickets]
+    waiting, left, gone = TicketState.WAITING, TicketState.LEFT, TicketState.DISMISSED
+    assert states == [TicketState.HELD, left, waiting, gone, waiting, gone]
+    assert queue.waiting == 2
