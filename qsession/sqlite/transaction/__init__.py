@@ -1,4 +1,4 @@
-"""A transaction: what its statements are, what they need, what they read, and how it ends.
+"""Transactions: the kinds of statements, what they need, what they read, and how they end.
 
 `decide.decide` says what a statement needs, and `transaction.Transaction` does it.
 """

@@ -1,4 +1,4 @@
-"""What a conflict is told as."""
+"""The errors that report a conflict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qsession.errors import ConflictError
 
 
 def conflict(reason: str) -> ConflictError:
-    """The error for a transaction whose reads are not so any more."""
+    """The error for a transaction whose reads have changed."""
     return ConflictError(
         "Another transaction changed data that this one had read, before this one wrote: "
         f"{reason}. Nothing was written. Roll back and run it again (qsession.run does so "
@@ -21,9 +21,9 @@ def conflict(reason: str) -> ConflictError:
 
 
 def as_stale_data(error: ConflictError, context: Any) -> Exception:
-    """What SQLAlchemy would raise, for a statement that checks a ``version_id_col``.
+    """A ``StaleDataError`` for a statement that checks a ``version_id_col``, else the conflict.
 
-    Code that uses one expects StaleDataError; the conflict is its cause.
+    Code that uses such a column expects this error, as from SQLAlchemy. The conflict is its cause.
     """
     table = _checks_version_of(context)
     if table is None:
@@ -37,9 +37,9 @@ def as_stale_data(error: ConflictError, context: Any) -> Exception:
 
 
 def _checks_version_of(context: Any) -> str | None:
-    """The table of an UPDATE or DELETE of the ORM's that checks a version; None for another one.
+    """The table of an ORM UPDATE or DELETE that checks a version; None for other statements.
 
-    The ORM binds the version by the name of its column behind the table's
+    The ORM names the bound parameter after the table and the version column
     (sqlalchemy/orm/persistence.py).
     """
     compiled: Any = getattr(context, "compiled", None)

@@ -1,6 +1,6 @@
-"""What a statement needs, by the state of its transaction: one pure function.
+"""What a statement needs, given the state of its transaction: one pure function.
 
-`decide` does no I/O and waits for nothing. The transaction does what it returns.
+`decide` does no I/O and does not wait. The transaction does what it returns.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from qsession.sqlite.transaction.statement import ONLY_OUTSIDE, Kind, Words
 
 
 class State(Enum):
-    """The life of a transaction; it begins again at IDLE after every end."""
+    """The states of a transaction. After each end it is IDLE again."""
 
     IDLE = "nothing was sent"
     READING = "has read without BEGIN: each statement saw the latest commit"
     SNAPSHOT = "BEGIN was sent: everything is read from one snapshot"
-    LOCKED = "has SQLite's write lock, and the ticket"
-    FAILED = "gone: every statement repeats why, until it is rolled back"
+    LOCKED = "has SQLite's write lock and the ticket"
+    FAILED = "lost: every statement raises the reason, until it is rolled back"
 
     __hash__ = object.__hash__  # by identity; Enum's own is written in Python
 
@@ -31,39 +31,39 @@ class Begin(Enum):
 
     NOTHING = "nothing"
     SNAPSHOT = "BEGIN"
-    WRITE = "BEGIN IMMEDIATE, with the log validated behind it"
+    WRITE = "BEGIN IMMEDIATE, then the log is validated"
     END = "COMMIT of a transaction that has only read"
 
 
 class Instead(Enum):
     """What happens instead of sending a statement."""
 
-    REMEMBER = "it is sent behind BEGIN IMMEDIATE, if that comes"
+    REMEMBER = "it is sent after BEGIN IMMEDIATE, if that is sent"
     BEGIN = "the next statement begins"
     COMMIT = "the transaction is committed"
     ROLLBACK = "the transaction is rolled back"
     REFUSE_WRITE = "ReadOnlyError"
-    REFUSE_SETTING = "an error: SQLite would silently do nothing behind a write"
-    REFUSE_SNAPSHOT = "an error: it would end the one snapshot that was promised"
+    REFUSE_SETTING = "an error: SQLite silently ignores it after a write"
+    REFUSE_SNAPSHOT = "an error: it would end the snapshot of the transaction"
 
 
 class Situation(NamedTuple):
-    """What a decision depends on, of a transaction."""
+    """The facts about a transaction on which a decision depends."""
 
     state: State = State.IDLE
     access: Access = "auto"
     snapshot: bool = False
-    """Whether its reads share one snapshot, in access ``auto``."""
+    """Whether its reads share one snapshot in access ``auto``."""
     by_hand: bool = False
     """Whether the application has sent BEGIN itself."""
     alone: bool = False
     """AUTOCOMMIT: the statement is its own transaction."""
     writes_mostly: bool = False
-    """Whether it probably writes: what its call site did before."""
+    """Whether it probably writes, as its call site did before."""
     locks: bool = False
     """Whether it takes the write lock with its first statement, as FOR UPDATE does."""
     savepoints: tuple[str, ...] = ()
-    """Those that were remembered and not sent."""
+    """Savepoints that were remembered, and not sent."""
 
 
 class Action(NamedTuple):
@@ -72,15 +72,15 @@ class Action(NamedTuple):
     want: Want = Want.NO
     begin: Begin = Begin.NOTHING
     claims: bool = False
-    """Whether nobody may take the ticket away from here on."""
+    """Whether the ticket can no longer be taken away after this."""
     query_only: bool | None = None
-    """Whether the database is to refuse to write; None where it does not matter."""
+    """The value of ``PRAGMA query_only``; None if it does not matter."""
     logs: bool = False
-    """Whether what comes back is kept, to be validated at the first write."""
+    """Whether the result is logged, to be validated at the first write."""
     keeps: bool = False
-    """Whether it leaves something on the connection, which stays with its user from here on."""
+    """Whether it sets something on the connection, which then stays with its user."""
     only_begins: bool = False
-    """Whether the statement is itself what is sent before it."""
+    """Whether the statement is itself the BEGIN."""
     instead: Instead | None = None
 
 
@@ -89,7 +89,7 @@ _SEND = Action()
 
 @lru_cache(maxsize=1_000)
 def decide(now: Situation, kind: Kind, words: Words | None = None, nowait: bool = False) -> Action:
-    """What a statement of ``kind`` needs in a transaction that is as ``now`` says."""
+    """What a statement of ``kind`` needs in a transaction in the situation ``now``."""
     if kind is Kind.COMMIT or kind is Kind.ROLLBACK:
         return Action(instead=Instead.COMMIT if kind is Kind.COMMIT else Instead.ROLLBACK)
     if kind in _WRITES and now.access == "read":
@@ -149,12 +149,12 @@ def _read(now: Situation, kind: Kind) -> Action:
 
 
 def _begin_again(now: Situation) -> Action:
-    """SQLite says what is wrong, once it knows of the first BEGIN."""
+    """A second BEGIN: SQLite raises the error, after the first BEGIN has been sent."""
     return _SEND if now.state is State.SNAPSHOT else Action(begin=Begin.SNAPSHOT)
 
 
 def _behind_a_write(kind: Kind, words: Words | None) -> Action:
-    """SQLite's own rules hold, and its own errors; but it says nothing where it does nothing."""
+    """SQLite checks the statement itself, except for PRAGMAs that it silently ignores."""
     if kind is Kind.SET:
         silent = words is not None and words.name == "foreign_keys"
         return Action(instead=Instead.REFUSE_SETTING) if silent else Action(keeps=True)
@@ -162,7 +162,7 @@ def _behind_a_write(kind: Kind, words: Words | None) -> Action:
 
 
 def _set(now: Situation, words: Words | None) -> Action:
-    """What works only outside of a transaction ends one that has only read."""
+    """A statement that works only outside a transaction ends one that has only read."""
     outside = words is None or words.name in ONLY_OUTSIDE or words.name in ("attach", "detach")
     if now.state is State.SNAPSHOT and outside:
         if now.access == "read":

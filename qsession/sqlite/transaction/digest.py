@@ -1,7 +1,7 @@
-"""Digests of what an application has seen of a result, to be compared before its first write.
+"""Digests of results that the application has seen, to be compared before its first write.
 
-It is a copy, made before the application gets the rows, and small: an application may change an
-object that a converter has made, and a transaction may read much.
+A digest is made before the application gets the rows, because the application may change an object
+that a converter made. It is small, because a transaction may read much.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from typing import Any
 
 ROWS_AT_ONCE = 256
-"""More rows than these are copied piece by piece."""
+"""A larger number of rows is encoded in pieces."""
 BYTES_KEPT = 512
-"""What takes more is kept as a digest."""
+"""A longer encoding is kept as a hash."""
 
 
 class StreamDigest:
-    """The digest of a result that is fetched little by little."""
+    """The digest of a result that is fetched in parts."""
 
     __slots__ = ("_description", "_hash", "_knowable", "count", "ended")
 
@@ -30,7 +30,7 @@ class StreamDigest:
         self._knowable = True
         self.count = 0
         self.ended = False
-        """Whether it was seen that no further row comes."""
+        """Whether the application has seen the end of the rows."""
 
     def add(self, rows: Iterable[Any]) -> None:
         for row in rows:
@@ -51,14 +51,14 @@ class StreamDigest:
 
 
 def rows_seen(rows: list[Any]) -> object:
-    """What was seen of rows that were all fetched: equal to another one of equal rows only."""
+    """The digest of rows that were all fetched. Digests are equal only if the rows are equal."""
     if not rows:
         return b""
     found = hashlib.blake2b()
     for first in range(0, len(rows), ROWS_AT_ONCE):
         data = _encode(rows[first : first + ROWS_AT_ONCE])
         if data is None:
-            return object()  # as good as changed: nobody can tell
+            return object()  # cannot be compared, so it counts as changed
         if len(data) <= BYTES_KEPT and len(rows) <= ROWS_AT_ONCE:
             return data
         found.update(data)
@@ -66,19 +66,19 @@ def rows_seen(rows: list[Any]) -> object:
 
 
 def error_seen(error: Exception) -> object:
-    """What was seen of an error. Its text counts: a trigger's RAISE() says in it what is wrong."""
+    """The digest of an error. Its text counts: it has the reason given by a trigger's RAISE()."""
     return type(error), str(error)
 
 
 def _encode(rows: list[Any]) -> bytes | None:
-    """The same bytes for equal rows, and for no others; None where there is no telling."""
+    """The same bytes for equal rows, and different bytes for others; None if it cannot be done."""
     try:
         return marshal.dumps(rows, 2)  # version 2 has no back references
-    except ValueError:  # a converter or a row factory has made something else of it
+    except ValueError:  # a converter or a row factory made other types
         pass
     try:
         return pickle.dumps([_plain(row) for row in rows])
-    except Exception:  # of any class of the application
+    except Exception:  # a class of the application may raise anything
         return None
 
 

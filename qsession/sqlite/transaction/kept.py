@@ -16,11 +16,11 @@ _CAN_BE_SET_BACK = frozenset(
         *("legacy_alter_table", "busy_timeout"),
     )
 )
-"""PRAGMAs of one value that can be read, so that it can be set back for the next user."""
+"""PRAGMAs with one readable value, which can be restored for the next user."""
 
 
 class Kept:
-    """What was set on a connection, until its user closes it."""
+    """A connection with everything that its user has set on it, until the user closes it."""
 
     __slots__ = (
         "_cannot_be_set_back", "_settings", "_sync", "lease", "lent", "lost", "postponed",
@@ -32,39 +32,39 @@ class Kept:
         self.lent = False
         """Whether the application has the driver's connection."""
         self.lost: str | None = None
-        """Why the connection had to be closed, if it had to."""
+        """Why the connection was closed after an error; None if it was not."""
         self._sync = lease.driver.sync
         self._settings: dict[str, Any] = {}
         self._cannot_be_set_back = False
         self.postponed: dict[str, Any] = {}
-        """What is set back as soon as the transaction has ended."""
+        """PRAGMAs to restore as soon as the transaction has ended."""
 
     def postpone(self, name: str, on: bool) -> bool:
-        """Set a PRAGMA back when the transaction has ended, if ``on`` is what it was at first."""
+        """Restore a PRAGMA after the transaction, if ``on`` is its original value."""
         if name not in self._settings or bool(self._settings[name]) is not on:
             return False
         self.postponed[name] = self._settings[name]
         return True
 
     def set_back_postponed(self) -> None:
-        """Set back what was postponed. In a greenlet, outside of a transaction."""
+        """Restore the postponed PRAGMAs. In a greenlet, outside a transaction."""
         while self.postponed:
             name, value = self.postponed.popitem()
             self.lease.driver.run(set_back, {name: value})
             self._settings.pop(name, None)
 
     def add(self, kind: Kind, words: Words, before: Any, now: Any) -> None:
-        """A statement has set something: what its PRAGMA said before, and what it says now."""
+        """Note that a statement has set something: the value before, and the value now."""
         if kind is Kind.WATCH:
-            return  # it only has to be the same connection
+            return  # the only need is to keep the same connection
         name = words.name
         if name not in _CAN_BE_SET_BACK or before is None:
             self._cannot_be_set_back = True
         elif self._settings.setdefault(name, before) == now:
-            del self._settings[name]  # it has changed back
+            del self._settings[name]  # it has its original value again
 
     def lend(self, patience: float, autocommit: bool, writes: bool) -> None:
-        """Let the application have the driver's connection: nobody knows what it leaves there."""
+        """Lend the driver's connection to the application, which may set anything on it."""
         self._cannot_be_set_back = True
         if not self.lent:
             self.lent = True
@@ -76,17 +76,17 @@ class Kept:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a transaction was begun on the driver's connection. Any thread may ask."""
+        """Whether a transaction is open on the lent driver's connection. From any thread."""
         driver = self.lease.driver
         return self.lent and not driver.thread_only and bool(driver.raw.in_transaction)
 
     @property
     def is_changed(self) -> bool:
-        """Whether something is on it that its user may miss."""
+        """Whether its user has set something on it."""
         return bool(self._settings) or self._cannot_be_set_back
 
     def let_go(self) -> None:
-        """Give the connection back, as others expect to find it; close it where that cannot be."""
+        """Restore the settings and give the connection back. If that is impossible, close it."""
         driver = self.lease.driver
         if self._cannot_be_set_back or self.lost is not None:
             driver.suspect = True

@@ -1,4 +1,4 @@
-"""The log of a transaction that has not written: what it read, to be compared before it writes."""
+"""The log of a transaction that has not written: its reads, to be validated before it writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A statement that read, and an exact digest of what came back."""
+    """A statement that read, and an exact digest of its result."""
 
     sql: str
     parameters: Any
@@ -22,9 +22,9 @@ class Entry:
 
 
 class Log:
-    """The reads of one transaction. A log that is full is dropped: ``complete`` is False.
+    """The reads of one transaction. If the log is full, it is dropped, and ``complete`` is False.
 
-    A statement that was read twice counts as it was read last: the application has seen that.
+    Of a statement that was run twice, the last result counts, because the application has seen it.
     """
 
     __slots__ = ("_bytes", "_entries", "complete", "failed")
@@ -34,18 +34,18 @@ class Log:
         self._bytes = 0
         self.complete = True
         self.failed = False
-        """Whether a statement has failed: then SQLite may have taken no snapshot with it."""
+        """Whether a statement has failed. SQLite may then have no snapshot yet."""
 
     @property
     def entries(self) -> list[Entry]:
-        """What was read, in the order of reading."""
+        """The reads, in their order."""
         return list(self._entries.values())
 
     def append(self, statement: Statement, seen: Any) -> None:
-        """Keep what a statement has read.
+        """Record what a statement has read.
 
-        Parameters are kept as they were when it was sent, whatever the application does to them
-        later: validation has to bind the same again.
+        The parameters are copied, because the application may change them later, and validation
+        must bind the same values again.
         """
         if not self.complete:
             return
@@ -65,7 +65,7 @@ class Log:
 
 
 def _key(entry: Entry) -> Any:
-    """Equal for the same statement only: 1, 1.0 and True are equal, and SQLite tells them apart."""
+    """A key for a statement with its parameters. It tells apart 1, 1.0 and True, as SQLite does."""
     values = entry.parameters
     types = tuple(map(type, values.values() if isinstance(values, dict) else values))
     if isinstance(values, dict):

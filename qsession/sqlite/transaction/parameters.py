@@ -1,4 +1,4 @@
-"""The parameters of a statement, as a log keeps them: unchangeable, and of a known size."""
+"""The parameters of a statement as a log keeps them: immutable, and of a known size."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sqlite3
 from typing import Any
 
 _PLAIN = frozenset((int, float, str, bytes, type(None)))
-"""Types of values that nobody can change, and that SQLite takes as they are."""
+"""Immutable types that SQLite accepts directly."""
 _AS_IT_IS = (int, float, str, bytes)
 
 
 def frozen(row: Any) -> Any:
-    """The parameters as they are now, whatever the application does to them later.
+    """An immutable copy of the parameters, because validation must bind the same values again.
 
-    Validation has to bind the same again. What has an adapter is adapted here, once.
+    A value with an adapter is adapted here, once.
     """
     if type(row) is dict:
         return {name: _frozen_value(value) for name, value in row.items()}
@@ -31,10 +31,10 @@ def _frozen_value(value: Any) -> Any:
         value = sqlite3.adapt(value, sqlite3.PrepareProtocol, value)
         return value if isinstance(value, _AS_IT_IS) else memoryview(value).tobytes()
     except Exception:
-        return value  # SQLite will say what is wrong with it
+        return value  # SQLite raises the error for it
 
 
 def size_of(row: Any) -> int:
-    """About how many bytes they take."""
+    """The approximate size of the parameters in bytes."""
     values = row.values() if isinstance(row, dict) else row
     return sum(len(each) if isinstance(each, (str, bytes)) else 8 for each in values)

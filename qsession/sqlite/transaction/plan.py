@@ -1,4 +1,4 @@
-"""Plan: what one statement does on a connection, in one hop to its thread."""
+"""Plan: all that one statement does on a connection, in one hop to its thread."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qsession.sqlite.transaction.work import Work
 
 
 class Plan:
-    """What is to be done on a connection, in this order. Most plans are as the class says."""
+    """The steps on a connection, in this order. The values of the class are the defaults."""
 
     query_only: bool | None = None
-    """Sets ``PRAGMA query_only``; None where it is as it should be."""
+    """The value to set for ``PRAGMA query_only``; None to leave it."""
     ends_reading: bool = False
     asks_version: bool = False
     begin: str | None = None
@@ -27,25 +27,25 @@ class Plan:
     entries: Sequence[Entry] = ()
     complete: bool = True
     remembered: Sequence[str] = ()
-    """Savepoints and the like that were not sent before."""
+    """Savepoints and other statements that were not sent before."""
     commits: bool = False
-    """Whether a COMMIT follows, also behind an error: the rows before it stay."""
+    """Whether a COMMIT follows, even after an error: the rows before the error stay."""
     only_begins: bool = False
-    """Whether nothing more is sent."""
+    """Whether nothing is sent after this."""
     reads: bool = False
     """Whether it cannot write."""
     logs: bool = False
-    """Whether what comes back is digested, to be compared later. In the thread: it may be much."""
+    """Whether the result is digested, to be compared later. In the thread: it may be large."""
     in_transaction: bool = False
-    """Whether SQLite has a transaction already that is to go on."""
+    """Whether SQLite already has a transaction, which continues."""
     budget: float | None = None
-    """Seconds that it may take on the loop; None for as long as it likes.
+    """The largest time on the loop in seconds; None for no limit.
 
-    SQLite rolls back the whole transaction with a write that is broken off
-    (https://sqlite.org/c3ref/interrupt.html), so none is but the first one.
+    Only the first write of a transaction has a budget: if a write is interrupted, SQLite rolls back
+    the whole transaction (https://sqlite.org/c3ref/interrupt.html).
     """
     watches: str | None = None
-    """A PRAGMA whose value is looked at before and after."""
+    """A PRAGMA whose value is read before and after."""
 
     def __init__(self, statement: Statement, **given: Any) -> None:
         self.statement = statement
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def reads_all_again(self) -> bool:
-        """Whether it is certain to read everything again that was read."""
+        """Whether it certainly repeats all reads."""
         return self.validates and self.version is None
 
 
@@ -66,7 +66,7 @@ def plan_of(
     alone: bool,
     lent: bool = False,
 ) -> Plan:
-    """What is sent for an action. ``upgrades``: SQLite is to upgrade the read transaction itself.
+    """The plan for an action. ``upgrades``: SQLite itself upgrades the read transaction.
 
     ``alone``: the statement is its own transaction. ``lent``: the application has the driver's
     connection.
@@ -90,9 +90,9 @@ def plan_of(
     if statement.kind is Kind.SET and words is not None and words.value is not None:
         plan.watches = words.name
     if alone and (statement.many or lent) and statement.kind is Kind.WRITE:
-        # Each row of an executemany is a transaction of its own to the application. One lock for
-        # all of them: a row that met another program's could not be told from those before it.
-        # On a connection that is lent, the driver begins a transaction that nobody would commit.
+        # To the application, each row of an executemany is a separate transaction. All rows use one
+        # lock: if a row met another program's lock, the rows before it could not be told apart.
+        # On a lent connection, the driver would begin a transaction that is never committed.
         plan.begin, plan.commits = "BEGIN IMMEDIATE", True
     plan.in_transaction = work.state is State.LOCKED
     plan.logs = action.logs

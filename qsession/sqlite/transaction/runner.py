@@ -1,7 +1,7 @@
 """Runner: where and when the statements of one connection run.
 
-A statement that is known to be short runs on the event loop, in its turn, and any other one in the
-connection's thread.
+A statement that is known to be short runs on the event loop, in its turn. Any other statement runs
+in the connection's thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qsession.waiting.greenlets import KeptGreenlet
 from qsession.waiting.pacing import LoopTurn, turns
 
 FEW = 20
-"""Parameter sets of an executemany that may run on the loop at once, before it is known."""
+"""Parameter sets of an executemany that may run on the loop before its time is known."""
 
 
 class Runner:
@@ -42,31 +42,31 @@ class Runner:
         self._counters = counters
         self._task: Callable[[], Caller | None] = _nobody
         self._mark: object | None = None
-        """Of the greenlet that used it last: it has waited once, and its task is known."""
+        """A mark on the greenlet that used it last, which has waited once for a known task."""
         self._turn: LoopTurn | None = None
         self.admitted: object | None = None
-        """The turn of the loop in which its connection was let in: its first statement is, too."""
+        """The turn of the loop that admitted its connection; it also admits the first statement."""
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop that used it last."""
         self.reading: tuple[DriverConnection, float, float] | None = None
-        """Where a statement that only reads runs, and since when: by its thread, by the clock."""
+        """The connection of a running SELECT, and its start in processor time and clock time."""
 
     def use_in_greenlet(self) -> None:
-        """As :meth:`use_here`, for a statement: it awaits something, as SQLAlchemy insists.
+        """As :meth:`use_here`, but it also awaits something, as SQLAlchemy requires.
 
-        See https://sqlalche.me/e/20/xd1r. Once in a greenlet is enough.
+        See https://sqlalche.me/e/20/xd1r. Once for each greenlet is enough.
         """
         greenlet = cast("Any", getcurrent())
         if not isinstance(greenlet, KeptGreenlet):
             if self._mark is not None and getattr(greenlet, "qsession_mark", None) is self._mark:
-                return  # it runs for one task only
+                return  # a greenlet runs for one task only
             await_only(READY)
-            # Not the greenlet itself: one that waits for ever has to be collected.
+            # No reference to the greenlet itself, which must be collected if it waits for ever.
             self._mark = greenlet.qsession_mark = object()
         self.use_here()
 
     def use_here(self) -> None:
-        """Remember the task and the loop that use it."""
+        """Record the task and the loop that use it."""
         loop = asyncio.get_running_loop()
         caller = current_caller()
         if caller is not self._task():
@@ -76,11 +76,11 @@ class Runner:
 
     @property
     def task(self) -> Caller | None:
-        """The caller that used it last; a task may be dropped, and its session with it."""
+        """The caller that used it last, by a weak reference for a task; None if it was collected."""
         return self._task()
 
     def reads_for(self) -> tuple[float, float]:
-        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+        """How long the present SELECT has run: processor time and clock time, in seconds."""
         reading = self.reading
         if reading is None:
             return 0.0, 0.0
@@ -89,11 +89,11 @@ class Runner:
 
     @property
     def crowded(self) -> bool:
-        """Whether others wait to go on on this loop, and may be about to commit as well."""
+        """Whether other tasks wait for a turn of this loop, and may commit soon as well."""
         return self._turn is not None and self._turn.waiting > 0
 
     def pace(self, holder: bool) -> None:
-        """Wait for a later turn of the loop, where this one is over."""
+        """Wait for a later turn of the loop, if this one is over."""
         turn, admitted = self._turn, self.admitted
         assert turn is not None
         if admitted is not None:
@@ -107,11 +107,11 @@ class Runner:
     def run(
         self, driver: DriverConnection, plan: Plan, holder: bool, check: Callable[[], None]
     ) -> Report:
-        """Do what a plan says, on the loop or in the thread.
+        """Carry out a plan, on the loop or in the thread.
 
-        ``check`` raises if the transaction has ended; it is asked behind every wait, before
-        anything is sent: the connection may be somebody else's by then. Cancelled in the thread: it
-        is not begun, or interrupted, and not waited for.
+        ``check`` raises if the transaction has ended. It is called after each wait, before anything
+        is sent, because another transaction may have the connection by then. If cancelled in the
+        thread, the plan is not begun, or it is interrupted and not waited for.
         """
         if self._is_short(driver, plan):
             self.pace(holder)
@@ -126,7 +126,7 @@ class Runner:
         try:
             driver.run(sending.run, plan, report)
         except BaseException:
-            driver.post(sending.close_unclaimed, report)  # before it is rolled back
+            driver.post(sending.close_unclaimed, report)  # before the rollback
             raise
         finally:
             self.reading = None
@@ -137,10 +137,10 @@ class Runner:
         return report
 
     def rows_at_once(self, sql: str, first: bool) -> int | None:
-        """How many rows of a long executemany are sent next; None for all the rest.
+        """How many rows of a long executemany are sent next; None for all remaining ones.
 
-        Short rows go on in slices on the loop: ``sqlite3`` gives the interpreter lock away at each
-        row, and in the thread may wait 5 ms to get it back from a busy loop.
+        Short rows run in slices on the loop: ``sqlite3`` releases the interpreter lock at each row,
+        and in the thread it may wait 5 ms to get it back from a busy loop.
         """
         return FEW if first and self._pace.enabled else self._pace.rows(sql, FEW) or None
 
@@ -160,12 +160,12 @@ class Runner:
         return self._pace.inline(statement.sql)
 
     def run_here(self, driver: DriverConnection, plan: Plan) -> Report | None:
-        """Run it on the loop; None if it was broken off there, and has to run in the thread."""
+        """Run it on the loop; None if it was interrupted there, and must run in the thread."""
         assert self._turn is not None
         began, own = time.perf_counter(), self._turn.processor_time()
         report = driver.run_here(sending.run, plan, Report(), False, budget=plan.budget)
         took = time.perf_counter() - began
-        if took > BUDGET:  # a short wait is the machine's; a long one is for something
+        if took > BUDGET:  # a short wait comes from the machine, a long one from the statement
             busy = time.thread_time() - own
             own = busy if took - busy <= 2 * sys.getswitchinterval() else took
         else:
@@ -201,11 +201,11 @@ _INTERRUPT = errors.SQLITE_INTERRUPT
 
 
 def _nobody() -> None:
-    """Who has used it before its first statement."""
+    """The caller before the first statement: none."""
 
 
 class _Ready:
-    """Awaited without waiting: SQLAlchemy insists that a statement awaits something."""
+    """An awaitable that does not wait: SQLAlchemy requires that a statement awaits something."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield from ()

@@ -1,7 +1,7 @@
-"""Sending: everything that one statement does on a connection, in one hop to its thread.
+"""Sending: carries out a plan on a connection, in one hop to its thread.
 
-The functions here run in the connection's thread, or on the event loop while that is quiet. They
-decide nothing: they report.
+These functions run in the connection's thread, or on the event loop while that thread is idle. They
+do not decide anything; they report what happened.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from qsession.sqlite.transaction.statement import Kind, Statement
 
 @dataclass(slots=True)
 class Outcome:
-    """What came back for a statement; ``cursor`` is open only for a stream."""
+    """The result of a statement; ``cursor`` is open only for a stream."""
 
     rows: list[Any] = field(default_factory=list)
     description: Any = None
     rowcount: int = -1
     lastrowid: int | None = None
     changed: bool = False
-    """Whether rows were changed, or something was done that yields no rows."""
+    """Whether the statement changed rows, or returned no result set."""
     cursor: Any = None
     seen: Any = None
-    """The digest of what came back, where the plan asks for it."""
+    """The digest of the result, if the plan asks for it."""
 
     def add(self, part: Outcome) -> None:
-        """What came back for the next rows of an executemany; sqlite3 may not count them: -1."""
+        """Add the result for the next rows of an executemany; -1 if sqlite3 did not count them."""
         self.rowcount = -1 if part.rowcount < 0 else self.rowcount + part.rowcount
         self.lastrowid = part.lastrowid
         self.changed = self.changed or part.changed
@@ -45,15 +45,15 @@ class Outcome:
 
 
 class Stage(Enum):
-    """How far a plan came."""
+    """How far a plan got."""
 
     BEGIN = "before the statement: nothing was done"
-    VALIDATE = "while what was read was read again"
+    VALIDATE = "during validation"
     STATEMENT = "at the statement itself"
 
 
 class Report:
-    """What happened, for the transaction to decide on. It begins as the class says."""
+    """What happened when a plan ran. The values of the class are the defaults."""
 
     outcome: Outcome | None = None
     error: Exception | None = None
@@ -61,19 +61,19 @@ class Report:
     in_transaction: bool = False
     version: int | None = None
     conflict: str | None = None
-    """What was read and is not so any more."""
+    """Which read has changed, in words."""
     validated: bool = False
-    """Whether the log was read again."""
+    """Whether the reads in the log were repeated."""
     changed: bool = False
     """Whether rows were changed before the error."""
     spent: float | None = None
-    """Seconds that the statement took by itself; None if it was not reached, or not measured."""
+    """The statement's own time in seconds; None if it was not reached or not measured."""
     was: Any = None
-    """What the watched PRAGMA said before, if it says something else now."""
+    """The value of the watched PRAGMA before, if it has changed."""
     now: Any = None
-    """What it says now."""
+    """The value of the watched PRAGMA now."""
     unclaimed: Any = None
-    """The cursor of a stream, until the task that asked for it has got it."""
+    """The cursor of a stream, until its task has received it."""
 
     @property
     def code(self) -> int:
@@ -94,15 +94,15 @@ class Report:
 
 
 def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = True) -> Report:
-    """Do what a plan says. ``report`` is filled in, so that it can be looked at after a break.
+    """Carry out a plan. ``report`` is filled step by step, so it is valid after an interruption.
 
-    ``measures``: how long the statement takes by itself is measured.
+    ``measures``: whether to measure the statement's own time.
     """
     began_before = raw.in_transaction
     changes = 0
     try:
         if began_before and (plan.begin is not None or plan.ends_reading):
-            raw.execute("COMMIT" if plan.ends_reading else "ROLLBACK")  # what a clean-up has left
+            raw.execute("COMMIT" if plan.ends_reading else "ROLLBACK")  # left by a cleanup
             began_before = False
         if plan.query_only is not None:
             raw.execute(f"PRAGMA query_only={'ON' if plan.query_only else 'OFF'}")
@@ -145,7 +145,7 @@ def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = Tr
 
 
 def _commit_rows(raw: sqlite3.Connection, report: Report) -> None:
-    """Commit an executemany; behind an error, the rows before it. One broken off is undone."""
+    """Commit an executemany; after an error, the rows before it. Roll back an interrupted one."""
     try:
         raw.execute("ROLLBACK" if report.code == SQLITE_INTERRUPT else "COMMIT")
     except sqlite3.Error as error:
@@ -155,7 +155,7 @@ def _commit_rows(raw: sqlite3.Connection, report: Report) -> None:
 
 
 def data_version(raw: sqlite3.Connection) -> int:
-    """``PRAGMA data_version``, whatever row factory is set: most transactions ask for it."""
+    """``PRAGMA data_version``, independent of any row factory. Most transactions read it."""
     cursor = raw.cursor()
     cursor.row_factory = None
     version: int = cursor.execute("PRAGMA data_version").fetchone()[0]
@@ -164,11 +164,10 @@ def data_version(raw: sqlite3.Connection) -> int:
 
 
 def _find_conflict(raw: sqlite3.Connection, plan: Plan, report: Report) -> str | None:
-    """What the transaction had read that is not so any more. Behind BEGIN IMMEDIATE.
+    """Which read of the transaction has changed; None if none has. After BEGIN IMMEDIATE.
 
-    ``PRAGMA data_version`` changes on a connection when another one has committed
-    (https://sqlite.org/pragma.html#pragma_data_version). Where it is the same, nothing has to be
-    read again.
+    ``PRAGMA data_version`` changes on a connection when another connection has committed
+    (https://sqlite.org/pragma.html#pragma_data_version). If it is the same, no read is repeated.
     """
     if plan.version is not None and data_version(raw) == plan.version:
         return None
@@ -184,8 +183,8 @@ def _find_conflict(raw: sqlite3.Connection, plan: Plan, report: Report) -> str |
 def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None = None) -> Outcome:
     """Run one statement and fetch all its rows, unless it is streamed.
 
-    The cursor is closed before anything else can happen: an INSERT ... RETURNING that was not read
-    to its end keeps its transaction, and the lock, past ``close()`` of the connection.
+    The cursor is closed at once: an INSERT ... RETURNING that was not read to its end would keep
+    its transaction and the lock even after ``close()`` of the connection.
     """
     before = raw.total_changes
     cursor = raw.cursor()
@@ -215,9 +214,9 @@ def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None
 
 
 def _writes(raw: sqlite3.Connection, statement: Statement) -> bool:
-    """Whether a stream of text writes: SQLite counts its rows only when it is read to its end.
+    """Whether a streamed textual statement writes. SQLite counts its rows only at the end.
 
-    Its program says so (https://sqlite.org/opcode.html#Transaction), which EXPLAIN lists.
+    The answer is in its program (https://sqlite.org/opcode.html#Transaction), as EXPLAIN lists it.
     """
     if statement.kind is not Kind.UNKNOWN:
         return statement.kind is Kind.WRITE
@@ -226,18 +225,18 @@ def _writes(raw: sqlite3.Connection, statement: Statement) -> bool:
             program = cursor.execute(f"EXPLAIN {statement.sql}", statement.parameters)
             return any(opcode == "Transaction" and p2 for _, opcode, _, p2, *_ in program)
     except sqlite3.Error:
-        return False  # an EXPLAIN
+        return False  # the statement itself is an EXPLAIN
 
 
 def digest(outcome: Outcome) -> Any:
-    """What the application has seen of an outcome, in a form that can be compared."""
+    """A digest of the result, which can be compared with another one."""
     return rows_seen(outcome.rows), outcome.description
 
 
 def fetch(
     raw: sqlite3.Connection, cursor: sqlite3.Cursor, size: int | None, seen: StreamDigest
 ) -> list[Any]:
-    """The next rows of a stream (all of them: None), added to what was seen of it."""
+    """Fetch the next rows of a stream, or all for ``size`` None, and add them to its digest."""
     rows = cursor.fetchall() if size is None else cursor.fetchmany(size)
     seen.add(rows)
     seen.ended = size is None or len(rows) < size
@@ -245,7 +244,7 @@ def fetch(
 
 
 def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
-    """Whether a statement that has read returns the same now."""
+    """Whether a logged statement returns the same result now."""
     streamed = isinstance(entry.seen, StreamDigest)
     cursor = raw.cursor()
     try:
@@ -266,14 +265,14 @@ def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
 
 
 class Ended(NamedTuple):
-    """What came of a COMMIT."""
+    """The result of a COMMIT."""
 
     error: Exception | None
     in_transaction: bool
     rest: list[list[Any]]
     """The rows of streams that were open."""
     took: float
-    """Seconds."""
+    """The time of the COMMIT in seconds."""
 
 
 def commit(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) -> Ended:
@@ -300,12 +299,12 @@ def clean_up(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) ->
 
 
 def finish_reading(raw: sqlite3.Connection) -> None:
-    """End a transaction that has only read. Statements that still run keep their snapshot."""
+    """End a transaction that has only read. Active statements keep their snapshot."""
     if raw.in_transaction:
         raw.execute("COMMIT")
 
 
 def close_unclaimed(raw: sqlite3.Connection, report: Report) -> None:
-    """Close what was opened for a task that was cancelled before it got it."""
+    """Close the cursor of a task that was cancelled before it received the cursor."""
     if report.unclaimed is not None:
         report.unclaimed.close()

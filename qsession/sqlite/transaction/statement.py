@@ -1,9 +1,9 @@
-"""What a statement is: the kind that decides where it runs, and what its text says.
+"""The kind of a statement, which decides where it runs.
 
-A compiled statement says what it is. Of a text the first words are read, by a tokenizer that skips
-what SQLite skips: blanks, comments, the byte order mark and empty statements
-(https://sqlite.org/lang_comment.html). Where the words do not tell whether a text writes, the
-database decides: it runs under ``PRAGMA query_only``.
+SQLAlchemy tells the kind of a compiled statement. The kind of a text comes from its first words. A
+tokenizer skips what SQLite skips: blanks, comments, the byte order mark and empty statements
+(https://sqlite.org/lang_comment.html). If the words do not tell whether a text writes, it runs
+under ``PRAGMA query_only``, and SQLite tells.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from qsession.sqlite.driver.lease import Stream
 
 
 class Kind(Enum):
-    """What a statement is, as far as it decides where it runs."""
+    """The kinds of statements, as far as they decide where a statement runs."""
 
     READ = "reads the file"
     WRITE = "writes to the file"
-    UNKNOWN = "text of which only the database knows whether it writes"
-    LOCK = "SELECT ... FOR UPDATE: reads, with the write lock from here on"
-    TELL = "a PRAGMA that tells something of the connection"
-    WATCH = "PRAGMA data_version: means something on one connection only"
+    UNKNOWN = "text of which only SQLite knows whether it writes"
+    LOCK = "SELECT ... FOR UPDATE: takes the write lock, then reads"
+    TELL = "a PRAGMA that reads a setting of the connection"
+    WATCH = "PRAGMA data_version: its values are comparable on one connection only"
     SET = "a PRAGMA that sets something on the connection, and ATTACH and DETACH"
-    SET_IN_FILE = "CREATE TEMP: writes what this connection alone sees"
-    OUTSIDE = "works on the whole file, outside of a transaction: VACUUM, a checkpoint"
-    COPY = "VACUUM INTO: reads the file, outside of a transaction"
+    SET_IN_FILE = "CREATE TEMP: writes what only this connection sees"
+    OUTSIDE = "works on the whole file, outside a transaction: VACUUM, a checkpoint"
+    COPY = "VACUUM INTO: reads the file, outside a transaction"
     DEFER = "PRAGMA defer_foreign_keys: holds until the next COMMIT"
     SAVEPOINT = "SAVEPOINT"
     RELEASE = "RELEASE"
@@ -57,9 +57,9 @@ class Words:
 
     kind: Kind
     name: str = ""
-    """Of the savepoint, the PRAGMA, or the first word; in lower case."""
+    """The savepoint, the PRAGMA, or the first word; in lower case."""
     value: str | None = None
-    """What a PRAGMA sets, if it is one word."""
+    """The value that a PRAGMA sets, if it is one word."""
 
 
 @dataclass(slots=True)
@@ -70,17 +70,17 @@ class Statement:
     parameters: Any = ()
     kind: Kind = Kind.UNKNOWN
     words: Words | None = None
-    """What its text says, for a kind that was read from the text."""
+    """The first words of the text, if the kind comes from the text."""
     many: bool = False
     stream: Stream | None = None
-    """Where rows are fetched little by little; None where all are fetched at once."""
+    """The cursor that fetches rows in parts; None if all rows are fetched at once."""
     nowait: bool = False
     context: Any = None
-    """What SQLAlchemy knows of it."""
+    """SQLAlchemy's execution context."""
 
 
 LONG = 1_000
-"""Characters past which a text is looked at each time, rather than kept."""
+"""The number of characters above which a text is parsed each time, and not cached."""
 _TOKEN = re.compile(
     r"""(?:[\t-\r \ufeff]|--[^\n]*(?:\n|\Z)|/\*.*?(?:\*/|\Z))*
     (?:(?P<word>[^\W\d][\w$]*|-?\d[\w.]*)
@@ -114,13 +114,13 @@ _ABOUT_TABLES = frozenset(
         *("foreign_key_list", "foreign_key_check", "integrity_check", "quick_check"),
     )
 )
-"""PRAGMAs that read the file, and may have an argument."""
+"""PRAGMAs that read the file and may have an argument."""
 _IN_HEADER = frozenset(("user_version", "application_id", "schema_version"))
-"""PRAGMAs whose value is in the file: to set one is a write, inside of the transaction."""
+"""PRAGMAs whose value is in the file: setting one is a write, inside the transaction."""
 _OF_FILE = _ABOUT_TABLES | _IN_HEADER | {"page_count", "freelist_count", "encoding", "page_size"}
 _WORK = frozenset(("optimize", "wal_checkpoint", "incremental_vacuum", "shrink_memory"))
 ONLY_OUTSIDE = frozenset(("foreign_keys", "journal_mode", "synchronous", "temp_store"))
-"""PRAGMAs that do nothing, or fail, inside of a transaction (https://sqlite.org/pragma.html)."""
+"""PRAGMAs that do nothing, or fail, inside a transaction (https://sqlite.org/pragma.html)."""
 
 
 def words_of(sql: str) -> Words:
@@ -129,10 +129,10 @@ def words_of(sql: str) -> Words:
 
 
 def kind_of(context: Any, sql: str) -> tuple[Kind, bool, Words | None]:
-    """The kind of a statement, whether it wants no waiting, and its words if it is a text.
+    """The kind of a statement, whether it has NOWAIT, and its words if it is a text.
 
-    ``context`` is SQLAlchemy's execution context. ``FOR UPDATE SKIP LOCKED`` is FOR UPDATE: with
-    the ticket held nothing is locked by anybody, so nothing has to be skipped.
+    ``context`` is SQLAlchemy's execution context. ``FOR UPDATE SKIP LOCKED`` is treated as FOR
+    UPDATE: no row is locked while the transaction holds the ticket, so none is skipped.
     """
     compiled = context.compiled if context is not None else None
     if compiled is None:
@@ -149,13 +149,13 @@ def kind_of(context: Any, sql: str) -> tuple[Kind, bool, Words | None]:
 
 
 def _kind_of_compiled(context: Any, compiled: Any) -> tuple[Kind, bool, bool]:
-    """Kind, whether it wants no waiting, and whether its text has to be looked at as well."""
+    """The kind, whether it has NOWAIT, and whether its text must be parsed as well."""
     if context.isinsert or context.isupdate or context.isdelete:
         return Kind.WRITE, False, False
     if context.isddl:
-        return Kind.WRITE, False, True  # DDL("VACUUM") is for any text
+        return Kind.WRITE, False, True  # DDL("VACUUM") may contain any text
     statement = compiled.statement
-    while isinstance(statement, FromStatement):  # which says how the rows of another are read
+    while isinstance(statement, FromStatement):  # it wraps the statement that is sent
         statement = statement.element
     lock = getattr(statement, "_for_update_arg", None)
     if lock is not None:
@@ -167,9 +167,9 @@ def _kind_of_compiled(context: Any, compiled: Any) -> tuple[Kind, bool, bool]:
 
 
 def _begins_as_select(statement: Any) -> bool:
-    """Whether a statement, or the first one of a UNION, is a SELECT that SQLAlchemy has written.
+    """Whether a statement, or the first part of a UNION, is a SELECT that SQLAlchemy compiled.
 
-    ``INSERT INTO t SELECT 1`` as text is made no read by a ``UNION SELECT 2`` behind it.
+    The text ``INSERT INTO t SELECT 1`` with ``UNION SELECT 2`` after it is still a write.
     """
     while True:
         if isinstance(statement, CompoundSelect):
@@ -181,9 +181,9 @@ def _begins_as_select(statement: Any) -> bool:
 
 
 def savepoints_after(open_ones: tuple[str, ...], words: Words) -> tuple[str, ...]:
-    """The savepoints that are open, outermost first, once a statement about one has run.
+    """The open savepoints, outermost first, after a savepoint statement has run.
 
-    The innermost of a name is meant (https://sqlite.org/lang_savepoint.html).
+    A name refers to the innermost savepoint of that name (https://sqlite.org/lang_savepoint.html).
     """
     if words.kind is Kind.SAVEPOINT:
         return (*open_ones, words.name)
@@ -194,32 +194,32 @@ def savepoints_after(open_ones: tuple[str, ...], words: Words) -> tuple[str, ...
 
 
 def defines(words: Words | None) -> bool:
-    """Whether a text changes the schema, or the numbers in the header of the file."""
+    """Whether a text changes the schema, or the values in the header of the file."""
     return words is not None and (words.name in _DEFINES or words.name in _IN_HEADER)
 
 
 def means_on(value: str) -> bool:
-    """Whether SQLite takes a value for true (https://sqlite.org/pragma.html#pragma_foreign_keys).
+    """Whether SQLite treats a value as true (https://sqlite.org/pragma.html#pragma_foreign_keys).
 
-    A number is true unless it is 0; any other word than these is false.
+    A number is true unless it is 0. A word is true only if it is one of these.
     """
     number = re.match(r"\d+", value)
     return int(number[0]) != 0 if number else value.lower() in ("on", "yes", "true")
 
 
 def changes_rows(statement: Statement) -> bool:
-    """Whether it is certain to take SQLite's write lock, even if there is nothing to change.
+    """Whether it certainly takes SQLite's write lock, even if no row changes.
 
-    ``DROP TABLE IF EXISTS`` of nothing, for one, compiles to a program that takes none.
+    For example, ``DROP TABLE IF EXISTS`` of a table that does not exist does not take the lock.
     """
     words = statement.words
     return statement.kind is Kind.WRITE and (words is None or words.name in _CHANGES)
 
 
 def unquoted(sql: str) -> Iterator[str]:
-    """The tokens of a text, without the quotes of those that have some."""
+    """The tokens of a text, without quotes."""
     for found in _TOKEN.finditer(sql):
-        if found.lastgroup == "end":  # comments at the end of the text hide no token
+        if found.lastgroup == "end":  # only comments remain
             return
         yield found[found.lastgroup or 0]
 

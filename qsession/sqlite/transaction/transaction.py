@@ -1,8 +1,8 @@
 """Transaction: what each statement of a connection does, and how its transaction ends.
 
-A transaction takes a connection of the pool with its first statement and keeps it to its end.
-Before it has written it may lose the ticket at any moment; once it has, it is SQLite's alone. What
-a statement needs is decided by :func:`.decide.decide`; this class does it.
+A transaction takes a connection of the pool with its first statement and keeps it until its end.
+Before its first write it may lose the ticket at any moment; after that, it has SQLite's lock.
+:func:`.decide.decide` decides what a statement needs; this class does it.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ from qsession.waiting.one_at_a_time import OneAtATime
 from qsession.waiting.ticket import Ticket
 
 BUSY_RETRY = 0.005
-"""Seconds between two looks at a lock that a program without qsession holds."""
+"""Seconds between two attempts to get a lock that a program without qsession holds."""
 
 _SUSPECT = frozenset(
     (errors.SQLITE_IOERR, errors.SQLITE_CORRUPT, errors.SQLITE_CANTOPEN, errors.SQLITE_NOTADB)
 )
-"""After these a connection is not used again."""
+"""After these errors a connection is not used again."""
 _READS = (Kind.READ, Kind.UNKNOWN)
 _SETTINGS = (Kind.SET, Kind.SET_IN_FILE)
 _PIN = Statement("(the driver's connection)", kind=Kind.WRITE)
 
 
 class Connections(Protocol):
-    """What a transaction needs of its pool."""
+    """What a transaction needs from its pool."""
 
     write_queue: WriteQueue
     admission: Admission
@@ -123,9 +123,9 @@ class Transaction:
         self._strict = self._settings.durability == "strict"
         self._kept: Kept | None = None
         self._last: Lease | None = None
-        """Where streams of an earlier transaction may still be open."""
+        """A lease on which streams of an earlier transaction may still be open."""
         self.connection = connection
-        """The connection it belongs to; a weak reference, so that one forgotten can be noticed."""
+        """A weak reference to its connection, so that an unclosed one can be collected."""
         self.statements = OneAtATime()
         self.work = Work()
         self.autocommit = False
@@ -136,11 +136,11 @@ class Transaction:
     def __repr__(self) -> str:
         return f"<Transaction {self.work!r}>"
 
-    # What the queue sees of it.
+    # The interface for the queue.
 
     @property
     def task(self) -> Caller | None:
-        """Who used it last: a task, or a thread of a synchronous engine."""
+        """The caller that used it last: a task, or a thread of a synchronous engine."""
         return self.runner.task
 
     @property
@@ -150,7 +150,7 @@ class Transaction:
 
     @property
     def ticket(self) -> Ticket | None:
-        """The ticket that it has, or had before it was taken away."""
+        """The ticket that it has, or had until it was taken away."""
         return self.work.ticket
 
     @property
@@ -160,27 +160,27 @@ class Transaction:
 
     @property
     def promised(self) -> bool:
-        """Whether what it reads may not change before it writes, unless it idles."""
+        """Whether its reads must not change before it writes, unless it idles."""
         return self.work.access == "write"
 
     @property
     def running(self) -> bool:
-        """Whether a statement of it runs, or waits."""
+        """Whether a statement of it runs or waits."""
         return self.statements.running > 0 or self.in_call
 
     @property
     def activity(self) -> int:
-        """Changes whenever it has done something."""
+        """Changes after each action of the transaction."""
         return self.statements.activity
 
     def reads_for(self) -> tuple[float, float]:
-        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+        """How long the present SELECT has run: processor time and clock time, in seconds."""
         return self.runner.reads_for()
 
     @property
     def snapshot_since(self) -> float | None:
-        """Since when it has had a snapshot, its own or that of an open stream, which keeps the WAL
-        from being reused.
+        """Since when it has had a snapshot, its own or that of an open stream. The snapshot keeps
+        the WAL from being reused.
         """
         work = self.work
         if work.state is State.SNAPSHOT:
@@ -189,13 +189,13 @@ class Transaction:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether nothing was sent since its last end, and nothing is kept from before it."""
+        """Whether nothing was sent since its last end, and nothing is kept from before."""
         return self.work.access is None and self._kept is None and self._last is None
 
     @property
     def ends_at_once(self) -> bool:
-        """Whether nothing is to be sent or waited for at its end: it has written nothing, and
-        reads from no snapshot. Then it may be ended by any thread.
+        """Whether its end sends nothing and does not wait, because it has not written and has no
+        snapshot. Then any thread may end it.
         """
         work, statements = self.work, self.statements
         free = work.state in (State.IDLE, State.READING) and work.lease is None
@@ -204,10 +204,10 @@ class Transaction:
     # Statements.
 
     def execute(self, statement: Statement, options: Any) -> Outcome:
-        """Run one statement where it belongs. In a greenlet.
+        """Run one statement, on the loop or in the thread. In a greenlet.
 
-        Raises what SQLite raises, and the errors of :mod:`qsession.errors`. Cancelled: the
-        transaction is rolled back, in the background, and what it held is passed on.
+        Raises the errors of SQLite and of :mod:`qsession.errors`. If cancelled, the transaction is
+        rolled back in the background, and its ticket and connection are given back.
         """
         if not in_greenlet():
             await_only(READY)  # raises MissingGreenlet, as SQLAlchemy's own drivers do
@@ -216,7 +216,7 @@ class Transaction:
         failure = self.work.failure
         if failure is not None:
             if statement.kind is Kind.ROLLBACK_TO:
-                return _nothing_sent()  # a session rolls back its savepoints one by one
+                return _nothing_sent()  # a session rolls back each of its savepoints
             raise failure
         statements.begin()
         self.last_statement = statement.sql
@@ -320,7 +320,7 @@ class Transaction:
                 "or access='auto' for a transaction that writes."
             )
         elif self._is_so_already(statement):
-            pass  # it need not be refused
+            pass  # it has no effect, so it is not refused
         elif instead is Instead.REFUSE_SETTING and self._turns_back(statement):
             pass
         elif instead is Instead.REFUSE_SNAPSHOT:
@@ -338,7 +338,7 @@ class Transaction:
         return _nothing_sent()
 
     def _is_so_already(self, statement: Statement) -> bool:
-        """Whether it is ``PRAGMA foreign_keys=ON`` where that is on, as sessions often begin."""
+        """Whether it is ``PRAGMA foreign_keys=ON`` and they are on, as sessions often begin."""
         lease, words = self.work.lease, statement.words
         if lease is None or words is None or words.name != "foreign_keys" or words.value is None:
             return False
@@ -349,8 +349,8 @@ class Transaction:
         return True
 
     def _turns_back(self, statement: Statement) -> bool:
-        """Whether it is ``PRAGMA foreign_keys=ON`` where its user has turned them off: as a script
-        ends that rebuilds a table. They are on again when the transaction has ended.
+        """Whether it is ``PRAGMA foreign_keys=ON`` after its user has turned them off, as at the
+        end of a script that rebuilds a table. They are turned on when the transaction has ended.
         """
         kept, words = self._kept, statement.words
         if kept is None or words is None or words.value is None:
@@ -358,7 +358,7 @@ class Transaction:
         return kept.postpone(words.name, means_on(words.value))
 
     def _remember(self, statement: Statement) -> None:
-        """Keep what is sent behind BEGIN IMMEDIATE only: before it nothing can be undone."""
+        """Keep a statement to send after BEGIN IMMEDIATE. Before that there is nothing to undo."""
         work, words = self.work, statement.words
         assert words is not None
         if words.kind is Kind.DEFER:
@@ -370,7 +370,7 @@ class Transaction:
         work.remembered = (*others, *(f"SAVEPOINT {name}" for name in quoted))
 
     def _follow_savepoints(self, statement: Statement) -> None:
-        """Under AUTOCOMMIT the outermost savepoint is BEGIN, and its RELEASE is COMMIT."""
+        """Under AUTOCOMMIT the outermost savepoint acts as BEGIN, and its RELEASE as COMMIT."""
         work, words = self.work, statement.words
         if work.by_hand or words is None or words.kind not in SAVEPOINTS:
             return
@@ -380,7 +380,7 @@ class Transaction:
             try:
                 self.commit()
             except BaseException:
-                self.rollback()  # the savepoint is gone: there is nothing to go back to
+                self.rollback()  # the savepoint no longer exists
                 raise
 
     def _perform(self, action: Action, statement: Statement) -> Outcome:
@@ -394,7 +394,7 @@ class Transaction:
                 return outcome
             report = self._run(action, statement, lease)
             if report.refused and statement.kind is Kind.UNKNOWN:
-                statement.kind = Kind.WRITE  # the database said so
+                statement.kind = Kind.WRITE  # SQLite refused it under PRAGMA query_only
                 action = self._decide(statement)
                 if action.instead is not None:
                     return self._do_instead(action.instead, statement)
@@ -404,7 +404,7 @@ class Transaction:
     # The ticket and the connection.
 
     def _come_by_both(self, action: Action, statement: Statement) -> Lease:
-        """The ticket, if it is wanted, and a connection; each of them, or neither, is held."""
+        """Get the ticket, if the action wants it, and a connection: both or neither."""
         while True:
             if action.want is not Want.NO:
                 self._come_by_ticket(action, statement)
@@ -414,7 +414,7 @@ class Transaction:
                 return lease
 
     def _come_by_ticket(self, action: Action, statement: Statement) -> None:
-        """Hold the ticket and the turn on the file; or neither, where a SELECT goes without."""
+        """Get the ticket and the turn on the file, or neither if a SELECT runs without them."""
         work, settings = self.work, self._settings
         read = work.last_read
         if read is not None and time.monotonic() - read >= settings.stall_after:
@@ -446,12 +446,12 @@ class Transaction:
 
     @property
     def site(self) -> int | None:
-        """Its call site, if that is of interest."""
+        """Its call site, if the prediction uses it."""
         return self.work.site
 
     def taken_away(self, place: int | None, stalled: bool) -> None:
-        """Its ticket was taken away. If it had stalled, those who wait with a SELECT of the same
-        call site go without: they would only stall as well, one after the other.
+        """Note that its ticket was taken away. If it had stalled, waiting SELECTs of the same call
+        site run without the ticket, because their transactions would stall as well.
         """
         work, queue = self.work, self._queue
         work.place = place
@@ -464,7 +464,7 @@ class Transaction:
             queue.queue.dismiss(lambda ticket: bool(ticket.owner.site == site))
 
     def _give_back(self) -> None:
-        """Give the connection back, its snapshot with it: what was read is validated later."""
+        """Give the connection back, with its snapshot. The reads are validated later."""
         work = self.work
         if self._last is not None:
             self._read_streams(self._last)
@@ -480,8 +480,8 @@ class Transaction:
             lease.end()
 
     def give_up_snapshot(self) -> bool:
-        """Let the holder of the ticket have its connection, if it idles; what it has read is
-        validated when it reads again. False if it cannot. In its loop.
+        """Give its connection to the holder of the ticket, if it idles. Its reads are validated
+        when it reads again. False if it cannot. In its loop.
         """
         work, lease = self.work, self.work.lease
         if work.state is not State.SNAPSHOT or work.access == "read" or lease is None:
@@ -492,29 +492,29 @@ class Transaction:
         return True
 
     def _read_streams(self, lease: Lease) -> None:
-        """Fetch the rest of open streams: what came later would be older than what follows."""
+        """Fetch the rest of open streams, because later statements read a newer state."""
         if self.work.state is not State.LOCKED:
             for stream in list(lease.streams):
                 stream.read_to_end()
 
     def _check(self, work: Work) -> None:
-        """Raise if a transaction that waited has been ended meanwhile."""
+        """Raise if the transaction was ended during a wait."""
         if self.work is not work:
             raise self._ended_elsewhere()
 
     def _ended_elsewhere(self) -> Exception:
-        """What is raised for a statement that waited while its transaction was ended."""
+        """The error for a statement whose transaction was ended while it waited."""
         return self.work.failure or errors.QSessionError(
             f"{self.last_statement!r} was not run: another task ended the transaction while the "
             "statement waited."
         )
 
     def _come_by_connection(self, keeps: bool) -> Lease:
-        """Its connection: the one it has, or had before it rested, or one of the pool.
+        """The connection that it has, or had before it rested, or else one of the pool.
 
-        ``keeps``: it stays with its user. If somebody keeps the one that is in reserve, and waits
-        for the ticket with it, a holder of the ticket must not wait for a connection: the ticket is
-        given up before, and asked for again with the connection in hand.
+        ``keeps``: whether the connection stays with its user. Another user may keep the reserved
+        connection and wait for the ticket. So a holder of the ticket must not wait for a
+        connection: it gives up the ticket first, and asks again when it has the connection.
         """
         work = self.work
         lease = work.lease
@@ -537,7 +537,7 @@ class Transaction:
         return lease
 
     def _rest(self, lease: Lease) -> None:
-        """Lend the connection to others while nothing is asked of it."""
+        """Lend the connection to others until the next statement."""
         work = self.work
         if not (lease.streams or lease.reserved or self._kept or lease.driver.suspect):
             work.lease = None
@@ -546,9 +546,9 @@ class Transaction:
     # Running.
 
     def _run_behind_write(self, statement: Statement) -> Outcome | None:
-        """A short statement behind a write: it needs nothing but the connection that is there.
+        """Run a short statement after a write, which needs only the present connection.
 
-        A unit of work sends thousands of them. None: it goes the general way.
+        A unit of work sends thousands of them. None: the general path has to run it.
         """
         work, runner = self.work, self.runner
         plain = statement.kind is Kind.READ or changes_rows(statement)
@@ -565,7 +565,7 @@ class Transaction:
         plan = Plan(statement)
         plan.in_transaction = True
         report = runner.run_here(lease.driver, plan)
-        assert report is not None  # it has no budget
+        assert report is not None  # since it has no budget
         outcome = report.outcome
         if outcome is None:
             return self._settle(Action(), statement, lease, report)
@@ -573,15 +573,15 @@ class Transaction:
         return outcome
 
     def _read_shortly(self, action: Action, statement: Statement, lease: Lease) -> Outcome | None:
-        """A SELECT known to be short, before a write. None: it goes the general way.
+        """Run a SELECT known to be short, before a write. None: the general path has to run it.
 
-        It leaves out what cannot be the case here. What goes wrong is for the general way.
+        It omits the checks that are not needed here. The general path handles errors.
         """
         work, driver, runner = self.work, lease.driver, self.runner
         plain = statement.kind is Kind.READ and not (
             action.claims or statement.stream or self._kept or self._strict or self._alone
         )
-        if work.state is State.LOCKED:  # it had its chance in _run_behind_write
+        if work.state is State.LOCKED:  # _run_behind_write has tried it
             return None
         if not (plain and runner.is_short(statement.sql)) or driver.has_attached or driver.frozen:
             return None
@@ -592,7 +592,7 @@ class Transaction:
             self._pool.check_file(driver)
         runner.pace(work.holds)
         self._check(work)
-        if not driver.quiet:  # another task was faster
+        if not driver.quiet:  # another task uses it
             return None
         plan = Plan(statement)
         plan.begin = "BEGIN" if begins else None
@@ -618,7 +618,7 @@ class Transaction:
         return outcome
 
     def _run(self, action: Action, statement: Statement, lease: Lease) -> Report:
-        """Run a statement behind what the action says; a long executemany in slices."""
+        """Run a statement with the steps of the action before it; a long executemany in slices."""
         work = self.work
         if not work.in_transaction:
             self._pool.check_file(lease.driver)
@@ -643,7 +643,7 @@ class Transaction:
                 action = Action()
 
     def _run_one(self, action: Action, statement: Statement, lease: Lease) -> Report:
-        """Run a statement; a lock that another program holds is waited for."""
+        """Run a statement, and wait for a lock that another program holds."""
         work, driver = self.work, lease.driver
         upgrades = (
             action.begin is Begin.WRITE
@@ -661,14 +661,14 @@ class Transaction:
             if plan.query_only is not None and report.stage is not Stage.BEGIN:
                 driver.query_only = plan.query_only
             if self._lent and driver.query_only and self._access != "read":
-                driver.let_write(True)  # the application may
+                driver.let_write(True)  # the application may write on it
             if driver.frozen:
                 self._pool.check_file(driver, again=True)
             if not report.busy or work.state is State.LOCKED:
                 return report
-            if upgrades or lease.streams:  # what it reads from is no longer the latest: validate
+            if upgrades or lease.streams:  # its snapshot is no longer the latest: validate
                 upgrades = False
-                self._read_streams(lease)  # each has its snapshot until it has ended
+                self._read_streams(lease)  # each keeps its snapshot until its end
                 plan = self._plan(action, statement, driver, upgrades)
                 continue
             if driver.in_its_own_way:
@@ -682,27 +682,27 @@ class Transaction:
     ) -> Plan:
         plan = plan_of(self.work, action, statement, upgrades, self._alone, self._lent)
         self._toggle(plan, action, driver)
-        if driver.has_attached:  # PRAGMA data_version tells of the main file only
+        if driver.has_attached:  # PRAGMA data_version covers the main file only
             plan.asks_version, plan.version = False, None
         return plan
 
     def _toggle(self, plan: Plan, action: Action, driver: DriverConnection) -> None:
-        """Set ``PRAGMA query_only`` with the plan, where it is not as the action wants it."""
+        """Let the plan set ``PRAGMA query_only``, if its value is not what the action needs."""
         wanted, words = action.query_only, plan.statement.words
         if words is not None and words.name == "query_only":
-            wanted = False  # the application sets it, or asks for it
+            wanted = False  # the application sets or reads it
         elif driver.only_reads or (self._kept is not None and self._kept.sets("query_only")):
-            wanted = None  # what a listener, or the application, has set stays
+            wanted = None  # a listener or the application has set it, and it stays
         if wanted is not None and wanted is not driver.query_only:
             plan.query_only = wanted
-            driver.query_only = None  # until it is known to have been set
+            driver.query_only = None  # unknown until the plan has run
 
-    # What came of it.
+    # Results.
 
     def _settle(
         self, action: Action, statement: Statement, lease: Lease, report: Report
     ) -> Outcome:
-        """Take note of what happened; return the outcome or raise the error."""
+        """Record what happened; return the outcome or raise the error."""
         work = self.work
         if report.conflict is not None:
             raise self._conflict(report.conflict, statement)
@@ -711,7 +711,7 @@ class Transaction:
         was_open, alone = work.in_transaction, self._alone
         self._move_on(action, statement, report)
         if report.in_transaction and not (work.in_transaction or self._lent):
-            lease.tidy(sending.clean_up)  # nobody would end it
+            lease.tidy(sending.clean_up)  # no other code would end it
         if report.error is not None:
             self._failed(action, statement, lease, report, was_open)
         outcome = report.outcome
@@ -724,7 +724,7 @@ class Transaction:
         if alone and work.state is not State.LOCKED:
             self._end_alone(statement, lease, outcome)
         elif was_open and not report.in_transaction and action.begin is not Begin.END:
-            self._finish(lease, work.wrote)  # it was a COMMIT, or a ROLLBACK, of the application's
+            self._finish(lease, work.wrote)  # the application sent COMMIT or ROLLBACK
         elif not work.in_transaction:
             self._rest(lease)
         if self._strict and outcome.description is not None:
@@ -732,11 +732,11 @@ class Transaction:
         return outcome
 
     def _move_on(self, action: Action, statement: Statement, report: Report) -> None:
-        """The state that a statement has led to."""
+        """Move to the state that follows from a statement."""
         work = self.work
         if action.begin is Begin.WRITE:
-            # A constraint is met by a statement that writes. Any other error, as "no such table",
-            # may come before an upgrade has the lock; and nobody is to wait for what has failed.
+            # Only a statement that writes can violate a constraint. Any other error, such as "no
+            # such table", may come before an upgrade has the lock, and others must not wait for it.
             failed = report.error is not None and report.code != errors.SQLITE_CONSTRAINT
             if report.in_transaction and (report.changed or not failed):
                 self._lock()
@@ -752,7 +752,7 @@ class Transaction:
             work.state = State.READING
 
     def _lock(self) -> None:
-        """It has SQLite's write lock from here on: what it has read cannot change any more."""
+        """Note that it has SQLite's write lock: from now on its reads cannot change."""
         work = self.work
         assert work.ticket is not None
         assert work.ticket.claimed
@@ -762,10 +762,10 @@ class Transaction:
     def _failed(
         self, action: Action, statement: Statement, lease: Lease, report: Report, was_open: bool
     ) -> None:
-        """Raise the error of a statement, with what became of the transaction taken note of."""
+        """Record what became of the transaction, and raise the error of the statement."""
         work, error = self.work, report.error
         assert error is not None
-        elsewhere = statement.kind in (Kind.SET, Kind.COPY)  # ATTACH names a file, VACUUM INTO too
+        elsewhere = statement.kind in (Kind.SET, Kind.COPY)  # ATTACH, VACUUM INTO: another file
         if report.code in _SUSPECT and not elsewhere:
             lease.driver.suspect = True
             if self._kept is not None:
@@ -773,7 +773,7 @@ class Transaction:
         if was_open and not report.in_transaction and action.begin is not Begin.END:
             self._dropped(error)
         elif work.state is State.LOCKED:
-            work.wrote = work.wrote or report.changed  # OR FAIL keeps what came before
+            work.wrote = work.wrote or report.changed  # OR FAIL keeps the rows before the error
         elif self._alone:
             self._finish(lease, report.changed)
         else:
@@ -781,7 +781,7 @@ class Transaction:
                 self._log(statement, error_seen(error))
                 work.log.failed = True
             if action.claims:
-                if work.state is State.SNAPSHOT:  # it may have come to the lock: begin anew
+                if work.state is State.SNAPSHOT:  # it may have the lock, so this must end
                     lease.tidy(sending.finish_reading)
                     work.state = State.READING
                 self._give_up_ticket()
@@ -792,7 +792,7 @@ class Transaction:
         raise self._pool.explain(error, self._refuses_to_write(lease.driver))
 
     def _refuses_to_write(self, driver: DriverConnection) -> bool:
-        """Whether a listener, or a statement of the application, has set PRAGMA query_only."""
+        """Whether a listener or the application has set PRAGMA query_only."""
         changed = self._kept is not None and self._kept.sets("query_only")
         return driver.only_reads is not changed
 
@@ -820,7 +820,7 @@ class Transaction:
         work.last_read = time.monotonic()
 
     def _conflict(self, reason: str, statement: Statement) -> Exception:
-        """End in a conflict; the error to raise."""
+        """End the transaction in a conflict; return the error to raise."""
         self._queue.counters.conflicts += 1
         if self.work.site is not None:
             self._queue.prediction.note_conflict(self.work.site)
@@ -829,7 +829,7 @@ class Transaction:
         return as_stale_data(error, statement.context)
 
     def _dropped(self, error: Exception) -> None:
-        """SQLite has rolled the whole transaction back by itself (disk full, RAISE(ROLLBACK))."""
+        """Note that SQLite itself rolled back the transaction (disk full, RAISE(ROLLBACK))."""
         self.abandon(
             errors.QSessionError(
                 f"SQLite rolled back the transaction after {self.last_statement!r} failed "
@@ -838,9 +838,9 @@ class Transaction:
         )
 
     def _wait_for_lock(self, deadline: float | None, sql: str) -> float:
-        """Wait a moment for the lock of another program; until when, by :func:`time.monotonic`.
+        """Wait a moment for another program's lock. Return the deadline, by :func:`time.monotonic`.
 
-        ``deadline``: what the wait before has returned; None for the first one. Raises
+        ``deadline``: what the previous wait returned; None for the first one. Raises
         :class:`QueueTimeout` at the deadline.
         """
         now = time.monotonic()
@@ -862,10 +862,10 @@ class Transaction:
         )
 
     def _clean_up_after(self, error: BaseException, statement: Statement) -> None:
-        """Keep no ticket for what was not begun, and nothing of what was cancelled."""
+        """After an error: give up a ticket that is not needed; undo a cancelled transaction."""
         work, told = self.work, isinstance(error, sqlite3.Error | errors.QSessionError)
         if statement.kind in _SETTINGS and work.lease is not None and not told:
-            work.lease.driver.suspect = True  # it may have been set, and nobody took note
+            work.lease.driver.suspect = True  # it may have been set, and this was not recorded
         if not isinstance(error, Exception):
             self.abandon(
                 errors.QSessionError(
@@ -877,10 +877,10 @@ class Transaction:
         elif work.state is not State.LOCKED and work.ticket is not None and work.ticket.claimed:
             self._give_up_ticket()
 
-    # What the application sets on the connection.
+    # Settings of the application on the connection.
 
     def _keep(self, lease: Lease, statement: Statement, report: Report) -> None:
-        """Keep the connection, if a statement has left something on it."""
+        """Keep the connection, if a statement has set something on it."""
         words, driver, before = statement.words, lease.driver, report.was
         assert words is not None
         if statement.kind is Kind.SET and words.value is not None and before is None:
@@ -897,7 +897,7 @@ class Transaction:
                 driver.run(self._pool.checkpointer.share)
 
     def _lose_kept(self, error: Exception) -> None:
-        """The connection cannot be used again, and with it goes what was set on it."""
+        """Record that the connection cannot be used again, and its settings are lost."""
         kept = self._kept
         assert kept is not None
         if kept.is_changed:
@@ -908,17 +908,17 @@ class Transaction:
             )
 
     def let_go(self) -> None:
-        """Give back the connection that was kept: nobody will use it here any more."""
+        """Give back the kept connection, when it is no longer used here."""
         kept, self._kept = self._kept, None
         if kept is not None:
             kept.let_go()
 
     def pin(self) -> DriverConnection:
-        """The driver's connection, in the hands of the application from here on.
+        """Lend the driver's connection to the application.
 
-        It stays with this connection until that is closed, and is then not used by others. In a
-        greenlet the ticket is taken with it, as what is done there may write. A statement of the
-        application's meets SQLite's own lock, and waits for it inside of SQLite.
+        It stays with this connection until that is closed, and is not used by others afterwards. In
+        a greenlet the ticket is taken first, because the application may write. Statements of the
+        application wait for SQLite's lock inside SQLite.
         """
         if self.work.failure is not None:
             raise self.work.failure
@@ -929,7 +929,7 @@ class Transaction:
 
     @property
     def _access(self) -> Access:
-        """The access of this transaction; before its first statement, of the engine."""
+        """The access of this transaction, or of the engine before the first statement."""
         return self.work.access or self._settings.access
 
     def _wait_for_driver(self) -> Lease:
@@ -941,7 +941,7 @@ class Transaction:
             want = Want.NO if self._access == "read" else Want.WAIT
             work = self.work
             lease = self._come_by_both(Action(want, keeps=True), _PIN)
-            lease.driver.run(_nothing)  # wait for what its thread still has to do
+            lease.driver.run(_nothing)  # wait until its thread is idle
             self._check(work)
         except BaseException as error:
             self._clean_up_after(error, _PIN)
@@ -951,7 +951,7 @@ class Transaction:
         return lease
 
     def _find_driver(self) -> Lease:
-        """The connection that it has; where nothing can be waited for, no other can be had."""
+        """The connection that it has, or an idle one, because this code cannot wait."""
         lease = self.work.lease or (None if self._kept is None else self._kept.lease)
         lease = lease or self._pool.wake(self) or self._pool.idle_lease()
         if lease is None:
@@ -966,10 +966,10 @@ class Transaction:
         return lease
 
     def _look_at_driver(self) -> None:
-        """Take note of a transaction that the application has begun on the driver's connection.
+        """Record a transaction that the application has begun on the driver's connection.
 
-        It has SQLite's lock already. So it does not wait for the ticket: the holder of that may be
-        waiting for the lock.
+        It already has SQLite's lock. So it must not wait for the ticket, because the holder of the
+        ticket may wait for the lock.
         """
         work, kept = self.work, self._kept
         if kept is None or not kept.is_locked or work.in_transaction:
@@ -981,16 +981,16 @@ class Transaction:
 
     @property
     def locked_by_driver(self) -> bool:
-        """Whether the application has SQLite's lock, by the driver's connection."""
+        """Whether the application has SQLite's lock through the driver's connection."""
         return self._kept is not None and self._kept.is_locked
 
     # The end.
 
     def commit(self) -> None:
-        """Make it durable. A COMMIT that has started runs to its end; a cancellation follows.
+        """Commit, and wait for the disk. A cancellation during COMMIT is raised when it has ended.
 
-        Cancelled while it waits for the disk, the commit has happened. Raises
-        :class:`DurabilityError` if the disk does not confirm it.
+        A cancellation during the wait for the disk is raised at once; the commit has happened.
+        Raises :class:`DurabilityError` if the disk does not confirm it.
         """
         work = self.work
         if work.failure is not None:
@@ -1035,10 +1035,10 @@ class Transaction:
             self._check(work)
 
     def _finish(self, lease: Lease, wrote: bool) -> None:
-        """SQLite has committed: pass everything on, then wait for the disk.
+        """After SQLite has committed: give everything back, then wait for the disk.
 
-        The commit is counted before the ticket passes on, so that the numbers are in the order of
-        the commits. A cancellation is raised after a checkpoint that needs the ticket.
+        The commit gets its number before the ticket passes on, so that the numbers are in the order
+        of the commits. A cancellation is raised after a checkpoint that needs the ticket.
         """
         if not wrote:
             self._end()
@@ -1046,7 +1046,7 @@ class Transaction:
         driver = lease.driver
         self._queue.counters.commits += 1
         shared = driver.sync is Sync.SHARED
-        # Behind frames that the disk has lost, what SQLite has synced by itself is lost as well.
+        # If the disk has lost earlier frames, commits that SQLite itself synced are lost as well.
         looks = shared or (driver.sync is Sync.SQLITE and driver.identity is not None)
         syncer = self._pool.syncer(driver) if looks else None
         number = 0 if syncer is None else syncer.committed()
@@ -1064,15 +1064,15 @@ class Transaction:
             try:
                 await_only(syncer.wait(number, now=quiet))
             except errors.DurabilityError:
-                with suppress(Exception):  # if the file is gone, the next one opens it anew
+                with suppress(Exception):  # if the file is gone, the next transaction reopens it
                     self._pool.check_file(driver, again=True)
                 raise
-            self.runner.pace(holder=True)  # one fsync may have answered many
+            self.runner.pace(holder=True)  # one fsync may wake many tasks
 
     def _wait_for_what_was_read(self, driver: DriverConnection, action: Action) -> None:
-        """With durability="strict": nothing is returned that a power cut could take back.
+        """With durability="strict": wait until everything that was read is on disk.
 
-        Behind the statement that has taken the lock nobody else commits.
+        While this transaction has the lock, no other one commits.
         """
         locked = self.work.state is State.LOCKED and action.begin is not Begin.WRITE
         if driver.sync is Sync.SHARED and not locked:
@@ -1080,9 +1080,9 @@ class Transaction:
             await_only(syncer.wait(syncer.committed(), now=True))
 
     def _end_reading(self) -> None:
-        """Nothing was written: nothing has to reach the disk."""
+        """End a transaction that has only read. Nothing has to reach the disk."""
         work, kept = self.work, self._kept
-        if kept is not None and kept.lent and in_greenlet():  # who knows what was written there
+        if kept is not None and kept.lent and in_greenlet():  # the application may have written
             kept.lease.driver.run_to_end(sending.commit)
             self._finish(kept.lease, wrote=True)
             return
@@ -1091,15 +1091,15 @@ class Transaction:
         self._end()
 
     def _end_alone(self, statement: Statement, lease: Lease, outcome: Outcome) -> None:
-        """A statement under AUTOCOMMIT has been committed by itself."""
+        """End a statement under AUTOCOMMIT, which SQLite has committed."""
         could = statement.kind in (Kind.UNKNOWN, Kind.OUTSIDE)
         self._finish(lease, statement.kind is Kind.WRITE or (could and outcome.changed))
 
     def rollback(self, by_statement: bool = False) -> None:
-        """Undo it. Runs to its end through a cancellation.
+        """Roll back. A cancellation is raised when the rollback has ended.
 
-        A statement of another task that runs is broken off. ``by_statement``: one of the
-        application's is itself the rollback.
+        A running statement of another task is interrupted. ``by_statement``: whether the
+        application sent ROLLBACK as a statement.
         """
         work, others = self.work, self.statements.running > by_statement
         state, lent = work.state, self._lent
@@ -1115,7 +1115,7 @@ class Transaction:
                 self._undo(lease, hurry=lent)
         else:
             if lease is not None and state is State.SNAPSHOT:
-                # A function of the application may have written. ROLLBACK would break off streams.
+                # An application's function may have written. ROLLBACK would interrupt open streams.
                 lease.tidy(sending.finish_reading if lease.streams else sending.clean_up)
             self._end()
         if work.defined is not None:
@@ -1132,14 +1132,14 @@ class Transaction:
             self._end()
 
     def _end(self, checkpoints: bool = False) -> None:
-        """Give everything back. SQLite's transaction has ended by now."""
+        """Give everything back. SQLite's transaction has already ended."""
         work, self.work = self.work, Work()
         ticket = work.ticket
         try:
             work.unlimit()
             if work.site is not None and work.failure is None:
                 idled = work.idled or (ticket is not None and not ticket.held)
-                idled = idled and not work.stalled  # that has been noted
+                idled = idled and not work.stalled  # a stall is already recorded
                 self._queue.prediction.note(work.site, work.state is State.LOCKED, idled)
             lease = work.lease or self._pool.wake(self)
             self._last = lease if lease is not None and lease.streams else None
@@ -1148,7 +1148,7 @@ class Transaction:
                 lease.driver.post(self._pool.checkpointer.run, done=done)
             elif lease is not None and self._kept is None:
                 lease.end()
-        finally:  # even if it cannot be given back, or the wait for that is cancelled
+        finally:  # even after an error or a cancellation
             self._pool.admission.leave(self)
             if ticket is not None:
                 self._queue.release(ticket)
@@ -1160,7 +1160,7 @@ class Transaction:
             self._queue.release(ticket)
 
     def abandon(self, failure: Exception | None = None) -> None:
-        """Undo it without waiting, from anywhere; with ``failure``, every statement repeats it."""
+        """Roll back without waiting, from any thread. Later statements raise ``failure``."""
         work, self.work = self.work, Work()
         if failure is not None:
             self.work.failure, self.work.state = failure, State.FAILED
@@ -1179,7 +1179,7 @@ class Transaction:
             self.work.limit = loop.call_later(self._settings.max_hold, self._expire_hold)
 
     def _expire_hold(self) -> None:
-        """Roll back a transaction that held the ticket for too long, once it is idle."""
+        """Roll back a transaction that held the ticket for too long, when it is idle."""
         work = self.work
         if self.running:
             work.limit = asyncio.get_running_loop().call_later(BUSY_RETRY, self._expire_hold)
@@ -1199,7 +1199,7 @@ class Transaction:
 
 
 def _passed_on(queue: WriteQueue, ticket: Ticket | None, lease: Lease | None) -> None:
-    """What an abandoned transaction had is free: SQLite has rolled it back."""
+    """Give back what an abandoned transaction had, after SQLite has rolled it back."""
     try:
         if lease is not None:
             lease.give_back()
@@ -1209,20 +1209,20 @@ def _passed_on(queue: WriteQueue, ticket: Ticket | None, lease: Lease | None) ->
 
 
 def _nothing(raw: Any) -> None:
-    """What one runs in the thread to wait for what was given to it before."""
+    """Run in a thread to wait until it has finished its earlier work."""
 
 
 def _nothing_sent() -> Outcome:
-    """What comes back for a statement that is not sent.
+    """The outcome of a statement that is not sent.
 
-    SQLAlchemy refuses an execution that never awaits anything (https://sqlalche.me/e/20/xd1r).
+    SQLAlchemy requires that each execution awaits something (https://sqlalche.me/e/20/xd1r).
     """
     await_only(READY)
     return Outcome()
 
 
 def _in_its_own_way(error: Any) -> Exception:
-    """What SQLite says of a lock that only the connection itself can hold, with what to do."""
+    """SQLite's error for a lock that the connection itself holds, with advice."""
     told: Any = type(error)(
         f"{error}: this connection has attached its own database file, so it waits for its own "
         "lock. DETACH the file, and use one name for it."
@@ -1232,9 +1232,9 @@ def _in_its_own_way(error: Any) -> Exception:
 
 
 def _tell_of_lost_changes(sql: str) -> None:
-    """Warn of DDL that ends because its connection is closed, and not by a rollback on purpose.
+    """Warn of DDL that is lost because its connection is closed, and not by an explicit rollback.
 
-    SQLAlchemy calls the same hook for both; the difference is which of its functions has asked.
+    SQLAlchemy calls the same hook in both cases; they differ in the calling function.
     """
     call = current_call()
     frame: Any = sys._getframe(2) if call is None else call.frame

@@ -1,7 +1,7 @@
-"""Work: one transaction from its first statement to its end, and what it has by then.
+"""Work: the state of one transaction, from its first statement to its end.
 
-A new one begins where the last one has ended. A task that waited, and finds another one than before
-it waited, knows that its transaction was ended elsewhere.
+Each transaction has a new Work. A task that finds a different Work after a wait knows that another
+task has ended its transaction.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ from qsession.waiting.ticket import Ticket
 
 
 class Work:
-    """The values of the class are how a transaction begins.
+    """The values of the class are those of a new transaction.
 
-    Invariants: LOCKED means that there is a lease, that SQLite has a transaction with the write
-    lock there, and that the ticket is held and claimed. SNAPSHOT means that there is a lease.
-    The log is empty once something was written.
+    Invariants: in state LOCKED there is a lease, SQLite has a transaction with the write lock on
+    it, and the ticket is held and claimed. In state SNAPSHOT there is a lease. After the first
+    write the log is empty.
     """
 
     state = State.IDLE
     failure: Exception | None = None
-    """What every statement repeats in state FAILED."""
+    """The error that every statement raises in state FAILED."""
     lease: Lease | None = None
     ticket: Ticket | None = None
     access: Access | None = None
-    """None until its first statement has said so."""
+    """Set by its first statement."""
     snapshot = False
-    """Whether its reads share one snapshot, in access ``auto``."""
+    """Whether its reads share one snapshot in access ``auto``."""
     locks = False
     """Whether its first statement takes the write lock, as FOR UPDATE does."""
     priority = 0
     by_hand = False
     """Whether the application has sent BEGIN."""
     stays = False
-    """Whether it waits for the ticket with its connection in hand."""
+    """Whether it keeps its connection while it waits for the ticket."""
     wrote = False
     defined: str | None = None
-    """The first DDL statement, of which its user is told if it comes to nothing."""
+    """The first DDL statement, for the warning if it is lost."""
     log: Log
     version: int | None = None
     """``PRAGMA data_version`` of the connection before the first read; None if unknown."""
     savepoints: tuple[str, ...] = ()
-    """Those that are open, outermost first; before the first write, and under AUTOCOMMIT."""
+    """Open savepoints, outermost first; only before the first write, and under AUTOCOMMIT."""
     remembered: tuple[str, ...] = ()
-    """What is sent behind BEGIN IMMEDIATE."""
+    """Statements to send after BEGIN IMMEDIATE."""
     site: int | None = None
-    """Where in the application it began, if that is of interest."""
+    """Its call site, if the prediction uses it."""
     guess = Guess.READS
     idled = False
     """Whether it has idled between reading and writing."""
     stalled = False
     """Whether its ticket was taken away because it idled."""
     place: int | None = None
-    """Where its task stood when its ticket was taken away because it idled."""
+    """Where its task waited when its ticket was taken away because it idled."""
     last_read: float | None = None
     """When it read last, by :func:`time.monotonic`."""
     snapshot_began: float | None = None
-    """When its snapshot began, in the same way; in state SNAPSHOT."""
+    """When its snapshot began, by the same clock; in state SNAPSHOT."""
     limit: asyncio.TimerHandle | None = None
-    """Ends it after ``max_hold``."""
+    """The timer that ends it after ``max_hold``."""
 
     def __init__(self) -> None:
         self.log = NOTHING_READ
@@ -74,12 +74,12 @@ class Work:
         return f"<Work {self.state.name} wrote={self.wrote} log={len(self.log.entries)}>"
 
     def begin_snapshot(self) -> None:
-        """BEGIN was sent, and a statement behind it: it reads from one snapshot from here on."""
+        """BEGIN and a statement were sent: from now on it reads from one snapshot."""
         self.state = State.SNAPSHOT
         self.snapshot_began = self.last_read = time.monotonic()
 
     def unlimit(self) -> None:
-        """It is not ended after ``max_hold``: it has given up its ticket."""
+        """Cancel the timer for ``max_hold``, because it has given up its ticket."""
         if self.limit is not None:
             self.limit.cancel()
             self.limit = None
@@ -91,7 +91,7 @@ class Work:
 
     @property
     def is_open(self) -> bool:
-        """Whether something was sent that has not ended."""
+        """Whether a statement was sent and the transaction has not ended."""
         return self.state not in (State.IDLE, State.FAILED)
 
     @property
@@ -101,4 +101,4 @@ class Work:
 
 
 NOTHING_READ = Log()
-"""The log of every transaction that has not read; it stays empty."""
+"""The shared log of transactions that have not read; it stays empty."""
