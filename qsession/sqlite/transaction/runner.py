@@ -76,7 +76,7 @@ class Runner:
 
     @property
     def task(self) -> Caller | None:
-        """The caller that used it last, by a weak reference for a task; None if it was collected."""
+        """The caller that used it last; None if there was none, or its task was collected."""
         return self._task()
 
     def reads_for(self) -> tuple[float, float]:

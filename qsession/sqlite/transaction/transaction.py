@@ -131,7 +131,7 @@ class Transaction:
         self.autocommit = False
         self.last_statement = ""
         self.in_call = False
-        """Whether a thread waits for something of it, or has not gone on yet."""
+        """Whether a thread is in a call that waits, or has not continued after it."""
 
     def __repr__(self) -> str:
         return f"<Transaction {self.work!r}>"
