@@ -1,4 +1,4 @@
-"""One physical connection: its thread or the loop, how long statements take, what is set on it.
+"""One physical connection: its thread, the time of its statements, and its settings.
 
-`physical.DriverConnection` is the connection, `lease.Lease` its use by one transaction.
+`physical.DriverConnection` is the connection; `lease.Lease` is its use by one transaction.
 """

@@ -1,4 +1,4 @@
-"""Job: a function on its way through the thread of a connection, and back."""
+"""Job: a function that runs in the thread of a connection, and its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Job:
         self.begun = self.taken_back = False
 
     def settle(self, result: Any, error: BaseException | None) -> None:
-        """It has run. In the loop."""
+        """Deliver the result. In the loop."""
         if self.future.done():
             return
         if error is None:

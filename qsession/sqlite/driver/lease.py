@@ -1,7 +1,7 @@
 """Lease: a connection of the pool while one transaction uses it.
 
-It is given back once, from wherever it ends: by the task itself, by the clean-up of another thread,
-or by the garbage collector.
+It is given back exactly once: by the task itself, by a cleanup in another thread, or by the garbage
+collector.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ logger = logging.getLogger("qsession")
 
 
 class Stream(Protocol):
-    """An open cursor whose rows are fetched little by little."""
+    """An open cursor whose rows are fetched in parts."""
 
     def open(self, lease: Lease, cursor: sqlite3.Cursor, seen: Any) -> None:
         """Fetch from ``cursor`` from now on, and keep ``lease`` until it is closed."""
 
     def read_to_end(self) -> None:
-        """Fetch the rest at once."""
+        """Fetch the remaining rows at once."""
 
     def keep(self, rows: list[Any]) -> None:
-        """Take the rest, which was fetched elsewhere."""
+        """Take the remaining rows, which were fetched elsewhere."""
 
     def forget(self) -> sqlite3.Cursor | None:
-        """Let go of SQLite's cursor; whoever asks closes it."""
+        """Give up SQLite's cursor; the caller closes it."""
 
 
 _NO_STREAMS: frozenset[Any] = frozenset()
@@ -43,9 +43,9 @@ class Lease:
     def __init__(self, record: Any, give_back: Callable[[Lease], None]) -> None:
         self.driver: DriverConnection = record.dbapi_connection
         self.record = record
-        """SQLAlchemy's record of the connection."""
+        """SQLAlchemy's pool record of the connection."""
         self.reserved: bool = record.reserved
-        """Whether it is the one that is kept for the holder of the ticket."""
+        """Whether it is the connection reserved for the holder of the ticket."""
         self.streams: frozenset[Stream] = _NO_STREAMS
         self.kept = False
         """Whether it stays with its user past the end of a transaction."""
@@ -60,19 +60,19 @@ class Lease:
             self.give_back()
 
     def stream_closed(self) -> None:
-        """One of the streams has let go."""
+        """Note that one of the streams was closed."""
         if self.ended and not self.streams:
             self.give_back()
 
     def take_up(self) -> Lease | None:
-        """Use it for the next transaction of the same user, where a stream has kept it so far."""
+        """Use it for the next transaction of the same user, if an open stream still keeps it."""
         if not self.ended or not self.streams:
             return None
         self.ended = False
         return self
 
     def give_back(self) -> None:
-        """Let the next one have the connection. It must be clean by then."""
+        """Give the connection back. Its transaction must have ended."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
             if self.driver.is_left_open():
@@ -81,9 +81,9 @@ class Lease:
             give_back(self)
 
     def tidy(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run ``function(raw, *args)`` without waiting: at once, if the thread is quiet.
+        """Run ``function(raw, *args)`` without waiting: at once, if the thread is idle.
 
-        If it fails, the connection is suspect, and closed when it is given back.
+        If it fails, the connection becomes suspect, and is closed when it is given back.
         """
         if not self.driver.quiet:
             self.driver.post(function, *args)
@@ -94,14 +94,14 @@ class Lease:
             self.driver.suspect = True
 
     def abandon(self, busy: bool, undo: Callable[..., Any], done: Callable[[], None]) -> None:
-        """Break off what runs, without waiting, undo it in the thread, then ``done()``."""
+        """Interrupt what runs, without waiting, run ``undo`` in the thread, then ``done()``."""
         cursors = self.forget_streams()
         if busy:
             self.driver.interrupt()
         self.driver.post(undo, cursors, done=done)
 
     def forget_streams(self) -> list[sqlite3.Cursor]:
-        """Let go of the cursors of open streams; the caller closes them."""
+        """Give up the cursors of open streams; the caller closes them."""
         cursors = [stream.forget() for stream in self.streams]
         self.streams = _NO_STREAMS
         return [cursor for cursor in cursors if cursor is not None]

@@ -1,9 +1,8 @@
 """DriverConnection: one physical connection, and how a function runs in its thread.
 
-It is SQLAlchemy's adapter around an ``aiosqlite.Connection``, so "connect" listeners find what
-they know, with three ways of its own to run a function of the plain ``sqlite3.Connection``: wait
-for it, wait for it through a cancellation, or leave it there. Functions run in the order they were
-given, one at a time.
+It is SQLAlchemy's adapter around an ``aiosqlite.Connection``, so "connect" listeners find the usual
+interface. It adds three ways to run a function of the plain ``sqlite3.Connection`` in the thread:
+wait for it, wait for it even if cancelled, or do not wait. Functions run one at a time, in order.
 """
 
 from __future__ import annotations
@@ -40,52 +39,52 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """One physical connection to the database file."""
 
     thread_only = False
-    """Whether it was made by the application so that nothing of it runs on the loop."""
+    """Whether the application made it in a way that does not allow its use on the loop."""
     frozen = False
-    """Whether it was opened as one whose file nobody changes: see :mod:`.frozen`."""
+    """Whether it was opened as immutable: see :mod:`qsession.sqlite.files.read_only`."""
     identity: tuple[int, ...] | None = None
-    """Device and inode of the file it was opened on, and more where it must not change."""
+    """Device and inode of its file, and more if the file must not change."""
     raw: sqlite3.Connection
-    """What is open since :meth:`open`. On the loop it is used only while its thread is quiet."""
+    """The open connection. The loop uses it only while the thread is idle."""
     path = ""
-    """The file as SQLite names it; empty where there is none."""
+    """The file as SQLite names it; empty if there is none."""
     is_ready = False
-    """Whether it was made ready after its "connect" listeners."""
+    """Whether it was set up after its "connect" listeners."""
     sync = Sync.SQLITE
-    """Who sees to it that its commits are on the disk."""
+    """How its commits reach the disk."""
     syncer: Any = None
-    """What makes them durable, where the fsync is shared."""
+    """The syncer of its commits, if fsyncs are shared."""
     query_only: bool | None = False
-    """What ``PRAGMA query_only`` is set to by us; None where that is not known."""
+    """The value of ``PRAGMA query_only`` that qsession has set; None if unknown."""
     only_reads = False
-    """Whether a listener has set ``PRAGMA query_only``: then it stays as it is."""
+    """Whether a listener has set ``PRAGMA query_only``, which then stays."""
     has_attached = False
-    """Whether the application, or a listener, has attached other files."""
+    """Whether the application or a listener has attached other files."""
     in_its_own_way = False
-    """Whether the application has attached the file to itself."""
+    """Whether the application has attached the connection's own file."""
     inherited = False
-    """Whether this is a forked child, and the connection is its parent's."""
+    """Whether this is a forked child, and the connection belongs to its parent."""
     closing = False
-    """Whether it is to be closed: its thread has been told to."""
+    """Whether its thread was told to close it."""
     cancelled: asyncio.CancelledError | None = None
-    """What came while :meth:`close` waited. Raised there, SQLAlchemy would log it as a failure."""
+    """A cancellation during :meth:`close`. If close() raised it, SQLAlchemy would log a failure."""
     suspect = False
-    """Set after an error that its cache may not survive: it is closed instead of used again."""
+    """Set after an error that may have damaged its state: it is closed instead of used again."""
 
     def __init__(self, dbapi: Any, connection: Any) -> None:
         super().__init__(dbapi, connection)
-        self._jobs: deque[None] = deque()  # one for each function that the thread has not done
+        self._jobs: deque[None] = deque()  # one entry for each function not yet finished
         self._job: Job | None = None
         self._switching = threading.Lock()
         fork.connections.add(self)
 
     def open(self) -> None:
-        """Start the thread and open the connection in it, to the end; if that fails, stop it.
+        """Start the thread and open the connection in it, even if cancelled; stop it on an error.
 
-        Not aiosqlite's way: its thread breaks when it has to tell a loop that is closed.
+        It does not use aiosqlite's own method, whose thread fails if the loop is closed.
         """
         connection = self._connection
-        connection._thread.daemon = True  # an engine never disposed of lets the interpreter end
+        connection._thread.daemon = True  # so that the interpreter can end without dispose()
         connection._thread.start()
         try:
             await_only(to_end(self._send(partial(_open, connection)).future))
@@ -97,8 +96,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run ``function(raw, *args)`` in the thread and wait for it.
 
-        Cancelled: the function is taken back if it has not begun, else its statement is
-        interrupted; neither is waited for.
+        If cancelled, a function that has not begun is dropped, else its statement is interrupted.
+        Neither is waited for.
         """
         job = self._submit(function, *args)
         try:
@@ -110,22 +109,21 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
 
     @property
     def quiet(self) -> bool:
-        """Whether the thread has nothing to do, so that a statement may run on the loop."""
+        """Whether the thread is idle, so that a statement may run on the loop."""
         return not (self._jobs or self.thread_only)
 
     def is_left_open(self) -> bool:
-        """Whether SQLite has a transaction, and nothing that would end it is under way."""
+        """Whether SQLite has a transaction, and no function in the thread may end it."""
         try:
             return self.quiet and not self.suspect and bool(self.raw.in_transaction)
         except sqlite3.ProgrammingError:  # it is closed
             return False
 
     def run_here(self, function: Callable[..., T], *args: Any, budget: float | None = None) -> T:
-        """Run ``function(raw, *args)`` on the loop, with the thread quiet.
+        """Run ``function(raw, *args)`` on the loop, while the thread is idle.
 
-        ``budget`` seconds, where given, are all it gets: then SQLite breaks it off with
-        SQLITE_INTERRUPT, and a write with its whole transaction
-        (https://sqlite.org/c3ref/interrupt.html).
+        After ``budget`` seconds, if given, SQLite interrupts it with SQLITE_INTERRUPT, and rolls
+        back the whole transaction of a write (https://sqlite.org/c3ref/interrupt.html).
         """
         raw = self.raw
         if budget is None:
@@ -139,12 +137,12 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             raw.set_progress_handler(None, 0)
 
     def lend(self, patience: float, autocommit: bool, writes: bool) -> None:
-        """Let the application use it by itself, as any connection of ``sqlite3``.
+        """Let the application use it directly, like any connection of ``sqlite3``.
 
-        Unless in ``autocommit`` it begins transactions by itself, with IMMEDIATE, so that it never
-        has to ask for the lock in the middle (https://docs.python.org/3/library/sqlite3.html,
-        "Transaction control"). It waits for locks inside of SQLite, ``patience`` seconds at the
-        most.
+        Except under ``autocommit``, ``sqlite3`` begins transactions itself, with IMMEDIATE, so that
+        it never needs the lock in the middle of one
+        (https://docs.python.org/3/library/sqlite3.html, "Transaction control"). It waits for locks
+        inside SQLite, for up to ``patience`` seconds.
         """
         if not (autocommit or self.raw.in_transaction):
             self.raw.isolation_level = "IMMEDIATE"
@@ -152,7 +150,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self.post(lambda raw: raw.execute(f"PRAGMA busy_timeout={milliseconds}"))
         if self.sync is Sync.SHARED and not self.raw.in_transaction:
             self.post(lambda raw: raw.execute(f"PRAGMA main.synchronous={FULL}"))
-            self.sync = Sync.SQLITE  # what is committed there, nobody hears of
+            self.sync = Sync.SQLITE  # commits of the application are not reported
         if not self.only_reads:
             self.let_write(writes)
 
@@ -163,10 +161,9 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self.query_only = not writes
 
     def run_to_end(self, function: Callable[..., T], *args: Any, hurry: bool = False) -> T:
-        """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised after it.
+        """Run ``function(raw, *args)`` and wait for its end; a cancellation is raised afterwards.
 
-        ``hurry``: what the application runs on the connection by itself, and waits for no more,
-        is interrupted.
+        ``hurry``: interrupt statements that the application still runs on the connection.
         """
         job = self._submit(function, *args)
         if hurry:
@@ -186,30 +183,30 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._put(partial(self._run_posted, function, args, done))
 
     def thread_time(self) -> float:
-        """Seconds of processor time that the thread has used; 0 where the system does not tell.
+        """Processor time that the thread has used, in seconds; 0 if the system does not tell.
 
-        Beside a busy loop the clock says nothing: the thread waits for Python's interpreter lock.
+        If the loop is busy, clock time is misleading: the thread waits for the interpreter lock.
         """
         ident = self._connection._thread.ident
         if _clock_of is None or ident is None:
             return 0.0
         try:
             return time.clock_gettime(_clock_of(ident))
-        except OSError:  # it has ended
+        except OSError:  # the thread has ended
             return 0.0
 
     def interrupt(self) -> None:
-        """Break off what the thread runs for a task that waits for it, and nothing that is posted.
+        """Interrupt the function that a task waits for, but not a posted one.
 
-        https://sqlite.org/c3ref/interrupt.html: a write that is broken off inside a transaction
-        rolls the whole transaction back.
+        An interrupted write rolls back the whole transaction
+        (https://sqlite.org/c3ref/interrupt.html).
         """
         self._interrupt_until(lambda: self._job is None, None)
 
     def _take_back(self, job: Job) -> None:
-        """Never begin a function, or interrupt it until it has ended.
+        """Drop a function that has not begun, or interrupt it until it has ended.
 
-        Once is not enough: a statement that is only about to start would not notice.
+        One interrupt is not enough: it has no effect on a statement that is about to start.
         """
         with self._switching:
             job.taken_back = True
@@ -218,7 +215,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def _interrupt_until(
         self, over: Callable[[], bool], loop: asyncio.AbstractEventLoop | None
     ) -> None:
-        """Interrupt now, and again and again until ``over()``; without a loop, once has to do."""
+        """Interrupt repeatedly until ``over()`` is true; without a loop, only once."""
         with self._switching:
             if over():
                 return
@@ -228,33 +225,33 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
             loop.call_later(INTERRUPT_AGAIN, self._interrupt_until, over, loop)
 
     def close(self) -> None:
-        """Close the connection and end its thread; waits where there is a loop to wait in.
+        """Close the connection and end its thread. In a greenlet it waits for that.
 
-        Cancelled: it is closed, and ``cancelled`` is what the caller is to raise.
+        If cancelled, it is closed, and the caller must raise ``cancelled``.
         """
         if not self._connection._running:
             return
         self.closing = True
         try:
             if in_greenlet():
-                self.run_to_end(lambda raw: raw.close())  # of whatever SQLite library
+                self.run_to_end(lambda raw: raw.close())  # of any SQLite library
         except asyncio.CancelledError as error:
             self.cancelled = error
         finally:
-            # stop() makes a future of the running loop, which may be closed before it is resolved;
-            # in the connection's own thread there is no loop, and so no future to lose.
+            # stop() creates a future of the running loop, which may be closed before the future is
+            # resolved. In the connection's thread there is no loop, so it creates no future.
             self.post(self._stop)
 
     def terminate(self) -> None:
-        """Close without waiting; whatever runs is broken off, a listener's statement included."""
+        """Close without waiting, and interrupt what runs, even a listener's statement."""
         self.closing = True
         self.post(self._stop)
         self._interrupt_until(lambda: not self._connection._running, running_loop())
 
     def end(self, patience: float) -> None:
-        """Close it and wait for that in this thread, ``patience`` seconds at the most.
+        """Close it and wait for that in this thread, for up to ``patience`` seconds.
 
-        For a process that is about to fork; nobody may use the connection.
+        For a process that is about to fork. The connection must not be in use.
         """
         self.post(self._stop)
         self._connection._thread.join(patience)
@@ -265,8 +262,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         return self._connection._running or self._connection._connection is not None
 
     def leave_to_parent(self) -> None:
-        """In a forked child: have nothing to do with it from now on."""
-        self._switching = threading.Lock()  # a thread that is not here any more may have it
+        """In a forked child: do not use it any more."""
+        self._switching = threading.Lock()  # a thread of the parent may hold the old one
         self._connection._running = False
         self.inherited = self.thread_only = True
 
@@ -280,7 +277,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         try:
             function(self.raw, *args)
         except Exception:
-            self.suspect = True  # what it was to clean up may still be there
+            self.suspect = True  # the cleanup may be incomplete
         finally:
             self._jobs.pop()
             if done is not None:
@@ -301,7 +298,7 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
         self._connection._tx.put_nowait((None, partial(_run_once, [function])))
 
     def _run_job(self, job: Job) -> None:
-        """In the thread. The loop may be closed by then; there is nobody left to tell."""
+        """In the thread. If the loop is closed by then, the result is dropped."""
         result, error = None, None
         try:
             with self._switching:  # from now on it can be interrupted
@@ -324,9 +321,9 @@ def _open(connection: Any) -> None:
 
 
 def _run_once(box: list[Done]) -> None:
-    """Run what is in the box, in the thread, which refers to its last function until the next.
+    """Run the function in the box, in the thread, which refers to the box until the next one.
 
-    Nothing may be left in there: rows, or this connection, which would never be closed if nobody
-    disposes of the engine.
+    The box must be empty afterwards. A reference to rows or to the connection would keep them alive
+    if the engine is not disposed of.
     """
     box.pop()()

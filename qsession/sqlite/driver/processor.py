@@ -1,9 +1,9 @@
-"""Processor: how much time a statement takes by itself, whatever else the machine is busy with.
+"""Processor: a statement's own time, without the waits caused by a busy machine.
 
-On a busy machine most of the time between a statement's begin and its end is not its own: its
-thread waits for a processor, or for Python's interpreter lock, which another thread keeps for up
-to :func:`sys.getswitchinterval`. Counted as its own, that would send short statements to the
-thread, where they wait still longer and never prove short again.
+On a busy machine most of the time between the start and the end of a statement is not its own: its
+thread waits for a processor, or for the interpreter lock, which another thread keeps for up to
+:func:`sys.getswitchinterval`. If such waits counted, short statements would go to the thread, wait
+there even longer, and never count as short again.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import time
 from typing import TypeAlias
 
 NOTABLE = 0.0001
-"""Seconds: nobody asks what a shorter wait was for."""
+"""Seconds. The cause of a shorter wait does not matter."""
 
 Mark: TypeAlias = "tuple[float, int, float]"
-"""A moment in one thread: processor time, blocks, and the clock.
+"""A moment in one thread: processor time, blocks, and clock time.
 
-The clock is read last at the start and first at the end, so that a thread that is put aside between
-two of these calls does not count the pause as the statement's own.
+The clock is read last at the start and first at the end. So a pause of the thread between two of
+these calls does not count as the statement's own time.
 """
 
 if sys.platform == "linux":
     from resource import RUSAGE_THREAD, getrusage
 
     def _blocks() -> int:
-        """Blocks that this thread has read from a disk, or written to a file."""
+        """The number of blocks that this thread has read from a disk or written to a file."""
         usage = getrusage(RUSAGE_THREAD)
         return usage.ru_inblock + usage.ru_oublock
 
@@ -37,17 +37,17 @@ else:
 
 
 def mark() -> Mark:
-    """Now, for :func:`spent` in the same thread."""
+    """The present moment, for :func:`spent` in the same thread."""
     return time.thread_time(), _blocks(), time.perf_counter()
 
 
 def spent(since: Mark) -> float:
-    """Seconds that what has run in this thread since then took by itself.
+    """The own time, in seconds, of the code that has run in this thread since ``since``.
 
-    That is its processor time. A wait is its own as well if it was for the disk (known on
-    Linux), or if it is longer than twice the time after which another thread gives the interpreter
-    lock back: then it waits for something else, such as a function of the application. Windows
-    counts processor time in steps of 15.6 ms, so there all is its own.
+    This is its processor time. A wait counts as well if it was for the disk (known on Linux), or if
+    it is longer than twice the switch interval of the interpreter lock: then it was for something
+    else, such as a function of the application. Windows measures processor time in steps of
+    15.6 ms, so there all time counts.
     """
     wall = time.perf_counter() - since[2]
     processor = time.thread_time() - since[0]

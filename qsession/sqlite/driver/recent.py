@@ -1,7 +1,7 @@
-"""Recent: tables of what was used lately, with a bound.
+"""Recent: bounded tables of recently used keys.
 
-Texts are remembered by their hash: one may be megabytes long. Where two have the same, a guess is
-wrong, and a guess costs time only.
+Texts are stored by their hash, because a text may be megabytes long. If two texts have the same
+hash, a guess may be wrong, which only costs time.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import TypeVar
 V = TypeVar("V")
 
 TEXTS = 1_000
-"""Statement texts, or call sites, that a table remembers."""
+"""The largest number of statement texts or call sites in a table."""
 
 
 def keep(table: OrderedDict[int, V], key: int, value: V) -> None:
-    """Put it in as the one used last; past the bound, the one not used for longest is forgotten.
+    """Store it as the most recently used key. Above the bound, the least recently used is dropped.
 
-    Another thread may be here too: each step stands by itself.
+    Several threads may do this at the same time, since each step is atomic.
     """
     table[key] = value
     try:
         table.move_to_end(key)
-    except KeyError:  # it was just forgotten
+    except KeyError:  # another thread has just dropped it
         return
     if len(table) > TEXTS:
         table.popitem(last=False)

@@ -1,6 +1,6 @@
-"""What a connection is set to, and what it is open on. In the connection's thread.
+"""The settings and files of a connection. In the connection's thread.
 
-A "connect" listener may have set factories for rows and texts: nothing here goes by them.
+A "connect" listener may have set factories for rows and texts. The functions here ignore them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ OFF, NORMAL, FULL = 0, 1, 2
 
 
 class Sync(Enum):
-    """Who sees to it that a COMMIT is on the disk."""
+    """How a COMMIT reaches the disk."""
 
-    SHARED = "one fsync of ours for all who committed before it began"
-    SQLITE = "SQLite, in each COMMIT"
-    NOBODY = "nobody: a listener, the application or durability='normal' says so"
+    SHARED = "by one fsync of qsession for all commits before it"
+    SQLITE = "by SQLite, in each COMMIT"
+    NOBODY = "not at once, as set by a listener, the application or durability='normal'"
 
 
 def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
-    """WAL mode and durability, before listeners; False if another process is in the way.
+    """Set WAL mode and durability, before listeners. False if another process holds a lock.
 
-    Where WAL is impossible (a read-only file or folder) reads still work, and a write says why not.
+    If WAL mode is impossible (a read-only file or folder), reads still work, and writes raise the
+    error.
     """
     path = databases(raw)["main"]
     refuse_network(path)
@@ -45,10 +46,10 @@ def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
         (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
         if mode not in ("wal", "memory"):
             raw.execute("PRAGMA journal_mode=WAL").fetchone()
-        # The first read opens the WAL, and holds a shared lock from then on. Without it another
-        # connection that is closed takes itself for the last one and locks the file
-        # (https://sqlite.org/wal.html, 8); and to a statement that meets this lock while it is
-        # compiled, SQLite says "no such table" instead of "database is locked".
+        # The first read opens the WAL, and the connection then holds a shared lock. Without that
+        # lock, a connection that closes would act as the last one and lock the file
+        # (https://sqlite.org/wal.html, 8). If a statement meets such a lock while it is compiled,
+        # SQLite says "no such table" instead of "database is locked".
         raw.execute("PRAGMA schema_version").fetchone()
     except Exception as error:
         code = sqlite_code(error)
@@ -60,7 +61,7 @@ def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
 
 
 class Found(NamedTuple):
-    """A connection as its "connect" listeners have left it."""
+    """The state of a connection after its "connect" listeners."""
 
     path: str
     sync: Sync
@@ -70,15 +71,15 @@ class Found(NamedTuple):
 
 
 def make_ready(raw: sqlite3.Connection, shares: bool) -> Found:
-    """After listeners: what is ours to set, and what they have set.
+    """After listeners: apply qsession's settings, and return what the listeners have set.
 
     ``shares``: this engine shares its fsyncs.
 
-    `prepare` has set synchronous=FULL. A listener that has set NORMAL or OFF wants no waiting.
+    `prepare` has set synchronous=FULL. If a listener has set NORMAL or OFF, commits do not wait.
     """
-    if raw.isolation_level is not None:  # whatever a listener made of it: BEGIN is ours to send
+    if raw.isolation_level is not None:  # qsession itself sends BEGIN
         raw.isolation_level = None  # this commits, so it must not be set inside a transaction
-    raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside of SQLite
+    raw.execute("PRAGMA busy_timeout=0")  # interrupt() does not end a wait inside SQLite
     path = databases(raw)["main"]
     if path and pragma(raw, "locking_mode") == "exclusive":
         raise sqlite3.OperationalError(
@@ -97,9 +98,9 @@ def make_ready(raw: sqlite3.Connection, shares: bool) -> Found:
 
 
 def sync_after_setting(raw: sqlite3.Connection, sync: Sync, name: str) -> Sync:
-    """Who syncs from here on, after the application has set something.
+    """How commits are synced after the application has set something.
 
-    A transaction over attached files needs SQLite's own syncs, to be one transaction
+    A transaction over attached files needs SQLite's own syncs
     (https://sqlite.org/lang_attach.html).
     """
     raw.execute("PRAGMA busy_timeout=0")
@@ -114,13 +115,13 @@ def sync_after_setting(raw: sqlite3.Connection, sync: Sync, name: str) -> Sync:
 
 
 def set_back(raw: sqlite3.Connection, settings: dict[str, Any]) -> None:
-    """Set PRAGMAs to what they were before their user set them."""
+    """Restore PRAGMAs to their original values."""
     for name, value in settings.items():
         raw.execute(f"PRAGMA {name}={value}")
 
 
 def databases(raw: sqlite3.Connection) -> dict[str, str]:
-    """The files of a connection: of ``main``, of ``temp`` once it is used, and attached ones."""
+    """The files of a connection: ``main``, ``temp`` once it is used, and attached ones."""
     with plain_cursor(raw) as cursor:
         return {name: file for _, name, file in cursor.execute("PRAGMA database_list")}
 
@@ -131,7 +132,7 @@ def attached(raw: sqlite3.Connection) -> list[str]:
 
 
 def attached_to_itself(raw: sqlite3.Connection) -> bool:
-    """Whether a connection has attached its own file: then its write lock is in its own way."""
+    """Whether a connection has attached its own file, so that it waits for its own lock."""
     main = file_identity(databases(raw)["main"])
     return main is not None and any(file_identity(path) == main for path in attached(raw))
 
@@ -145,7 +146,7 @@ def pragma(raw: sqlite3.Connection, name: str) -> Any:
 
 @contextmanager
 def plain_cursor(raw: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
-    """A cursor whose rows are tuples of Python's own types, whatever factories are set."""
+    """A cursor whose rows are tuples of built-in types, independent of any factories."""
     text_factory, raw.text_factory = raw.text_factory, str
     cursor = raw.cursor()
     cursor.row_factory = None

@@ -1,4 +1,4 @@
-"""What brings commits to the disk: one fsync for many of them, and checkpoints.
+"""How commits reach the disk: shared fsyncs and checkpoints.
 
-`syncer.Syncer` and `checkpoint.Checkpointer`, each one for a file.
+`syncer.Syncer` and `checkpoint.Checkpointer`, one of each for a file.
 """

@@ -1,9 +1,9 @@
-"""Checkpointer: moves the WAL into the database file, off the path of a commit.
+"""Checkpointer: moves the WAL into the database file after a commit, not during it.
 
-SQLite's automatic checkpoint runs inside of a COMMIT, with the write lock held. Here it is off
-(https://sqlite.org/wal.html#ckpt), and whoever has committed is told when a checkpoint is due, runs
-it in the thread of his connection and only then gives that back. So nobody but the application's
-own connections, and no other copy of the SQLite library, ever opens the file.
+SQLite's automatic checkpoint runs inside COMMIT, while the write lock is held. It is turned off
+here (https://sqlite.org/wal.html#ckpt). When a checkpoint is due, the transaction that has
+committed runs it in the thread of its connection, and then gives the connection back. So only the
+application's own connections, and no other copy of the SQLite library, open the file.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from qsession.sqlite.driver.setup import NORMAL, OFF, attached, plain_cursor, pr
 from qsession.sqlite.processes.checkpoint_lock import Mark, mark_of, right_to_checkpoint
 
 DEFAULT_PAGES = 1_000
-"""What SQLite's automatic checkpoint is set to where nobody has set it."""
+"""SQLite's default for the automatic checkpoint, in pages."""
 PAGES = 4_000
-"""What stands in for that: a page that is changed often is copied less often."""
+"""The limit used instead of that default: a page that changes often is copied less often."""
 LOOK_EVERY = 16
-"""Commits between two looks at the size of the WAL."""
+"""The number of commits between two checks of the size of the WAL."""
 GROWN = 4
-"""Times the limit past which the WAL is emptied with writers kept out."""
+"""The multiple of the limit above which a checkpoint runs while writers are kept out."""
 OFTEN = 16
-"""How many times as often it is tried past that."""
+"""The factor by which checkpoints are attempted more often above that size."""
 
 PASSIVE = "PRAGMA main.wal_checkpoint(PASSIVE)"
-"""``main``: without a name it is about all attached databases."""
+"""``main``: without a name it applies to all attached databases."""
 
 logger = logging.getLogger("qsession")
 
 
 class When(Enum):
-    """When whoever has committed is to run a checkpoint."""
+    """When a transaction that has committed runs a checkpoint."""
 
     NOT = "none is due"
     AFTER = "when the ticket has been passed on"
@@ -44,55 +44,55 @@ class When(Enum):
 
 
 class Checkpointer:
-    """Looks at the WAL of one file after commits, from any thread."""
+    """Checks the WAL of one file after commits, from any thread."""
 
     def __init__(
         self, warn: Callable[[int], None] | None = None, wal_warn: int | None = None
     ) -> None:
         self._warn = warn
         self.wal_warn = wal_warn
-        """Bytes past which it is told that readers keep the WAL from being reused."""
+        """Bytes above which a warning names the reader that keeps the WAL from being reused."""
         self._path = ""
         self._automatic = DEFAULT_PAGES
         self._limit = 0
         self._due_at = 0
-        """The size at which the WAL is to be checkpointed again."""
+        """The size of the WAL at which the next checkpoint is due."""
         self._commits = itertools.count(1)
         self._warned = False
 
     def set_up(self, raw: sqlite3.Connection, path: str) -> None:
-        """Take over from the automatic one. In the connection's thread, after its listeners.
+        """Replace the automatic checkpoint. In the connection's thread, after its listeners.
 
-        A number that a listener has set is the limit; 0 leaves checkpoints to another program,
-        Litestream for one.
+        If a listener has set a number of pages, that is the limit; 0 leaves checkpoints to another
+        program, such as Litestream.
         """
         self._automatic = pragma(raw, "wal_autocheckpoint")
         pages = PAGES if self._automatic == DEFAULT_PAGES else max(self._automatic, 0)
         limit: int = pages * pragma(raw, "page_size")
-        # A WAL that begins anew is cut to this, or it would stay due for ever.
+        # A restarted WAL is cut to this size, or a checkpoint would always be due.
         if limit and not 0 <= pragma(raw, "journal_size_limit") <= limit:
             pragma(raw, f"journal_size_limit={limit}")
         self._path, self._limit = path, limit if path else 0
         self.share(raw)
 
     def share(self, raw: sqlite3.Connection) -> None:
-        """Leave all to the automatic one while other databases are attached: they need it.
+        """Use the automatic checkpoint while other databases are attached, because they need it.
 
-        It is one setting for all files of a connection. In the connection's thread.
+        The setting applies to all files of a connection. In the connection's thread.
         """
         pragma(raw, f"wal_autocheckpoint={self._automatic if attached(raw) else 0}")
 
     def due(self) -> When:
-        """A transaction that wrote was committed: whether it is to run a checkpoint. Any thread."""
+        """Whether a transaction that has committed must run a checkpoint. Any thread."""
         if next(self._commits) % LOOK_EVERY or not self._limit:
             return When.NOT
         size = _size(f"{self._path}-wal")
         if size <= self._limit:
-            self._due_at = 0  # it has begun anew
+            self._due_at = 0  # the WAL was restarted
         return _when(size, self._limit, self._due_at)
 
     def run(self, raw: sqlite3.Connection) -> None:
-        """Checkpoint, unless somebody else does or has just done so. In the connection's thread."""
+        """Run a checkpoint, unless another one runs or has just run. In the connection's thread."""
         with right_to_checkpoint(self._path) as right:
             mark = None if right is None else mark_of(self._path)
             if right is None or mark is None:
@@ -106,17 +106,18 @@ class Checkpointer:
             except sqlite3.Error as error:  # a later commit tries again
                 logger.info("A checkpoint of %r failed: %s", self._path, error)
                 return
-            right.note(mark)  # what came into the WAL since then may still be there
+            right.note(mark)  # frames that were added since then may still be in the WAL
             self._due_at = _again(mark.size, self._limit)
 
     def _checkpoint(self, raw: sqlite3.Connection) -> None:
-        """PASSIVE waits for nobody; a WAL that it could empty is begun anew by the next writer.
+        """Run a PASSIVE checkpoint, which does not wait. If it is complete, the next writer
+        restarts the WAL.
 
-        The numbers are of what was in the WAL when it began. So they differ where a reader is in
-        the way, and not where a writer went on meanwhile.
+        Its numbers refer to the WAL at its start. So they differ if a reader is in the way, but not
+        if a writer continued meanwhile.
         """
         level = pragma(raw, "main.synchronous")
-        if level == OFF:  # what others have committed has to reach the disk
+        if level == OFF:  # commits of other connections must reach the disk
             pragma(raw, f"main.synchronous={NORMAL}")
         try:
             with plain_cursor(raw) as cursor:
@@ -140,19 +141,19 @@ def _when(size: int, limit: int, due_at: int) -> When:
 
 
 def _again(size: int, limit: int) -> int:
-    """The size at which a WAL that was checkpointed at this one is to be so again.
+    """The size at which the next checkpoint is due, after one at ``size``.
 
-    While writers come without a pause it goes on growing, and each checkpoint copies what is new.
-    Past a multiple of the limit it is tried often: a reader that is in the way may be a short one.
+    While writers come without a pause the WAL keeps growing, and each checkpoint copies the new
+    frames. Above a multiple of the limit it is tried often, since a reader may be short.
     """
     return min(size + limit, max(GROWN * limit + 1, size + limit // OFTEN))
 
 
 def _is_worth_it(last: Mark | None, now: Mark, limit: int) -> bool:
-    """Whether a WAL is to be checkpointed, when another process may have done so at ``last``.
+    """Whether a checkpoint is due, given the last one, perhaps by another process, at ``last``.
 
-    One that has not begun anew and has not grown was emptied, and whoever writes next begins it
-    anew: see :mod:`qsession.sqlite.processes.checkpoint_lock`.
+    A WAL that was not restarted and has not grown is already copied, and the next writer restarts
+    it: see :mod:`qsession.sqlite.processes.checkpoint_lock`.
     """
     if now.size <= limit:
         return False

@@ -1,9 +1,9 @@
-"""Syncer: one fsync of the WAL answers everybody who has committed before it began.
+"""Syncer: one fsync of the WAL confirms all commits before it.
 
-At ``PRAGMA synchronous=NORMAL`` a COMMIT only writes to the page cache
-(https://sqlite.org/pragma.html#pragma_synchronous). It is durable once the WAL has been synced by
-an fsync that began after the COMMIT returned. Commits and beginnings of syncs draw their numbers
-from one counter, so a commit with a lower number than a sync is on disk when that sync has ended.
+With ``PRAGMA synchronous=NORMAL`` a COMMIT only writes to the page cache
+(https://sqlite.org/pragma.html#pragma_synchronous). It is durable after an fsync of the WAL that
+began after the COMMIT returned. Commits and syncs get their numbers from one counter, a sync when
+it begins. So a commit with a lower number than a sync is on disk when that sync has ended.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from qsession.sqlite.processes.checkpoint_lock import right_to_checkpoint
 from qsession.waiting.pacing import turns
 
 GATHER = 0.010
-"""Seconds from the beginning of one sync to that of the next, while others go on committing; on a
-disk that takes longer than half of that, for as long as the sync has taken behind its end.
+"""Seconds from the beginning of one sync to that of the next, while others continue to commit. If a
+sync takes more than half of this, the pause after its end is as long as the sync, at most GATHER.
 """
 
 TRUNCATE = "PRAGMA main.wal_checkpoint(TRUNCATE)"
-"""``main``: without a name it is about all attached databases."""
+"""``main``: without a name it applies to all attached databases."""
 
 logger = logging.getLogger("qsession")
 
 
 def syncer_of(path: str, identity: tuple[int, ...]) -> Syncer:
-    """The one of a database file in this process. It lives for as long as somebody keeps it.
+    """The syncer of a database file in this process. It lives as long as a reference to it.
 
-    The path counts as well as device and inode: each name of a file that has several has a WAL of
-    its own (https://sqlite.org/howtocorrupt.html, 2.5).
+    The path counts as well as device and inode: if a file has several names, each name has its own
+    WAL (https://sqlite.org/howtocorrupt.html, 2.5).
     """
     key = os.path.realpath(path), identity
     with _lock:
@@ -59,51 +59,50 @@ def recover(raw: sqlite3.Connection, syncer: Syncer) -> None:
 
 
 class Syncer:
-    """Counts the commits to one file, and answers those who wait until theirs is on disk.
+    """Counts the commits to one file, and tells waiting tasks when their commit is on disk.
 
-    ``hurry`` and ``close`` may be called by the garbage collector, in the middle of any other
-    method: they take no lock. Whoever changes something rings afterwards; the thread looks for
-    changes after it has said that it sleeps.
+    The garbage collector may call ``hurry`` and ``close`` in the middle of any other method, so
+    they take no lock. Each change is followed by a ring of the alarm. The thread checks for changes
+    after it has set ``_sleeps``.
 
-    Invariant: nobody is acknowledged but behind an fsync, or a checkpoint, that began after his
-    commit.
+    Invariant: a commit is acknowledged only after an fsync or a checkpoint that began after it.
     """
 
     def __init__(self, path: str, identity: tuple[int, ...]) -> None:
         self.syncs = 0
-        """How many fsyncs of the WAL have ended well."""
+        """The number of successful fsyncs of the WAL."""
         self._wal = WalFile(path, identity)
-        """Only the thread opens it, and closes it before it ends."""
+        """Only the thread opens it, and closes it before the thread ends."""
         self._numbers = itertools.count(1)
         self._synced = 0
         """Commits with lower numbers are on disk."""
         self._urgent = 0
-        """Commits with lower numbers are not gathered any more."""
+        """Commits with lower numbers are synced without gathering more."""
         self._holds = False
-        """Whether those who were answered by the last sync may be about to commit again: the next
-        one is then for them as well.
+        """Whether tasks that the last sync answered may be about to commit again. The next sync
+        then waits for them.
         """
         self._began = -math.inf
-        """When the last sync did."""
+        """When the last sync began."""
         self._took = 0.0
-        """Seconds that it has taken."""
+        """How long the last sync took, in seconds."""
         self._error: Exception | None = None
-        """Why the last sync failed, if no checkpoint has made up for that."""
+        """Why a sync failed, until a checkpoint has succeeded."""
         self.begin_anew()
         fork.parts.add(self)
 
     def begin_anew(self) -> None:
-        """In a forked child: the thread and those who wait are the parent's.
+        """In a forked child: the thread and the waiting tasks belong to the parent.
 
-        A failure stays: it is one of the file, which parent and child share.
+        A failure stays, because it concerns the file, which parent and child share.
         """
         self._waiters: deque[_Waiter] = deque()
         self._lock = threading.Lock()
         self._alarm = Alarm()
         self._runs = False
-        """Whether there is a thread."""
+        """Whether the thread runs."""
         self._sleeps = False
-        """Whether it does nothing before it is woken."""
+        """Whether the thread sleeps until it is woken."""
         self._closing = False
         self._wal.close()
 
@@ -111,22 +110,22 @@ class Syncer:
     def failed(self) -> bool:
         """Whether a sync has failed, and no checkpoint has succeeded since.
 
-        Until one has, nothing is acknowledged: the system may take pages for clean that it has
-        failed to write, and a later fsync would say nothing of them.
+        Until then no commit is acknowledged: the system may treat pages that it failed to write as
+        clean, and a later fsync would not report them.
         """
         return self._error is not None
 
     def committed(self) -> int:
-        """Say that a COMMIT has returned. The number to wait for. Any thread; costs no call."""
+        """Note that a COMMIT has returned. Returns its number. Any thread; no system call."""
         return next(self._numbers)
 
     async def wait(self, number: int, *, now: bool) -> None:
         """Wait until the commit with this number is on disk.
 
-        ``now``: nobody is behind it in the queue, so a sync begins at once, or right behind the one
-        that runs. Otherwise it is gathered until :meth:`hurry` is called, or for ``GATHER`` seconds
-        after the last sync began. Raises :class:`DurabilityError` when the disk fails, or the file
-        has gone. Cancelled, it raises at once: the commit has happened, and the sync goes on.
+        ``now``: no other writer waits, so a sync begins at once, or right after the running one.
+        Otherwise the sync begins when :meth:`hurry` is called, or ``GATHER`` seconds after the last
+        one began. Raises :class:`DurabilityError` if the disk fails or the file is gone. A
+        cancellation is raised at once; the commit has happened, and the sync continues.
         """
         if number < self._synced:
             return
@@ -137,7 +136,7 @@ class Syncer:
             raise self.unconfirmed(error) from error
 
     def answer(self, number: int, future: asyncio.Future[Exception | None], *, now: bool) -> None:
-        """Resolve ``future`` when the commit with this number is on disk, or with what has failed.
+        """Resolve ``future`` when the commit with this number is on disk, or with the error.
 
         ``now``: as for :meth:`wait`. In the loop of the future.
         """
@@ -148,9 +147,9 @@ class Syncer:
                 self._alarm.ring()
 
     def enlist(self, number: int, future: asyncio.Future[Exception | None]) -> bool:
-        """As :meth:`answer`, for one who calls :meth:`hurry` or :meth:`gather` soon.
+        """As :meth:`answer`, if the caller calls :meth:`hurry` or :meth:`gather` soon.
 
-        False if it has been answered.
+        False if the future is already resolved.
         """
         error = self._error
         if number < self._synced or error is not None:
@@ -166,36 +165,36 @@ class Syncer:
         return True
 
     def gather(self) -> None:
-        """There are new ones, and more are to come: they are not to wait for ever."""
+        """Wake the thread for new commits, although more are to come."""
         if self._sleeps and self._waiters:
             self._alarm.ring()
 
     def unconfirmed(self, error: Exception) -> DurabilityError:
-        """What is raised for a commit that the disk has not confirmed."""
+        """The error for a commit that the disk has not confirmed."""
         return _unconfirmed(self._wal.database, error)
 
     def hurry(self) -> None:
-        """The queue has become empty: what has been committed is gathered no more. Any thread."""
+        """Sync now, because the queue has become empty. Any thread."""
         self._urgent, self._holds = next(self._numbers), False
         if self._waiters:
             self._alarm.ring()
 
     def close(self) -> None:
-        """Close the descriptor and end the thread as soon as nobody waits. Any thread.
+        """Close the descriptor and end the thread as soon as no task waits. Any thread.
 
         The last connection that closes deletes the WAL, which Windows refuses while it is open
-        here. Whoever waits afterwards opens anew.
+        here. A later wait opens it again.
         """
         self._closing = True
         self._alarm.ring()
 
     def recover(self, raw: sqlite3.Connection) -> None:
-        """After a failed sync: try to bring all that was committed to the disk another way.
+        """After a failed sync: bring all commits to the disk by a checkpoint.
 
-        In the connection's thread, outside a transaction. A complete checkpoint syncs both files,
-        and TRUNCATE lets the WAL begin anew: behind frames that the disk has lost, SQLite would not
-        find those of later commits after a power cut. Like any checkpoint it is made by one process
-        at a time; the next commit tries again.
+        In the connection's thread, outside a transaction. A complete checkpoint syncs both files.
+        TRUNCATE restarts the WAL: after a power cut, SQLite would not find frames of later commits
+        behind frames that the disk has lost. Like any checkpoint, only one process at a time runs
+        it. If it fails, the next commit tries again.
         """
         error, begun = self._error, next(self._numbers)
         with right_to_checkpoint(self._wal.database) as right:
@@ -217,13 +216,13 @@ class Syncer:
         with self._lock:
             if not busy:
                 self._synced = max(self._synced, begun)
-            if not busy and self._error is error:  # a later one may be of what this did not see
+            if not busy and self._error is error:  # a later error may concern later commits
                 self._error = None
 
     def _start(self) -> None:
         with self._lock:
             if self._runs:
-                return  # another thread was faster
+                return  # another thread has started it
             self._alarm = alarm = Alarm()
             syncer = weakref.ref(self, lambda _: alarm.ring())
             threading.Thread(
@@ -232,9 +231,9 @@ class Syncer:
             self._closing, self._runs = False, True
 
     def serve(self) -> float | None:
-        """Sync for as long as somebody is due; then how long to sleep. Negative: the thread ends.
+        """Sync while commits are due. Return how long to sleep; negative: the thread ends.
 
-        It sleeps on after a sync: who is gathered comes soon, and need not wake it for the next.
+        After a sync it sleeps for a limited time, so that the next commits need not wake it.
         """
         self._sleeps = False
         while True:
@@ -255,7 +254,7 @@ class Syncer:
 
     def _sync(self) -> None:
         if self._error is not None:
-            return  # a second fsync succeeds where the first has failed, and has written nothing
+            return  # a second fsync would report success without having written the pages
         begun, self._began = next(self._numbers), time.monotonic()
         try:
             found = self._wal.sync()
@@ -269,9 +268,9 @@ class Syncer:
             self._synced = max(self._synced, begun)
 
     def _answer_what_is_known(self) -> None:
-        """What is on disk is so whatever has failed since; nothing else is until a recovery.
+        """Resolve all futures that are decided: on disk, or failed until a recovery.
 
-        In one call for each loop: each costs a system call.
+        With one call for each loop, since each call costs a system call.
         """
         synced, error = self._synced, self._error
         loops: dict[asyncio.AbstractEventLoop, list[tuple[_Waiter, Exception | None]]] = {}
@@ -286,11 +285,11 @@ class Syncer:
             self._holds = True
             try:
                 loop.call_soon_threadsafe(self._resolve, answers)
-            except RuntimeError:  # it is closed, and nobody waits there any more
+            except RuntimeError:  # the loop is closed, and no task waits there
                 self._holds = False
 
     def _resolve(self, answers: Collection[tuple[_Waiter, Exception | None]]) -> None:
-        """In the loop of those who waited."""
+        """In the loop of the waiting tasks."""
         for waiter, error in answers:
             if not waiter.future.done():
                 waiter.future.set_result(error)
@@ -298,7 +297,7 @@ class Syncer:
         loop.call_soon(loop.call_soon, self._go_on)
 
     def _go_on(self) -> None:
-        """Those who were answered have had their step, unless they wait for a turn of the loop."""
+        """Allow the next sync when the answered tasks have run. Some may wait for a turn first."""
         loop = asyncio.get_running_loop()
         if self._holds and turns.of(loop).busy:
             loop.call_soon(self._go_on)
@@ -308,7 +307,7 @@ class Syncer:
                 self._alarm.ring()
 
     def _end(self) -> bool:
-        """The thread ends, unless somebody has come who takes it for running."""
+        """End the thread, unless a task has begun to wait for it."""
         self._wal.close()
         with self._lock:
             self._runs = False
@@ -317,18 +316,17 @@ class Syncer:
 
 
 class _Waiter(NamedTuple):
-    """A commit that somebody waits for; the future says why it is not on disk, if it is not."""
+    """A commit that a task waits for. The result of the future is the error, or None."""
 
     number: int
     future: asyncio.Future[Exception | None]
 
 
 def _pause(numbers: Collection[int], urgent: int, since: float, took: float) -> float | None:
-    """Seconds until those with these numbers have to be looked at again; 0 for a sync at once.
+    """Seconds until the next sync for these commits; 0 for a sync at once.
 
-    ``since``: how long ago the last one began; ``took``: for how long it ran. None: nobody waits,
-    and nobody is about to. Whoever was cancelled counts: his commit is in the file, and comes to
-    the disk.
+    ``since``: the time since the last sync began; ``took``: its duration. None: no commit waits,
+    and none is expected soon. The commit of a cancelled task counts, because it is in the file.
     """
     left = max(0.0, max(GATHER, took + min(took, GATHER)) - since)
     if numbers:
@@ -355,7 +353,7 @@ def _unconfirmed(path: str, error: Exception) -> DurabilityError:
 
 
 def _serve(syncer: weakref.ref[Syncer], wal: WalFile, alarm: Alarm) -> None:
-    """The thread. While it sleeps it keeps no syncer alive; one that is forgotten wakes it."""
+    """The thread. While it sleeps it does not keep the syncer alive; a collected one wakes it."""
     while (found := syncer()) is not None:
         pause = found.serve()
         del found
@@ -366,9 +364,9 @@ def _serve(syncer: weakref.ref[Syncer], wal: WalFile, alarm: Alarm) -> None:
 
 
 class Alarm:
-    """One thread sleeps, any other may wake it. Rung while it is awake, its next sleep is short.
+    """One thread sleeps; any other may wake it. A ring while it is awake ends its next sleep.
 
-    A lock and no ``threading.Event``: that allocates a lock for each sleep, and takes another.
+    It is a lock, because ``threading.Event`` allocates a lock for each sleep, and takes another.
     """
 
     def __init__(self) -> None:
@@ -379,7 +377,7 @@ class Alarm:
         self._lock.acquire(timeout=-1 if seconds is None else seconds)
 
     def ring(self) -> None:
-        with suppress(RuntimeError):  # it was rung already
+        with suppress(RuntimeError):  # it was already rung
             self._lock.release()
 
 

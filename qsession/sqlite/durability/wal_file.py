@@ -1,4 +1,4 @@
-"""WalFile: the WAL of a database on its way from the page cache to the disk."""
+"""WalFile: syncs the WAL of a database from the page cache to the disk."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from qsession.sqlite.files.filesystem import file_identity
 
 
 def fsync(file: int) -> None:
-    """Bring what was written to a file to the disk. Tests put a slow or a failing disk here."""
-    with suppress(ImportError, AttributeError, OSError):  # not macOS, or a file system without it
+    """Sync a file to the disk. Tests replace this function with a slow or failing disk."""
+    with suppress(ImportError, AttributeError, OSError):  # not macOS, or not supported by the file
         import fcntl
 
         # The fsync of macOS leaves data in the cache of the disk.
@@ -21,7 +21,7 @@ def fsync(file: int) -> None:
 
 
 _sync_data = getattr(os, "fdatasync", os.fsync)
-"""As SQLite does where there is one: the size counts, the time of the last change does not."""
+"""As in SQLite, fdatasync if there is one: it syncs the size, but not the modification time."""
 
 
 class DatabaseGone(Exception):
@@ -29,11 +29,10 @@ class DatabaseGone(Exception):
 
 
 class WalFile:
-    """Our own descriptor of the WAL of a database. One thread uses it.
+    """A separate descriptor of the WAL of a database. One thread uses it.
 
-    SQLite locks bytes of the database and of the -shm file, never of the WAL. So closing this one
-    gives up no lock of SQLite's, as closing those would
-    (https://sqlite.org/howtocorrupt.html, 2.2).
+    SQLite locks bytes of the database and of the -shm file, but not of the WAL. So closing this
+    descriptor drops no lock of SQLite (https://sqlite.org/howtocorrupt.html, 2.2).
     """
 
     def __init__(self, database: str, identity: tuple[int, ...]) -> None:
@@ -44,11 +43,11 @@ class WalFile:
         self._identity: tuple[int, ...] | None = None
 
     def sync(self) -> bool:
-        """Bring it to the disk; False if there is none.
+        """Sync the WAL; False if there is none.
 
-        Then the last connection has closed and deleted it, behind a checkpoint that has synced the
-        database (https://sqlite.org/wal.html#the_wal_file). A WAL that was begun anew in place is
-        synced as it is: what it held before was in the database, and synced, by then.
+        If there is none, the last connection has closed and deleted it after a checkpoint that
+        synced the database (https://sqlite.org/wal.html#the_wal_file). If the WAL was restarted in
+        place, its earlier content is already in the database, and synced.
         """
         self.look()
         identity = file_identity(self._name)
@@ -57,20 +56,20 @@ class WalFile:
             return True
         self.close()
         try:
-            # For writing, though nothing is: Windows flushes no other file.
+            # Open for writing, because Windows flushes only such files.
             file = os.open(self._name, os.O_RDWR | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
             return False
         self._file, found = file, os.fstat(file)
         fsync(file)
         _sync_folder(os.path.dirname(self._name) or ".")  # the name of a new file
-        self._identity = found.st_dev, found.st_ino  # only now: what has failed is done again
+        self._identity = found.st_dev, found.st_ino  # last, so that a failed sync is repeated
         return True
 
     def look(self) -> None:
-        """Raise :class:`DatabaseGone` unless the database is the one that was opened.
+        """Raise :class:`DatabaseGone` unless the database is still the file that was opened.
 
-        SQLite goes on with a file that has no name any more, and with its WAL
+        SQLite continues to use a file and its WAL that no longer have a name
         (https://sqlite.org/howtocorrupt.html, 4.2).
         """
         found = file_identity(self.database)
@@ -78,14 +77,14 @@ class WalFile:
             raise DatabaseGone("deleted" if found is None else "replaced by another file")
 
     def close(self) -> None:
-        """Another file may get the inode of one that is not open any more."""
+        """Close it and forget its identity, since another file may get the same inode."""
         file, self._file, self._identity = self._file, None, None
         if file is not None:
             os.close(file)
 
 
 def _sync_folder(folder: str) -> None:
-    """Where a folder cannot be opened, or be synced, it is done without, as SQLite does."""
+    """Sync a folder. As in SQLite, it is not an error if a folder cannot be opened or synced."""
     try:
         file = os.open(folder, os.O_RDONLY)
         try:
