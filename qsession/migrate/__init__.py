@@ -1,4 +1,4 @@
-"""Alembic's migrations: `run` for ``env.py``, `upgrade` for an application that starts."""
+"""Alembic migrations: `run` for ``env.py``, `upgrade` for the start of an application."""
 
 from qsession.migrate.migration import run, upgrade
 

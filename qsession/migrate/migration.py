@@ -1,7 +1,7 @@
-"""How a schema is migrated: one real transaction a run, under the write ticket.
+"""Schema migrations: on SQLite a run is one transaction that holds the write ticket.
 
-``env.py`` calls `run`; an application calls `upgrade` when it starts. Both end in
-``_migrate``. Alembic is imported when it is first needed: it is slower to import than qsession.
+``env.py`` calls `run`; an application calls `upgrade` when it starts. Both call
+``_migrate``. Alembic is imported at its first use, because its import takes longer than qsession's.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
 WAIT = 600.0
-"""Seconds a worker waits for that of another; on SQLite a ``queue_timeout`` may say otherwise."""
+"""Seconds a worker waits for another one's migration; on SQLite ``queue_timeout`` overrides it."""
 
-# From upgrade() to run(), through env.py, and back.
+# Passed from upgrade() to run() through env.py, and back.
 _OURS, _BACKUP, _CAME = "qsession_connection", "qsession_backup", "qsession_came"
 _OTHER_ENV = (
     "env.py did not call qsession.migrate.run(), which qsession.upgrade() needs: replace the "
     "contents of env.py with that call, or use the alembic command"
 )
 
-# The names in alembic.context belong to one run at a time in a process, so that two upgrades,
-# even of two files on two event loops, take turns (alembic.util.langhelpers.ModuleClsProxy).
+# The names in alembic.context belong to one run at a time in a process. So two upgrades take turns,
+# even for two files on two event loops (alembic.util.langhelpers.ModuleClsProxy).
 _alembic_context = threading.Lock()
 
 
 def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -> None:
-    """Do what the ``alembic`` command asked for. ``env.py`` calls this and need do no more.
+    """Run the present ``alembic`` command. ``env.py`` needs only this call.
 
-    ``metadata`` is what ``--autogenerate`` compares the database with; ``options`` go to Alembic's
-    ``context.configure``. The URL is the first found of ``-x url=...``, the environment variable
-    ``QSESSION_URL``, the engine of advanced-alchemy's configuration, and ``sqlalchemy.url`` in the
-    ini file. Options that advanced-alchemy's configuration has are taken from there.
+    ``--autogenerate`` compares the database with ``metadata``; ``options`` go to Alembic's
+    ``context.configure``. The URL comes from the first of these that is set: ``-x url=...``, the
+    environment variable ``QSESSION_URL``, the engine in advanced-alchemy's configuration, and
+    ``sqlalchemy.url`` in the ini file. Options in advanced-alchemy's configuration apply as well.
 
-    On SQLite the whole run is one transaction: if a step fails, schema and rows are as they were.
-    With ``transaction_per_migration=True`` each migration is one. With ``--sql`` the statements are
-    printed and nothing is opened. Raises ``alembic.util.CommandError`` if the run cannot start, or
-    would leave broken references, and `QueueTimeout` if another process migrates for too
-    long.
+    On SQLite the whole run is one transaction: if a step fails, schema and rows are unchanged. With
+    ``transaction_per_migration=True`` each migration is a transaction. With ``--sql`` the
+    statements are printed and no database is opened. Raises ``alembic.util.CommandError`` if the
+    run cannot start, or would leave broken references, and `QueueTimeout` if a migration by
+    another process takes too long.
     """
     from alembic import context, util
 
@@ -85,7 +85,7 @@ def run(metadata: MetaData | Sequence[MetaData] | None = None, **options: Any) -
     if (theirs := attributes.get("connection")) is not None:
         _migrate_through(theirs, options)
         return
-    with contextlib.suppress(RuntimeError):  # the normal case: there is no loop
+    with contextlib.suppress(RuntimeError):  # the normal case: no loop is running
         asyncio.get_running_loop()
         raise util.CommandError(
             "an Alembic command was called inside a running event loop, which it would block: "
@@ -102,19 +102,19 @@ async def upgrade(
     config: str | os.PathLike[str] | Config | None = None,
     backup: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Bring the database to ``revision``, as ``alembic upgrade`` does, inside a running loop.
+    """Upgrade the database to ``revision``, as ``alembic upgrade`` does, inside a running loop.
 
-    Any number of workers may call this when they start: one migrates, the others wait (600
-    seconds, or on SQLite the ``queue_timeout`` of the URL or engine) and find it done.
+    Any number of workers may call this when they start. One migrates; the others wait for up to 600
+    seconds, or on SQLite for the ``queue_timeout`` of the URL or engine.
 
-    The database is that of ``engine``, else ``url``, else the one `run` would take.
-    ``config`` is an Alembic ``Config`` or the path of an ini file; without it, ``alembic.ini`` in
-    the working folder. ``backup`` names a file that does not exist yet: if there is something to
-    migrate, the SQLite database is copied there first.
+    The database is that of ``engine``, else of ``url``, else the one that `run` would use.
+    ``config`` is an Alembic ``Config`` or the path of an ini file. The default is ``alembic.ini``
+    in the working folder. ``backup`` names a new file: if a migration is due, the SQLite database
+    is first copied to it.
 
-    ``env.py`` has to call `run`. Raises what the migration raises, and
+    ``env.py`` must call `run`. Raises the errors of the migration, and
     ``alembic.util.CommandError`` as `run` does. After an error or a cancellation the
-    transaction is rolled back and the schema is as it was.
+    transaction is rolled back and the schema is unchanged.
     """
     from alembic import command, util
 
@@ -149,7 +149,7 @@ async def upgrade(
 
 @contextlib.asynccontextmanager
 async def _alembic_turn() -> AsyncIterator[None]:
-    pause = 0.001  # asyncio's locks cannot be shared by two loops, so this one is asked again
+    pause = 0.001  # an asyncio lock cannot be shared by two loops, so this one is polled
     while not _alembic_context.acquire(blocking=False):
         await asyncio.sleep(pause)
         pause = min(2 * pause, 0.05)
@@ -165,7 +165,7 @@ async def _connect_and_migrate(database: URL | AsyncEngine, options: dict[str, A
             async with engine.connect() as connection:
                 await connection.run_sync(_migrate, options)
         finally:
-            if engine is database:  # its connections cannot leave this event loop, which ends now
+            if engine is database:  # its connections belong to this event loop, which ends now
                 await engine.dispose()
 
 
@@ -173,9 +173,9 @@ async def _connect_and_migrate(database: URL | AsyncEngine, options: dict[str, A
 async def _engine_for(database: str | URL | AsyncEngine) -> AsyncIterator[AsyncEngine]:
     """An engine for one migration of a database.
 
-    The stock SQLite driver cannot carry one, as it commits each DDL statement as it goes: its URL
-    is opened with ours. Raises ``alembic.util.CommandError`` for a database in memory that only an
-    engine of that driver has.
+    The stock SQLite driver commits each DDL statement separately, so a URL with that driver is
+    opened with qsession. Raises ``alembic.util.CommandError`` for a memory database of an engine
+    with the stock driver.
     """
     if isinstance(database, AsyncEngine):
         if database.dialect.name != "sqlite":
@@ -214,7 +214,7 @@ def _refuse_stock_memory(url: URL) -> None:
 def _migrate(
     connection: Connection, options: dict[str, Any], backup: str | os.PathLike[str] | None = None
 ) -> None:
-    """Run the current Alembic command on a connection of our own."""
+    """Run the present Alembic command on a connection that qsession opened."""
     from alembic import context, util
 
     on_server = connection.dialect.name != "sqlite"
@@ -241,7 +241,7 @@ def _migrate(
                     back_up(connection, Path(backup))
                 drop_stale_copies(connection)
             context.run_migrations()
-        connection.commit()  # what Alembic has left open: the look at the table of versions
+        connection.commit()  # Alembic leaves its query of the version table open
 
 
 def _in_transaction(connection: Connection) -> contextlib.AbstractContextManager[Any]:
@@ -255,7 +255,7 @@ def _gate(connection: Connection) -> contextlib.AbstractContextManager[None]:
 
 
 def _migrate_through(connection: Connection | AsyncConnection, options: dict[str, Any]) -> None:
-    """Run it on a connection whose transaction and settings are not ours to change."""
+    """Run it on a connection of the application, and leave its transaction and settings alone."""
     from alembic import context, util
 
     if isinstance(connection, AsyncConnection):
@@ -273,14 +273,14 @@ def _migrate_through(connection: Connection | AsyncConnection, options: dict[str
 
 
 def _defaults(dialect: Dialect | type[Dialect]) -> dict[str, Any]:
-    """What Alembic is told of a database, unless env.py says otherwise."""
+    """Alembic's options for a database, unless env.py sets them."""
     if dialect.name != "sqlite":
         return {}
     return {"render_as_batch": True, "transactional_ddl": dialect.driver == "qsession"}
 
 
 def _at_target() -> bool:
-    """Whether the database is where the command wants it; a relative revision, as +1, never is."""
+    """Whether the database is at the wanted revision. False for a relative revision such as +1."""
     from alembic import context, util
 
     try:

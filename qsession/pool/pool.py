@@ -1,4 +1,4 @@
-"""AsyncConnectionPool: SQL without the ORM, in the manner of asyncpg's pool, on one engine."""
+"""AsyncConnectionPool: SQL without the ORM, similar to asyncpg's pool, on one engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 ENVIRONMENT = ("QSESSION_URL", "DATABASE_URL")
-"""The environment variables that are read for the URL when none is given, in this order."""
+"""The environment variables that may hold the URL, in this order."""
 
 
 class _State(Enum):
@@ -54,16 +54,16 @@ class _State(Enum):
 class AsyncConnectionPool(Statements):
     """A pool of connections to one database: SQLite, PostgreSQL or MySQL.
 
-    ``dsn`` is ``sqlite:///app.db``, ``postgresql://...`` (asyncpg is the driver), ``mysql://...``
-    (asyncmy), or any URL of SQLAlchemy with an async driver; without one, the environment
-    variables ``QSESSION_URL`` and ``DATABASE_URL`` are looked at. At most ``max_size`` connections
-    to a server are open, of which ``min_size`` are opened ahead. SQLite has ``max_size`` readers
-    and one writer. Further keywords go to `create_async_engine`.
+    ``dsn`` is ``sqlite:///app.db``, ``postgresql://...`` (with asyncpg), ``mysql://...`` (with
+    asyncmy), or any SQLAlchemy URL with an async driver. The default is the environment variable
+    ``QSESSION_URL`` or ``DATABASE_URL``. On a server at most ``max_size`` connections are open, and
+    ``min_size`` are opened in advance. SQLite has ``max_size`` readers and one writer. Other
+    keywords go to `create_async_engine`.
 
-    It can be used at once and connects when it has to. ``await pool`` or ``async with pool``
-    connects, so that a database that cannot be reached is reported there. Raises
-    `sqlalchemy.exc.InvalidRequestError` where no URL is found, and
-    `sqlalchemy.exc.ArgumentError` for one that cannot be.
+    The pool connects at its first use. ``await pool`` or ``async with pool`` connects at once, and
+    raises an error if the database cannot be reached. Raises
+    `sqlalchemy.exc.InvalidRequestError` if there is no URL, and `sqlalchemy.exc.ArgumentError` for
+    an invalid one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class AsyncConnectionPool(Statements):
 
     @property
     def engine(self) -> QueuedAsyncEngine:
-        """The engine beneath, for SQLAlchemy's expressions, its ORM, and ``stats()``."""
+        """The engine of the pool, for SQLAlchemy expressions, the ORM, and ``stats()``."""
         return self._engine
 
     def __await__(self) -> Generator[Any, None, AsyncConnectionPool]:
@@ -102,21 +102,21 @@ class AsyncConnectionPool(Statements):
         return self
 
     def acquire(self, *, timeout: float | None = None) -> Acquisition:
-        """A connection, for ``async with``; or ``await`` it, and give it back with `release`.
+        """A connection, for ``async with``; or ``await`` it, and return it with `release`.
 
-        On a server it waits for a connection to come free, for ``timeout`` seconds, and no
-        longer than ``queue_timeout``, then raises `QueueTimeout`. On SQLite it waits for nothing: a
-        connection has a reader or the write ticket only while a transaction is open on it.
-        Cancelled: nothing is acquired.
+        On a server it waits for a free connection for up to ``timeout`` seconds, and at most
+        ``queue_timeout``, and then raises `QueueTimeout`. On SQLite it does not wait: a connection
+        uses a reader or the write ticket only during a transaction. If cancelled, it acquires
+        nothing.
         """
         return Acquisition(self, timeout)
 
     async def release(self, connection: PoolConnection) -> None:
-        """Give a connection back; a transaction still open on it is rolled back.
+        """Return a connection to the pool, and roll back its open transaction, if any.
 
-        It waits for a statement that another task is running on it. Without effect on one that was
-        given back before; one of another pool is `sqlalchemy.exc.ArgumentError`. Cancelled: runs to
-        its end, then the cancellation is raised.
+        It first waits for a statement that another task runs on the connection. No effect if the
+        connection was already released. Raises `sqlalchemy.exc.ArgumentError` for a connection of
+        another pool. A cancellation is raised after the release has ended.
         """
         if connection._engine is not self._engine.sync_engine:
             raise ArgumentError(f"{connection!r} was not acquired from {self!r}")
@@ -128,7 +128,7 @@ class AsyncConnectionPool(Statements):
             self._forget(connection)
 
     def _forget(self, user: PoolConnection | Running) -> None:
-        """It is done with the pool; ``close()`` waits for all of them."""
+        """Note that ``user`` no longer uses the pool; ``close()`` waits for all users."""
         self._acquired.pop(user, None)
         if not self._acquired:
             while self._closing:
@@ -138,7 +138,7 @@ class AsyncConnectionPool(Statements):
     async def transaction(
         self, *, isolation: str | None = None, readonly: bool = False
     ) -> AsyncIterator[PoolConnection]:
-        """A connection with a transaction open on it: see `PoolConnection.transaction`."""
+        """A connection with an open transaction: see `PoolConnection.transaction`."""
         async with (
             self.acquire() as connection,
             connection.transaction(isolation=isolation, readonly=readonly),
@@ -152,10 +152,10 @@ class AsyncConnectionPool(Statements):
         attempts: int = retry.ATTEMPTS,
         **kw: Any,
     ) -> _T:
-        """Return what ``fn(connection, *args, **kw)`` returns, in a transaction that is committed.
+        """Call ``fn(connection, *args, **kw)`` in a transaction, commit, and return its result.
 
-        After a `ConflictError` it is run again, ``attempts`` times at the most, then the error is
-        raised. So ``fn`` must do nothing outside of the database that may not be done twice.
+        After a `ConflictError`, ``fn`` is called again, at most ``attempts`` times; then the error
+        is raised. So the effects of ``fn`` outside the database must be repeatable.
         """
         return await retry.run(self.transaction, attempts, fn, *args, **kw)
 
@@ -219,7 +219,7 @@ class AsyncConnectionPool(Statements):
         opening.add_done_callback(_look_at)
         try:
             await asyncio.wait([opening], timeout=timeout)
-            if opening.cancel():  # it was not done
+            if opening.cancel():  # it had not ended
                 await asyncio.wait([opening])
             self._refuse_if_cancelled(opening, timeout)
             opening.result()
@@ -239,10 +239,10 @@ class AsyncConnectionPool(Statements):
             raise InvalidRequestError(f"The pool is {self._state.value}: create a new one.")
 
     async def close(self) -> None:
-        """Acquire no more, wait until all connections are given back, and close them.
+        """Refuse new requests, wait until all connections are released, and close them.
 
-        Cancelled, it terminates the pool, as asyncpg's does: give it a limit with
-        ``asyncio.wait_for(pool.close(), seconds)``.
+        If cancelled, it terminates the pool, as in asyncpg. Use
+        ``asyncio.wait_for(pool.close(), seconds)`` to set a time limit.
         """
         if self._state is _State.CLOSED:
             return
@@ -259,7 +259,7 @@ class AsyncConnectionPool(Statements):
         await to_end(self._dispose())
 
     async def terminate(self) -> None:
-        """Close all connections, those that are in use as well: what is open is rolled back."""
+        """Close all connections, even those in use; open transactions are rolled back."""
         self._state = _State.CLOSED
         for user in list(self._acquired):
             await user._terminate()
@@ -271,7 +271,7 @@ class AsyncConnectionPool(Statements):
 
 
 class Acquisition:
-    """What `AsyncConnectionPool.acquire` returns: to be awaited, or used in ``async with``."""
+    """The result of `AsyncConnectionPool.acquire`: await it, or use it in ``async with``."""
 
     def __init__(self, pool: AsyncConnectionPool, timeout: float | None) -> None:
         self._pool = pool
@@ -289,13 +289,13 @@ class Acquisition:
 
 
 def _look_at(opening: asyncio.Future[Any]) -> None:
-    """Nobody else does, where `acquire` was cancelled."""
+    """Retrieve the exception, because a cancelled `acquire` does not."""
     if not opening.cancelled():
         opening.exception()
 
 
 def _direct(engine: QueuedAsyncEngine, settings: Settings) -> Direct | None:
-    """How statements get to SQLite without SQLAlchemy's connection; None for other databases."""
+    """The path to SQLite without SQLAlchemy's connection; None for other databases."""
     if not is_queued(engine):
         return None
     from qsession.pool.sqlite import Direct  # with the dialect, which the engine has imported

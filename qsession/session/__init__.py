@@ -1,4 +1,4 @@
-"""`qsession()` and the sessions it makes: the maker, sharing among tasks, and retry."""
+"""`qsession()` and its sessions: the maker, sharing among tasks, and retries."""
 
 from qsession.session.maker import QSession, SessionMaker, qsession
 

@@ -1,7 +1,7 @@
-"""The synchronous session inside a `QSession`: what it wrote and has not committed.
+"""The synchronous session inside a `QSession`, which records uncommitted writes.
 
-It remembers writes by the transaction and the savepoint they were made in, so that it need not be
-told of commits: a transaction that is no longer the current one has ended, one way or the other.
+It records each write with its transaction and savepoint. So it needs no notice of a commit: a
+transaction that is no longer the current one has ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _noting_writes(operation: _F) -> _F:
 
 
 def _is_committed(result: object) -> bool:
-    """Whether nothing of a statement can be lost any more: under AUTOCOMMIT."""
+    """Whether a statement is already committed, because of AUTOCOMMIT."""
     if not isinstance(result, CursorResult):
         return False
     asked = result.connection.get_execution_options().get("isolation_level")
@@ -51,28 +51,28 @@ def _is_committed(result: object) -> bool:
 
 
 def _has_changed_rows(result: object) -> bool:
-    """Whether a statement of unknown kind is known to have changed rows by what it returned."""
+    """Whether the result of a statement of unknown kind shows that it changed rows."""
     return isinstance(result, CursorResult) and not result.returns_rows and result.rowcount > 0
 
 
 class InnerTransaction(SessionTransaction):
-    """The transaction of an `InnerSession`: its connections are told how to run it."""
+    """The transaction of an `InnerSession`; it passes the session's mode to its connections."""
 
     session: InnerSession
 
     def _connection_for_bind(self, bind: Any, execution_options: Any) -> Any:
-        """As in SQLAlchemy; a connection that the session was bound to keeps its options."""
+        """As in SQLAlchemy. A connection to which the session is bound keeps its options."""
         if bind not in self._connections and isinstance(bind, Engine):
             execution_options = {**self.session.mode, **(execution_options or {})}
         return super()._connection_for_bind(bind, execution_options)
 
 
 class InnerSession(Session):
-    """A `Session` that waits for its turn when entered directly, and notes what it writes."""
+    """A `Session` that waits for its turn when it is called directly, and records its writes."""
 
     line: Line
     mode: Mapping[str, Any]
-    """The execution options that tell how to run its transactions."""
+    """The execution options of its transactions."""
 
     def __init__(self, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
@@ -85,7 +85,7 @@ class InnerSession(Session):
     scalars = in_turn_from_greenlet(_noting_writes(Session.scalars))
 
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
-        """As in SQLAlchemy; only the outermost transaction asks engines for connections."""
+        """As in SQLAlchemy. Only the outermost transaction takes connections from engines."""
         if self._transaction is not None or not (begin or self.autobegin):
             return super()._autobegin_t(begin)
         origin = SessionTransactionOrigin
@@ -93,8 +93,8 @@ class InnerSession(Session):
 
     @property
     def refusal(self) -> BaseException | None:
-        """Why its transaction can only be rolled back, whoever has hidden that; None if it can go
-        on.
+        """Why its transaction can only be rolled back, even if other code has caught that error;
+        None if it can continue.
         """
         transaction = self.get_transaction()
         if transaction is None:
@@ -106,7 +106,7 @@ class InnerSession(Session):
         return next((each for each in refused if each is not None), None)
 
     def note(self, what: str) -> None:
-        """Remember a write of the current transaction."""
+        """Record a write of the current transaction."""
         transaction = self.get_transaction()
         if transaction is None:
             return
@@ -116,17 +116,17 @@ class InnerSession(Session):
         self._notes[what, self.get_nested_transaction()] = None
 
     def forget_all(self) -> None:
-        """Drop all that was written: it is committed, or rolled back."""
+        """Forget all writes, which were committed or rolled back."""
         self._notes.clear()
 
     def forget(self, savepoint: SessionTransaction) -> None:
-        """Drop what was written since `savepoint`, which has been rolled back."""
+        """Forget the writes since `savepoint`, which was rolled back."""
         for key in list(self._notes):
             if _within(key[1], savepoint):
                 del self._notes[key]
 
     def unsaved(self) -> list[str]:
-        """What would be lost by closing now, in words. After a failed flush nothing counts."""
+        """What closing the session would lose, in words. Nothing after a failed flush."""
         transaction = self.get_transaction()
         if transaction is None or not self.is_active:
             return []
@@ -177,7 +177,7 @@ _classes: dict[type[Session], type[InnerSession]] = {Session: InnerSession}
 
 
 def inner_maker(asked: Any) -> Any:
-    """What makes the sessions where the class or `sessionmaker` `asked` was asked for.
+    """The maker of inner sessions for the class or `sessionmaker` `asked`.
 
     Raises `sqlalchemy.exc.ArgumentError` for any other callable.
     """
@@ -193,7 +193,7 @@ def inner_maker(asked: Any) -> Any:
 
 
 def inner_class(base: type[Session]) -> type[InnerSession]:
-    """The class to use where `base` was asked for: a subclass of both it and `InnerSession`."""
+    """The class to use for `base`: a subclass of both `base` and `InnerSession`."""
     if issubclass(base, InnerSession):
         return base
     if base not in _classes:

@@ -1,8 +1,8 @@
-"""How several tasks share one session: its operations queue up behind one another.
+"""How several tasks share one session: its operations run one after the other.
 
-A SQLAlchemy session is in the middle of something whenever it awaits, and a second operation begun
-then would find it half changed. Here the second waits for the first to end. The one who is next is
-handed the session directly, in the order of asking. Nothing is awaited while the session is free.
+While a SQLAlchemy session awaits, an operation is not finished, and a second one would find the
+session half changed. Here the second operation waits until the first has ended. A task that ends
+an operation hands the session to the next task in line. If the session is free, nothing is awaited.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _Task = asyncio.Task[Any]
 
 
 class Line:
-    """The tasks that wait for one session, and the one that is using it.
+    """The tasks that wait for one session, and the task that uses it.
 
-    Invariant: whoever waits, waits for an owner. Like the session, it is used by one thread.
+    Invariant: tasks wait only while there is an owner. Only one thread uses a line and its session.
     """
 
     __slots__ = ("conflict", "owner", "waiting")
@@ -37,14 +37,14 @@ class Line:
     def __init__(self) -> None:
         self.owner: _Task | None = None
         self.conflict = False
-        """Whether an operation has met a conflict, and its transaction is still to be ended."""
+        """Whether an operation raised a conflict, and its transaction has not ended yet."""
         self.waiting: deque[tuple[asyncio.Future[None], _Task | None]] = deque()
 
     async def wait(self, task: _Task | None, place: asyncio.Future[None] | None = None) -> None:
         """Wait until the session is handed to `task`.
 
-        Cancellation, and an error that is set on `place`: the place is given up; if the session had
-        just been handed over, it goes on to the next in line.
+        After a cancellation, or an error set on `place`, the task leaves the line. If it had just
+        got the session, the session goes to the next task.
         """
         assert self.owner is not None
         place = place or asyncio.get_running_loop().create_future()
@@ -60,7 +60,7 @@ class Line:
             raise
 
     def hand_over(self) -> None:
-        """Give the session to the next task that still waits, or to nobody."""
+        """Give the session to the next task that still waits, if there is one."""
         while self.waiting:
             place, task = self.waiting.popleft()
             if not place.done() and not place.get_loop().is_closed():
@@ -73,7 +73,7 @@ class Line:
 def in_turn(operation: _F) -> _F:
     """Make an async method of an object with a `line` wait for its turn.
 
-    A task that has the session already goes straight in, since operations call each other.
+    A task that already has the session does not wait, since operations call each other.
     """
 
     @functools.wraps(operation)
@@ -103,8 +103,8 @@ def in_turn(operation: _F) -> _F:
 def in_turn_from_greenlet(operation: _F) -> _F:
     """Make a method of the synchronous session wait for its turn.
 
-    It is reached without the async session by ``awaitable_attrs`` and by lazy loads in
-    ``greenlet_spawn``. Outside of a loop it goes straight in, and SQLAlchemy says what is wrong.
+    ``awaitable_attrs`` and lazy loads in ``greenlet_spawn`` call it without the async session.
+    Outside an event loop it does not wait, and SQLAlchemy raises its own error.
     """
 
     @functools.wraps(operation)
@@ -181,7 +181,7 @@ class SharedMappingResult(AsyncMappingResult):
 
 @_fetching_in_turn
 class SharedResult(AsyncResult[Any]):
-    """Rows of a stream. Other tasks may use the session between two fetches, not during one."""
+    """Rows of a stream. Other tasks may use the session between two fetches."""
 
     line: Line
 
@@ -193,7 +193,7 @@ class SharedResult(AsyncResult[Any]):
     def scalars(self, index: Any = 0) -> SharedScalarResult:
         """The values of one column, as `AsyncResult.scalars` gives them."""
         result = SharedScalarResult(self, index)
-        result._real_result = self._real_result  # which SQLAlchemy's later versions do themselves
+        result._real_result = self._real_result  # later versions of SQLAlchemy do this themselves
         result.line = self.line
         return result
 

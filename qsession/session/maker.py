@@ -1,4 +1,4 @@
-"""`SessionMaker`, which makes the sessions of one database, and `qsession`, the usual one.
+"""`SessionMaker`, which makes the sessions of one database, and `qsession`, the default one.
 
 `qsession` reads its URL from ``QSESSION_URL`` unless `configure` has been called.
 """
@@ -31,9 +31,9 @@ _T = TypeVar("_T")
 
 
 class SessionMaker(async_sessionmaker[QSession]):
-    """Makes the sessions of one database: an `async_sessionmaker` that can find its own engine.
+    """Makes the sessions of one database: an `async_sessionmaker` that can create its engine.
 
-    `env` names the environment variable that is read for the URL when nothing was configured.
+    `env` names the environment variable that holds the URL if nothing was configured.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class SessionMaker(async_sessionmaker[QSession]):
         self._configure(url, kw)
 
     def configure(self, url: str | URL | None = None, **kw: Any) -> None:
-        """Set the database and the defaults of the sessions made from now on.
+        """Set the database and the defaults of new sessions.
 
-        ``configure(url, ...)`` makes an engine. Keywords of `QSession` (``access``, ``isolation``,
-        ``expire_on_commit``, ...) become session defaults, all others go to `create_async_engine`.
-        ``configure(bind=engine, ...)`` uses an engine of yours, which may be of any database; one
-        that `create_async_engine` has not made emits `PlainEngineWarning`. Without either, only
-        session defaults change.
+        ``configure(url, ...)`` creates an engine. Keywords of `QSession` (``access``,
+        ``isolation``, ``expire_on_commit``, ...) become session defaults; all others go to
+        `create_async_engine`. ``configure(bind=engine, ...)`` uses an existing engine for any
+        database, and emits `PlainEngineWarning` if `create_async_engine` did not make it. Without a
+        URL or ``bind``, only session defaults change.
 
-        Called again, it leaves earlier sessions and their engine alone; `dispose` closes the
-        engines that were made here, earlier ones too. Nothing is connected. Raises
-        `sqlalchemy.exc.ArgumentError` for a URL or a setting that cannot be.
+        A second call does not affect earlier sessions and their engine. `dispose` closes all
+        engines created here. No connection is opened. Raises `sqlalchemy.exc.ArgumentError` for an
+        invalid URL or setting.
         """
         self._configure(url, kw)
 
@@ -85,12 +85,12 @@ class SessionMaker(async_sessionmaker[QSession]):
 
     @property
     def engine(self) -> QueuedAsyncEngine:
-        """The engine of this maker, made from the environment variable if there is none yet.
+        """The engine of this maker, created from the environment variable if there is none yet.
 
-        One that was given, and that a framework has made, is behind it: the same pool, with
-        ``stats()`` and ``drain()``.
+        If ``bind`` is an engine that a framework made, this is a `QueuedAsyncEngine` with the same
+        pool, and with ``stats()`` and ``drain()``.
 
-        Raises `sqlalchemy.exc.InvalidRequestError` when nothing names a database.
+        Raises `sqlalchemy.exc.InvalidRequestError` if no database is configured.
         """
         if self.kw["bind"] is None:
             with self._making:
@@ -115,9 +115,9 @@ class SessionMaker(async_sessionmaker[QSession]):
         return url
 
     async def dispose(self) -> None:
-        """Close the pooled connections of the engine, and of all engines made here before.
+        """Close the pooled connections of the engine, and of all engines created here before.
 
-        Sessions still open keep their connections until they end. The maker stays usable.
+        Open sessions keep their connections until they end. The maker can still be used.
         """
         made, self._made = self._made, []
         current: QueuedAsyncEngine | None = None
@@ -131,7 +131,7 @@ class SessionMaker(async_sessionmaker[QSession]):
                 await each.dispose()
 
     def __call__(self, **kw: Any) -> QSession:
-        """A new session, with `kw` over the defaults. Nothing is connected or queued yet."""
+        """A new session; `kw` overrides the defaults. It does not connect or wait yet."""
         if self.kw["bind"] is None and not (
             kw.get("bind") or kw.get("binds") or "binds" in self.kw
         ):
@@ -139,11 +139,11 @@ class SessionMaker(async_sessionmaker[QSession]):
         return super().__call__(**kw)
 
     def begin(self, **kw: Any) -> SessionBlock:
-        """A new session in a block that commits on a clean exit and rolls back on an error."""
+        """A new session, for ``async with``: commits on success, rolls back on an error."""
         return SessionBlock(self(**kw))
 
     def reader(self, **kw: Any) -> QSession:
-        """A new session on a snapshot: it waits for no writer; a write raises `ReadOnlyError`."""
+        """A new session that reads a snapshot without waiting; a write raises `ReadOnlyError`."""
         return self(**{**kw, "access": "read"})
 
     async def run(
@@ -154,13 +154,14 @@ class SessionMaker(async_sessionmaker[QSession]):
         attempts: int = retry.ATTEMPTS,
         **kw: Any,
     ) -> _T:
-        """Return what ``fn(session, *args, **kw)`` returns, in a transaction that is committed.
+        """Call ``fn(session, *args, **kw)`` in a transaction, commit, and return its result.
 
-        Runs it again in a new session after a `ConflictError`, also where `fn` has made another
-        error of that: `attempts` times at the most, after pauses of a random length that may grow
-        to a second. The last error is raised with their count as ``error.attempts``. Other errors
-        are raised at once. So `fn` must do nothing that may not be done twice. Cancellation rolls
-        back and is raised.
+        After a `ConflictError`, also if `fn` raised another error from it, `fn` is called again
+        with a new session, at most `attempts` times. The pauses between attempts are random and
+        grow up to one second. The last error is raised with the number of attempts as
+        ``error.attempts``. Other errors are raised at once. `fn` may be called several times, so
+        its effects outside the database must be repeatable. A cancellation rolls back and is
+        raised.
         """
         return await retry.run(self.begin, attempts, fn, *args, **kw)
 
@@ -180,11 +181,11 @@ class SessionMaker(async_sessionmaker[QSession]):
     def transactional(
         self, fn: Any = None, /, *, attempts: int = retry.ATTEMPTS, **session_kw: Any
     ) -> Any:
-        """Make `run` part of a function: a session is its first argument, callers leave it out.
+        """A decorator that calls a function by `run`. Callers omit its first argument, the session.
 
-        Used as ``@qsession.transactional`` or with arguments:
-        ``@qsession.transactional(attempts=3, access="auto")``. A method has another first argument
-        and is refused with `sqlalchemy.exc.ArgumentError`: use ``run(self.method, ...)``.
+        Use it as ``@qsession.transactional`` or with arguments:
+        ``@qsession.transactional(attempts=3, access="auto")``. Raises
+        `sqlalchemy.exc.ArgumentError` for a method; use ``run(self.method, ...)`` instead.
         """
         if fn is None:
             retry.check_attempts(attempts)
@@ -208,7 +209,10 @@ class SessionMaker(async_sessionmaker[QSession]):
         config: Any = None,
         backup: Any = None,
     ) -> None:
-        """Run the Alembic migrations up to `revision`, by default on the engine of this maker."""
+        """Run the Alembic migrations up to `revision`, by default on this maker's engine.
+
+        See `qsession.migrate.upgrade`.
+        """
         from qsession import migrate
 
         if url is None and engine is None:
@@ -217,7 +221,7 @@ class SessionMaker(async_sessionmaker[QSession]):
 
 
 def _class_of_its_own(class_: Any) -> type[QSession]:
-    """A subclass for one maker, as SQLAlchemy makes one, so that its events are its own."""
+    """A subclass for one maker, as in SQLAlchemy, so that each maker has its own events."""
     if not (isinstance(class_, type) and issubclass(class_, QSession)):
         raise exc.ArgumentError(
             f"class_={class_!r} is not allowed: use a subclass of qsession.QSession"

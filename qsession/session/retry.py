@@ -1,4 +1,4 @@
-"""Running a transaction again when it lost a race: how often, how soon, and how the end is told."""
+"""Retries of a transaction after a conflict: how many, how soon, and the last error."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 10
 FIRST_PAUSE = 0.01
-"""Seconds: the longest pause before the second attempt; it doubles with every further one."""
+"""The longest pause in seconds before the second attempt. It doubles for each further attempt."""
 LONGEST_PAUSE = 1.0
-"""Seconds: where the doubling ends."""
+"""The limit of this doubling, in seconds."""
 
 
 class _MayConflict(Protocol):
-    """What `run` hands to the function: a session, or a connection of a pool."""
+    """What `run` passes to the function: a session, or a connection of a pool."""
 
     locks_first: bool
 
     @property
     def in_conflict(self) -> bool:
-        """Whether its transaction has lost to another one, and can only be rolled back."""
+        """Whether the transaction is in a conflict, and can only be rolled back."""
         ...
 
     @property
     def conflict(self) -> BaseException | None:
-        """The conflict that its transaction cannot go on after, whoever has hidden that error."""
+        """The conflict of the transaction, even if other code has caught the error; else None."""
         ...
 
 
@@ -52,10 +52,10 @@ def longest_pause(attempt: int) -> float:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether running again can help: the transaction lost to others, and nothing was written.
+    """Whether an error is a conflict, after which the transaction can be run again.
 
-    Libraries make errors of their own of SQLAlchemy's, so what an error comes from counts as well,
-    also where it says ``from None``. A group is one of conflicts if each error in it is.
+    Libraries wrap SQLAlchemy's errors in their own, so the causes of an error count as well, even
+    behind ``from None``. A group counts if each error in it is a conflict.
     """
     seen: set[int] = set()
     each: BaseException | None = error
@@ -70,7 +70,7 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def check_attempts(attempts: Any) -> int:
-    """`attempts` itself, or `sqlalchemy.exc.ArgumentError` when it is no count."""
+    """Return `attempts` if it is a whole number above 0; else raise `ArgumentError`."""
     if not isinstance(attempts, int) or attempts < 1:
         raise exc.ArgumentError(f"attempts={attempts!r} is not allowed: use a whole number above 0")
     return attempts
@@ -84,10 +84,11 @@ async def run(
     *args: Any,
     **kw: Any,
 ) -> _T:
-    """Run ``fn(session, *args, **kw)`` in a transaction of `begin`, again after each conflict.
+    """Run ``fn(session, *args, **kw)`` in a transaction of `begin`, and again after each conflict.
 
-    The transaction is over before the pause, so that it holds nobody up. It has ended in a conflict
-    if the error comes from one, or if the session says so: a library may have hidden the error.
+    The transaction ends before the pause, so that no other task waits for it. It ended in a
+    conflict if the error comes from one, or if the session says so: a library may have caught the
+    error.
     """
     for attempt in range(1, check_attempts(attempts) + 1):
         lost = False
@@ -96,7 +97,7 @@ async def run(
                 session.locks_first = attempt > 1
                 try:
                     result: _T = await _awaitable(fn, fn(session, *args, **kw))
-                    if session.conflict is not None:  # hidden: SQLAlchemy would end, and not commit
+                    if session.conflict is not None:  # caught: SQLAlchemy would not commit
                         raise session.conflict
                 finally:
                     lost = session.in_conflict

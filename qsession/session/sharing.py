@@ -1,4 +1,4 @@
-"""`QSession`: a session that several tasks may use, and that tells when changes would be lost."""
+"""`QSession`: a session that several tasks may use, and that warns of lost changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _of_inner(operation: _F) -> _F:
-    """As `AsyncSession`: the method of the same name of the inner session, in a greenlet."""
+    """As in `AsyncSession`: call the same method of the inner session in a greenlet."""
     name = operation.__name__
 
     @functools.wraps(operation)
@@ -51,7 +51,7 @@ def _of_inner(operation: _F) -> _F:
 
 
 def _buffered(operation: _F) -> _F:
-    """As `AsyncSession`: the rows are fetched while there is a greenlet to wait in."""
+    """As in `AsyncSession`: fetch all rows inside the greenlet, where it is possible to wait."""
     name = operation.__name__
 
     @functools.wraps(operation)
@@ -72,14 +72,14 @@ def _buffered(operation: _F) -> _F:
 
 
 class QSessionTransaction(AsyncSessionTransaction):
-    """What `QSession.begin` and `begin_nested` return: begun and ended in its turn."""
+    """The result of `QSession.begin` and `begin_nested`. It begins and ends in its turn."""
 
     __slots__ = ()
     session: QSession
 
     @property
     def line(self) -> Line:
-        """The line of its session."""
+        """The line of the session."""
         return self.session.line
 
     start = in_turn(AsyncSessionTransaction.start)
@@ -89,35 +89,35 @@ class QSessionTransaction(AsyncSessionTransaction):
 
 
 class QSession(AsyncSession):
-    """An `AsyncSession` that several tasks may use at once, and that knows what it may do.
+    """An `AsyncSession` with an access mode, which several tasks may use at once.
 
-    **Sharing.** Operations queue up behind one another in the order of asking, one at a time:
-    ``asyncio.gather(s.execute(a), s.get(User, 1), s.scalars(b))`` works. They share the one
-    transaction: a commit or rollback by any task is one for all of them, also inside a
-    ``begin()`` block that another task has open. So let only one task commit, and open savepoints
-    from one task at a time. ORM objects are plain Python: add as you like, but do not change one
-    while another task flushes (SQLAlchemy drops the change and warns), and mind that a commit
-    expires what other tasks hold (``expire_on_commit=False``).
-    A stream takes its turn for every fetch; in between, others run. Not so on MySQL and MariaDB,
-    where any other statement loses the rest of the stream. What is done directly on what
-    `connection` returns does not queue. A function inside `run_sync` has the session until it
-    returns; it must not wait for another task that uses it.
+    **Sharing.** Operations run one at a time, in the order in which they were called:
+    ``asyncio.gather(s.execute(a), s.get(User, 1), s.scalars(b))`` works. All tasks share one
+    transaction. A commit or rollback by any task applies to all of them, even inside a ``begin()``
+    block of another task. So let only one task commit, and open savepoints from one task at a time.
+    ORM objects are plain Python objects. Any task may add objects, but must not change one while
+    another task flushes: SQLAlchemy drops the change and warns. A commit expires objects that other
+    tasks hold, unless ``expire_on_commit=False``.
+    A stream takes its turn for each fetch, and other operations run between fetches. On MySQL and
+    MariaDB, any other statement loses the rest of the stream. Operations on the result of
+    `connection` do not wait for their turn. A function in `run_sync` has the session until it
+    returns; it must not wait for another task that uses the session.
 
-    **Access.** `access` is ``"write"`` (the default: takes its turn among the writers before the
-    first statement), ``"read"`` (a snapshot; a write raises `ReadOnlyError`) or ``"auto"``.
-    `priority`: lower goes first among those who wait to write; on a server it has no meaning.
+    **Access.** `access` is ``"write"`` (the default: waits for its turn to write before the first
+    statement), ``"read"`` (reads a snapshot; a write raises `ReadOnlyError`) or ``"auto"``.
+    `priority`: among waiting writers, lower numbers go first; no effect on a server.
     `isolation`, for servers: ``"SERIALIZABLE"`` (the default), ``"REPEATABLE READ"`` or ``"READ
-    COMMITTED"``; SQLite is always serializable. On an engine that was not made by
-    `qsession.create_async_engine`, and when bound to a connection, the three mean nothing; all
-    else works there too.
+    COMMITTED"``; SQLite is always serializable. These three have no effect if the session is bound
+    to a connection, or to an engine that `qsession.create_async_engine` did not make.
 
-    **Leaving the block.** ``async with`` closes the session, after what other tasks had already
-    asked of it. A clean exit with uncommitted changes emits `UncommittedChangesWarning`. It sees
-    what the ORM holds or flushed and the inserts, updates and deletes that were executed; of SQL
-    given as text, what changed rows and returned none; nothing of what ran on `connection`.
+    **Leaving the block.** ``async with`` closes the session after the operations that other tasks
+    have already called. If the block ends without an error but with uncommitted changes,
+    `UncommittedChangesWarning` is emitted. It covers changes of the ORM, executed INSERT, UPDATE
+    and DELETE constructs, and textual SQL that changed rows and returned none. It does not cover
+    statements on `connection`.
 
-    Cancellation: while an operation waits for its turn, nothing has happened and nothing
-    is left behind. A cancellation on leaving the block is raised after the session is closed.
+    Cancellation: an operation that is cancelled while it waits for its turn has no effect. A
+    cancellation while the block ends is raised after the session is closed.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class QSession(AsyncSession):
             "qsession_isolation": isolation,
         }
 
-    # `scalars`, `stream_scalars` and `aclose` are made of these.
+    # AsyncSession implements `scalars`, `stream_scalars` and `aclose` by these methods.
     refresh = in_turn(_of_inner(AsyncSession.refresh))
     if not TYPE_CHECKING:  # mypy cannot pass its overloads through a TypeVar; they stay the same
         execute = in_turn(_buffered(AsyncSession.execute))
@@ -177,8 +177,8 @@ class QSession(AsyncSession):
     def locks_first(self) -> bool:
         """Whether a transaction takes SQLite's write lock with its first statement.
 
-        What it reads cannot change from there on, so it cannot lose to others. `run` sets it for
-        every attempt but the first. Without effect on a server, and in access ``read``.
+        Its reads then cannot change, so it cannot end in a conflict. `run` sets this for every
+        attempt after the first. No effect on a server, or in access ``read``.
         """
         inner = self.sync_session
         assert isinstance(inner, InnerSession)
@@ -192,12 +192,12 @@ class QSession(AsyncSession):
 
     @property
     def in_conflict(self) -> bool:
-        """Whether its transaction has lost to another one, and can only be rolled back."""
+        """Whether the transaction is in a conflict, and can only be rolled back."""
         return self.line.conflict or self.conflict is not None
 
     @property
     def conflict(self) -> BaseException | None:
-        """The conflict that its transaction cannot go on after, whoever has hidden that error."""
+        """The conflict of the transaction, even if other code has caught the error; else None."""
         inner = self.sync_session
         assert isinstance(inner, InnerSession)
         refused = inner.refusal
@@ -219,7 +219,7 @@ class QSession(AsyncSession):
     async def connection(
         self, bind_arguments: Any = None, execution_options: Any = None, **kw: Any
     ) -> AsyncConnection:
-        """As `AsyncSession.connection`; its `get_raw_connection` can wait for the writer."""
+        """As `AsyncSession.connection`; its `get_raw_connection` waits for the write ticket."""
         sync_connection = await spawn(
             self.sync_session.connection,
             bind_arguments=bind_arguments,
@@ -229,7 +229,7 @@ class QSession(AsyncSession):
         return QueuedAsyncConnection._retrieve_proxy_for_target(sync_connection)
 
     async def stream(self, statement: Any, params: Any = None, **kw: Any) -> SharedResult:
-        """As `AsyncSession.stream`; each fetch of the result takes its turn in the session."""
+        """As `AsyncSession.stream`; each fetch waits for its turn in the session."""
         options = {**(kw.pop("execution_options", None) or {}), "stream_results": True}
         result = SharedResult(
             await self.run_sync(
@@ -240,10 +240,10 @@ class QSession(AsyncSession):
         return result
 
     def add(self, instance: object, _warn: bool = True) -> None:
-        """As `AsyncSession.add`. While another task flushes, it waits for the next flush."""
+        """As `AsyncSession.add`. Objects added while another task flushes are in the next flush."""
         owner = self.line.owner
         if owner is not None and owner is not asyncio.current_task():
-            _warn = False  # SQLAlchemy means the hooks of the flush itself
+            _warn = False  # SQLAlchemy's warning is for hooks of the flush itself
         super().add(instance, _warn=_warn)
 
     def add_all(self, instances: Iterable[object]) -> None:
@@ -252,11 +252,11 @@ class QSession(AsyncSession):
             self.add(each)
 
     def begin(self) -> QSessionTransaction:
-        """As `AsyncSession.begin`. Other tasks' operations join the transaction, one by one."""
+        """As `AsyncSession.begin`. Operations of other tasks join the transaction."""
         return QSessionTransaction(self)
 
     def begin_nested(self) -> QSessionTransaction:
-        """As `AsyncSession.begin_nested`. Other tasks' operations fall into the savepoint too."""
+        """As `AsyncSession.begin_nested`. Operations of other tasks join the savepoint."""
         return QSessionTransaction(self, nested=True)
 
     async def __aexit__(self, type_: object, value: object, traceback: object) -> None:
@@ -278,10 +278,10 @@ class QSession(AsyncSession):
 
     @in_turn
     async def _end(self, closing: list[SessionTransaction], clean: bool) -> list[str]:
-        """Close the session and say what is lost by that, if the block ended well.
+        """Close the session. Return the changes that are lost, if the block ended without an error.
 
-        `closing` keeps the transaction: a close cut short forgets it with its connections
-        still out, so the second call closes those.
+        `closing` keeps the transaction. A close that is cancelled forgets the transaction while its
+        connections are still in use; the second call closes them.
         """
         inner = self.sync_session
         assert isinstance(inner, InnerSession)
@@ -305,10 +305,10 @@ for _name in ("delete_all", "merge_all"):  # SQLAlchemy 2.1
 
 
 class SessionBlock(_AsyncSessionContextManager[QSession]):
-    """A transaction and its session as one block: commits on a clean exit, closes on every exit.
+    """A block that commits its transaction on success, and closes its session in any case.
 
-    Cancellation before the COMMIT has started rolls back; later, it is raised when
-    the COMMIT is done. The session is closed either way.
+    A cancellation before COMMIT starts rolls back. A later one is raised when COMMIT has ended. The
+    session is closed in both cases.
     """
 
     __slots__ = ()

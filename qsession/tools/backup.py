@@ -50,24 +50,24 @@ def back_up(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
-    """Copy what is committed in ``source`` now to the file ``target``.
+    """Copy the committed content of ``source`` to the file ``target``.
 
-    It is SQLite's online backup (https://sqlite.org/backup.html) out of one snapshot: writers go
-    on, and what they commit meanwhile is not in it. Without the snapshot each commit of another
-    process would make the copy start again. The copy is written beside ``target``, checked by
-    ``PRAGMA integrity_check``, flushed to disk and renamed, so that ``target`` is never half there.
-    A database that is replaced must not be open anywhere; it gets the copy in one transaction. A
-    symbolic link is followed.
+    It uses SQLite's online backup (https://sqlite.org/backup.html) in one snapshot. Writers can
+    continue; their later commits are not in the copy. Without the snapshot, each commit by another
+    process would restart the copy. The copy is written to a new file beside ``target``, checked by
+    ``PRAGMA integrity_check``, flushed to disk and renamed, so ``target`` is never incomplete. A
+    database that is replaced must not be open in any program; it gets the copy in one transaction.
+    Symbolic links are followed.
 
-    Returns the tables whose content could not be checked, as their indexes or constraints use
-    functions or collations that the application registers; their structure was.
+    Returns the tables whose content could not be checked, because their indexes or constraints use
+    functions or collations that the application registers. Their structure was checked.
 
-    Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and is not to be replaced, or
-    was made by others meanwhile, ``FileNotFoundError`` if ``source`` does not exist, ``OSError`` or
-    ``sqlite3.Error`` for what went wrong with either, and `BackupError` if somebody has
-    ``target`` open, if files of another database lie beside it, or if the copy is damaged, as then
-    the source may be.
-    Whatever is raised, ``KeyboardInterrupt`` included, leaves ``target`` as it was.
+    Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and ``replace`` is false, or
+    if another program created it during the copy. Raises ``FileNotFoundError`` if ``source`` does
+    not exist, and ``OSError`` or ``sqlite3.Error`` if a file cannot be read or written. Raises
+    `BackupError` if a program has ``target`` open, if files of another database lie beside
+    it, or if the copy is damaged; then ``source`` may be damaged, too. After any error, also
+    ``KeyboardInterrupt``, ``target`` is unchanged.
     """
     source, target = Path(source), Path(os.path.realpath(target))  # a link stays, and leads to it
     if not source.is_file():

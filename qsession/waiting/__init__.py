@@ -1,1 +1,1 @@
-"""Waiting, across loops and threads: for the ticket, for connections, for a turn of the loop."""
+"""Waiting across event loops and threads: for the ticket, connections, and turns of the loop."""

@@ -1,7 +1,7 @@
-"""ConnectionQueue: where idle connections wait for tasks, and tasks for connections.
+"""ConnectionQueue: the idle connections of a pool, and the tasks that wait for one.
 
-SQLAlchemy's own queue belongs to the loop that first waited on it. This one serves the tasks of
-any loop, first come, first served, and takes a connection back from any thread.
+SQLAlchemy's own queue belongs to the event loop that first waited on it. This queue serves tasks
+of any loop, first come, first served, and accepts connections from any thread.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class ConnectionQueue(QueueCommon[Any]):
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         self.maxsize = maxsize
         self.limit = maxsize
-        """How many idle ones are kept; 0 for all."""
+        """The largest number of idle connections; 0 for no limit."""
         self.use_lifo = use_lifo
         self._idle: deque[Any] = deque()
         self._places: deque[_Place] = deque()
         self._serial = Serial()
         self.waiting = 0
-        """How many tasks wait."""
+        """The number of waiting tasks."""
 
     def __iter__(self) -> Iterator[Any]:
         """The idle connections."""
@@ -47,7 +47,7 @@ class ConnectionQueue(QueueCommon[Any]):
 
     @property
     def open(self) -> int:
-        """How many of the idle ones are open; the others are opened when they are taken."""
+        """The number of idle connections that are open; the others are opened when taken."""
         return sum(1 for each in self if each.dbapi_connection is not None)
 
     def qsize(self) -> int:
@@ -63,7 +63,7 @@ class ConnectionQueue(QueueCommon[Any]):
         if self.full():
             raise Full
         self._idle.append(item)
-        if self._places:  # who comes only now looks for an idle connection after this
+        if self._places:  # a task that joins after this check finds the idle connection itself
             self._serial.serve(self._match, None)
 
     def put_nowait(self, item: Any) -> None:
@@ -83,7 +83,7 @@ class ConnectionQueue(QueueCommon[Any]):
         return connection
 
     def pick(self, wanted: Callable[[Any], bool]) -> Any:
-        """The first idle connection that is wanted, taken out; None if there is none."""
+        """Remove and return the first idle connection that is wanted; None if there is none."""
         for each in self:
             if wanted(each):
                 try:
@@ -99,12 +99,12 @@ class ConnectionQueue(QueueCommon[Any]):
         timeout: float | None = None,
         joined: Callable[[], None] | None = None,
     ) -> Any:
-        """A connection; waits ``timeout`` seconds for one, then raises ``Empty``. In a greenlet.
+        """Wait up to ``timeout`` seconds for a connection, then raise ``Empty``. In a greenlet.
 
-        ``joined`` is called once it stands in line, before it waits.
+        ``joined`` is called when the task has joined the line, before it waits.
 
-        Cancelled, or if ``joined`` raises: the place is given up, and one that was just handed over
-        goes to the next.
+        If cancelled, or if ``joined`` raises, the task leaves the line. A connection that it just
+        got goes to the next task.
         """
         try:
             return self.get_nowait()
@@ -150,12 +150,12 @@ class ConnectionQueue(QueueCommon[Any]):
             try:
                 connection = self._idle.popleft()
             except IndexError:
-                return  # there is none, or another thread was faster
+                return  # there is none, or another thread took it
             place = self._places.popleft()
             self._quit(place)
             place.connection = connection
             if not place.wake():
-                place.connection = None  # or it would come back once more when the task leaves
+                place.connection = None  # or _leave() would return it a second time
                 self._idle.appendleft(connection)
 
     def _leave(self, place: _Place) -> None:

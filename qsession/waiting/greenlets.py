@@ -1,7 +1,7 @@
-"""Greenlets that are used again.
+"""Reusable greenlets.
 
-Each new greenlet costs the system a piece of memory that is mapped and unmapped, which is more than
-many statements take. SQLAlchemy's :func:`~sqlalchemy.util.greenlet_spawn` makes one for each call.
+For each new greenlet the system maps and unmaps memory, which takes longer than many statements.
+SQLAlchemy's :func:`~sqlalchemy.util.greenlet_spawn` creates one for each call.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from greenlet import GreenletExit, getcurrent, greenlet
 T = TypeVar("T")
 
 KEPT = 100
-"""Idle greenlets that a thread keeps."""
+"""The largest number of idle greenlets in a thread."""
 
 
 class KeptGreenlet(greenlet):
-    """Runs one function after the other; between two of them it stands in :meth:`run`.
+    """Runs one function after another; between them it is suspended in :meth:`run`.
 
-    Invariant: an idle one refers to nothing of the function that it ran last.
+    Invariant: an idle greenlet has no reference to the last function or its result.
     """
 
-    __sqlalchemy_greenlet_provider__ = True  # what SQLAlchemy's await_only() looks for
+    __sqlalchemy_greenlet_provider__ = True  # SQLAlchemy's await_only() requires it
     parent: greenlet
     busy = False
     call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
@@ -43,14 +43,14 @@ class KeptGreenlet(greenlet):
         (function, args, kw), self.call = self.call, None
         try:
             self.value = function(*args, **kw)
-        except GreenletExit:  # nobody waits for it any more
+        except GreenletExit:  # no task waits for it any more
             raise
         except BaseException as error:
             self.failure = error
 
 
 class _Idle(threading.local):
-    """The idle ones of a thread; none can change to another thread."""
+    """The idle greenlets of a thread. A greenlet cannot move to another thread."""
 
     def __init__(self) -> None:
         self.greenlets: list[KeptGreenlet] = []
@@ -60,9 +60,9 @@ _idle = _Idle()
 
 
 async def spawn(function: Callable[..., T], *args: Any, **kw: Any) -> T:
-    """Run a function that may wait by ``await_only()``, as SQLAlchemy's ``greenlet_spawn`` does.
+    """Run a function that may call ``await_only()``, as SQLAlchemy's ``greenlet_spawn`` does.
 
-    Raises what the function raises. A cancellation is raised inside the function, where it waits.
+    Raises the function's errors. A cancellation is raised in the function, where it waits.
     """
     driver, idle = getcurrent(), _idle.greenlets
     kept = idle.pop() if idle else KeptGreenlet()
@@ -80,7 +80,7 @@ async def spawn(function: Callable[..., T], *args: Any, **kw: Any) -> T:
         return awaited  # type: ignore[no-any-return]
     value, failure = kept.value, kept.failure
     kept.value = kept.failure = kept.gr_context = None
-    if len(idle) < KEPT and driver.parent is None:  # an idle one keeps its driver alive
+    if len(idle) < KEPT and driver.parent is None:  # an idle greenlet keeps its parent alive
         idle.append(kept)
     if failure is not None:
         try:

@@ -1,6 +1,6 @@
-"""Handing things from one waiting task to another, across event loops and threads.
+"""Passing something from one task to a waiting task, across event loops and threads.
 
-Shared by the ticket queue and the queue of readers; it knows what neither of them is about.
+The ticket queue and the connection queue are built on this module.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Serial:
-    """Runs plain functions one at a time, without ever blocking a thread.
+    """Runs plain functions one at a time, without blocking a thread.
 
-    Whoever finds another thread inside leaves its function for that one to run. So a function that
-    the garbage collector starts in the middle of another one is safe as well: it runs behind it.
+    A thread that finds another thread inside leaves its function for that thread to run. So it is
+    also safe if the garbage collector calls a function in the middle of another one: it runs later.
     """
 
     __slots__ = ("_changes", "_inside")
@@ -31,7 +31,7 @@ class Serial:
         self._inside = threading.Lock()
 
     def serve(self, change: Callable[[Any], None], subject: Any) -> None:
-        """Run ``change(subject)``, at once or right behind those that are being run."""
+        """Run ``change(subject)`` at once, or after the functions that are running."""
         self._changes.append((change, subject))
         while self._changes and self._inside.acquire(blocking=False):
             try:
@@ -43,7 +43,7 @@ class Serial:
 
 
 class Waiter:
-    """Something a task can wait for, and anybody can wake it up from."""
+    """Something that one task waits for. Any thread may wake the task."""
 
     __slots__ = ("__weakref__", "_deadline", "_expire", "_future", "_loop", "_serial")
 
@@ -55,7 +55,7 @@ class Waiter:
         self._expire: Callable[[Any], None] | None = None
 
     def prepare(self, loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Future[None]:
-        """The future to await, of the running loop. Look whether it is still needed before."""
+        """A future of the running loop. Check that waiting is still necessary, then await it."""
         self._loop = loop or asyncio.get_running_loop()
         self._future = self._loop.create_future()
         return self._future
@@ -68,9 +68,9 @@ class Waiter:
         expire: Callable[[Any], None],
         leave: Callable[[Any], None],
     ) -> None:
-        """Await the future of ``prepare``; ``expire(self)`` is served after ``timeout`` seconds.
+        """Await the future from ``prepare``; ``expire(self)`` is served after ``timeout`` seconds.
 
-        Cancelled, or failing in another way: ``leave(self)`` is served first.
+        After a cancellation or another error, ``leave(self)`` is served, and the error is raised.
         """
         if timeout is not None:
             assert self._loop is not None
@@ -83,7 +83,7 @@ class Waiter:
             raise
 
     def expire(self) -> None:
-        """Its time is up, unless it is over."""
+        """Serve ``expire``, unless the wait is over."""
         if not self.is_over and self._serial is not None and self._expire is not None:
             self._serial.serve(self._expire, self)
 
@@ -93,10 +93,10 @@ class Waiter:
         return self._future is None or self._future.done()
 
     def wake(self) -> bool:
-        """Let the waiting task go on; False if it is cancelled or its loop is closed."""
+        """Wake the waiting task; False if it was cancelled or its loop is closed."""
         future, loop = self._future, self._loop
         if future is None or loop is None:
-            return True  # not waiting yet: it looks before it does
+            return True  # it does not wait yet, and checks before it does
         if future.cancelled():
             return False
         if running_loop() is loop:
@@ -110,10 +110,10 @@ class Waiter:
 
 
 class Deadlines:
-    """Until when the waiters of one loop wait. Those who wait about equally long share one timer.
+    """The timeouts of the waiters of one loop. Waiters with nearly equal timeouts share a timer.
 
-    A timer for each would cost more than the rest of a hand-off, and nearly all are cancelled. It
-    keeps nobody alive: a waiter belongs to the task that waits.
+    A timer for each waiter would cost more than the rest of a hand-off, and nearly all timers are
+    cancelled. References to waiters are weak: a waiter belongs to the task that waits.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -121,7 +121,7 @@ class Deadlines:
         self._lines: dict[float, _Line] = {}
 
     def add(self, waiter: Waiter, timeout: float) -> None:
-        """Expire ``waiter`` after ``timeout`` seconds, and a little, unless it is over by then."""
+        """Expire ``waiter`` after ``timeout`` seconds or slightly later, unless it is over."""
         timeout = _rounded_up(timeout)
         waiter._deadline = self.loop.time() + timeout
         line = self._lines.get(timeout)
@@ -136,7 +136,7 @@ class Deadlines:
             while (waiter := line.first()) is not None and waiter._deadline <= self.loop.time():
                 line.waiters.popleft()
                 waiter.expire()
-        finally:  # those behind it have to be told, whatever became of this one
+        finally:  # the waiters behind it must expire, even if this one failed
             waiter = line.first()
             if waiter is None:
                 del self._lines[timeout]
@@ -145,7 +145,7 @@ class Deadlines:
 
 
 def _rounded_up(timeout: float) -> float:
-    """By a hundredth at the most, so that there are few different ones."""
+    """Round up by at most one percent, so that there are few different timeouts."""
     if timeout <= 0.0 or math.isinf(timeout):
         return timeout
     step: float = 10.0 ** (math.floor(math.log10(timeout)) - 2)
@@ -153,7 +153,7 @@ def _rounded_up(timeout: float) -> float:
 
 
 class _Line:
-    """Waiters in the order of their deadlines; those that are over are dropped now and then."""
+    """Waiters in the order of their deadlines; finished ones are dropped from time to time."""
 
     __slots__ = ("_room", "waiters")
     ROOM = 64
@@ -163,7 +163,7 @@ class _Line:
         self._room = self.ROOM
 
     def first(self) -> Waiter | None:
-        """The first that still waits."""
+        """The first waiter that still waits."""
         while self.waiters:
             waiter = self.waiters[0]()
             if waiter is not None and not waiter.is_over:
@@ -181,7 +181,7 @@ class _Line:
 
 
 class _OfLoops(threading.local):
-    """The deadlines of the loop that runs in this thread; a loop with waiters keeps its own."""
+    """The deadlines of the loop that runs in this thread. The timers of a loop keep its own."""
 
     _latest: Deadlines | None = None
 
@@ -195,7 +195,7 @@ _deadlines = _OfLoops()
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The loop that runs in this thread; None if none does."""
+    """The loop that runs in this thread; None if there is none."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -203,10 +203,10 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 async def to_end(work: Awaitable[T]) -> T:
-    """Wait for a future through any cancellation, which is raised afterwards.
+    """Wait until a future has ended, and raise a cancellation afterwards.
 
-    A coroutine runs in a task of its own. It is made here and not by the caller, who may be in a
-    greenlet of SQLAlchemy's: an eager task (Python 3.12) would begin in that greenlet, and what it
+    A coroutine runs in a separate task. The task is created here, because the caller may be in a
+    greenlet of SQLAlchemy: an eager task (Python 3.12) would begin in that greenlet, and what it
     awaits later would be lost.
     """
     future = asyncio.ensure_future(work)
@@ -218,16 +218,16 @@ async def to_end(work: Awaitable[T]) -> T:
             cancelled = error
     if cancelled is not None:
         if not future.cancelled():
-            future.exception()  # it has been seen
+            future.exception()  # mark it as retrieved
         raise cancelled
     return future.result()
 
 
 class Uninterrupted(Awaitable[T]):
-    """Awaited, it runs a coroutine to its end through any cancellation, which is raised afterwards.
+    """An awaitable that runs a coroutine to its end, and raises a cancellation afterwards.
 
-    As :func:`to_end`, without a task: the coroutine runs in the task that awaits, where most of
-    what it does waits for nothing.
+    It does the same as :func:`to_end`, but without a new task: the coroutine runs in the task that
+    awaits it, and mostly does not wait for anything.
     """
 
     __slots__ = ("_work",)
@@ -256,7 +256,7 @@ class Uninterrupted(Awaitable[T]):
 
 
 def _until_done(future: Any) -> Generator[Any, Any, asyncio.CancelledError | None]:
-    """Wait for what a coroutine has yielded to its task; the cancellation that came meanwhile."""
+    """Wait for the future that a coroutine yielded. Returns a cancellation that came meanwhile."""
     cancelled = None
     if future is None:  # a turn of the loop
         try:
@@ -264,7 +264,7 @@ def _until_done(future: Any) -> Generator[Any, Any, asyncio.CancelledError | Non
         except asyncio.CancelledError as error:
             cancelled = error
         return cancelled
-    future._asyncio_future_blocking = False  # it is not this one that the task waits for
+    future._asyncio_future_blocking = False  # the task waits for another future instead
     while not future.done():
         shield = future.get_loop().create_future()
         done = partial(_resolve_by, shield)

@@ -1,4 +1,4 @@
-"""OneAtATime: a connection runs one statement at a time, whoever else uses it meanwhile."""
+"""OneAtATime: a connection runs one statement at a time, even if several tasks use it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from sqlalchemy.util import await_only
 
 
 class OneAtATime:
-    """The statements of one connection. Those that come while one runs wait in line."""
+    """The statements of one connection. A statement waits in line while another one runs."""
 
     __slots__ = ("_line", "activity", "running")
 
     def __init__(self) -> None:
         self.running = 0
         self.activity = 0
-        """Changes whenever something has run."""
+        """Changes after each statement."""
         self._line: deque[asyncio.Future[None]] | None = None
 
     def wait(self) -> None:
-        """Let what other tasks have begun end before. In a greenlet. Cancelled: as if never here.
+        """Wait until no statement of another task runs. In a greenlet.
 
         SQLAlchemy's documentation tells applications not to use a connection in several tasks, but
-        drivers run what comes in the order of asking.
+        drivers run such statements in the order in which they come.
         """
         while self.running:
             future = asyncio.get_running_loop().create_future()
@@ -36,11 +36,11 @@ class OneAtATime:
                 raise
 
     def begin(self) -> None:
-        """A statement runs from here on."""
+        """Note that a statement begins."""
         self.running += 1
 
     def end(self) -> None:
-        """It has ended."""
+        """Note that a statement has ended."""
         self.running -= 1
         self.activity += 1
         self._let_next()

@@ -1,8 +1,8 @@
-"""Pacing: whose statement runs on the event loop next, and how many in one turn of the loop.
+"""Pacing: which statement runs on the event loop next, and how many run in one turn of the loop.
 
-Everybody joins one line. A turn of the loop first lets the holder of the write ticket go on, since
-others wait for it, and then those in line in the order of coming: as many as fit into the budget by
-what they have cost lately. If all of them fit, they share the budget equally.
+All tasks join one line. In each turn of the loop, the holder of the write ticket continues first,
+since others wait for it. Then the tasks in line continue in order, as many as fit into the budget,
+judged by their recent cost. If all of them fit, they share the budget equally.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from time import thread_time
 from qsession.waiting import shutdown
 
 BUDGET = 0.001
-"""Seconds of statements, and of all the Python between them, in one turn of the loop."""
+"""Seconds for statements, and for the Python code between them, in one turn of the loop."""
 WEIGHT = 0.25
-"""Of the latest turn in what one has cost lately."""
+"""The weight of the latest turn in the average cost."""
 
 
 def admit(waiting: int, holders: int, cost: float) -> tuple[int, float]:
-    """How many of ``waiting`` in line go on in a turn, and for how many seconds each.
+    """How many of the ``waiting`` tasks continue in a turn, and for how many seconds each.
 
-    ``holders`` go on before them. At least one of the line does, whatever it costs. Where some are
-    left over, each has one statement: the seconds are 0.
+    ``holders`` tasks continue before them. At least one task in line continues, whatever its cost.
+    If not all tasks fit, each runs one statement only: the seconds are 0.
     """
     fitting = int(BUDGET / cost) if cost > 0.0 else 1
     number = max(fitting - holders, 1)
@@ -33,22 +33,22 @@ def admit(waiting: int, holders: int, cost: float) -> tuple[int, float]:
 
 
 class LoopTurn:
-    """The turns of one loop, one after the other. Only the thread of the loop uses it.
+    """The turns of one loop, one after another. Only the thread of the loop uses it.
 
-    A statement that is about to run on the loop enters. In between, what a task does until it
-    waits for something else counts as the cost of having let it in.
+    A task enters before a statement runs on the loop. All that the task does until it waits for
+    something else counts as its cost.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.mark: object | None = None
-        """Something of this turn alone, once a statement has begun in it; None before."""
-        self._began = 0.0  # when, if mark is set
-        self._until = 0.0  # until when the task that runs may begin one more statement
-        self._count = 0  # how many statements were let in
-        self._let_in = False  # whether some of them come from the line
+        """An object that identifies this turn, once a statement has begun in it; None before."""
+        self._began = 0.0  # when the turn began, if mark is set
+        self._until = 0.0  # until when the running task may begin another statement
+        self._count = 0  # the number of statements admitted
+        self._let_in = False  # whether tasks from the line were admitted
         self._share = 0.0
-        self._cost = 0.0  # seconds that one has taken lately; 0: not known
+        self._cost = 0.0  # recent cost of a statement in seconds; 0: not known
         self._scheduled = False
         self._asked_in: object | None = None
         self._processor_time = 0.0
@@ -59,10 +59,10 @@ class LoopTurn:
         return f"<LoopTurn waiting={self.waiting} count={self._count} cost={self._cost:.6f}>"
 
     def enter(self, holder: bool = False) -> asyncio.Future[None] | None:
-        """A statement is about to run: None if it may at once, or what to await before it does.
+        """Enter before a statement runs. None if it may run at once, else a future to await first.
 
-        The future may be cancelled, and whoever awaited it goes on without entering again.
-        ``holder``: of the write ticket. It stands at the head of the line.
+        The future may be cancelled. After awaiting it, a task does not enter again. ``holder``:
+        whether the task holds the write ticket; then it goes to the head of the line.
         """
         if not self._scheduled:
             self._schedule()
@@ -80,29 +80,29 @@ class LoopTurn:
         return future
 
     def processor_time(self) -> float:
-        """Of this thread when the first statement of the turn asked for it."""
+        """The processor time of this thread, as it was at the first call in this turn."""
         if self._asked_in is not self.mark:
             self._asked_in, self._processor_time = self.mark, thread_time()
         return self._processor_time
 
     @property
     def waiting(self) -> int:
-        """How many wait for a later turn."""
+        """The number of tasks that wait for a later turn."""
         return len(self._holders) + len(self._line)
 
     @property
     def busy(self) -> bool:
-        """Whether some wait for a later turn, or were let into this one and go on in it."""
+        """Whether tasks wait for a later turn, or were admitted to this one and continue in it."""
         return self._let_in or self.waiting > 0
 
     @property
     def over(self) -> bool:
-        """Whether the turn is as old as the budget: the next statement is for a later one."""
+        """Whether the budget of the turn is used up, so that the next statement must wait."""
         return self.mark is not None and clock() - self._began > BUDGET
 
     def _schedule(self) -> None:
         self.loop.call_soon(self._turned)
-        self._scheduled = True  # only now: a failure must not look like a turn that is to come
+        self._scheduled = True  # not before call_soon(), which may fail
 
     def _begin(self, now: float) -> None:
         if self.mark is None:
@@ -110,7 +110,7 @@ class LoopTurn:
             self._until = now if self._let_in else now + BUDGET
 
     def _turned(self) -> None:
-        """The loop has turned: all who were let in before have had their step."""
+        """Called when the loop has turned: all tasks admitted before have run."""
         self._scheduled = False
         if self._let_in and self.mark is not None and self._count:
             cost = (clock() - self._began) / self._count
@@ -119,12 +119,12 @@ class LoopTurn:
         self._count, self._let_in = 0, False
         try:
             self._let_go()
-        finally:  # even if it failed half-way
+        finally:  # even after an error
             if self._let_in or self._line or self._holders:
                 self._schedule()
 
     def _let_go(self) -> None:
-        """Their tasks go on one behind the other, in the next turn of the loop."""
+        """Admit tasks, which continue one after another in the next turn of the loop."""
         for line in (self._holders, self._line):
             while line and line[0].done():  # cancelled
                 line.popleft()
@@ -133,7 +133,7 @@ class LoopTurn:
         number, self._share = admit(len(self._line), len(self._holders), self._cost)
         self._let_in = True
         if self._holders or not self._share:
-            self.loop.call_soon(self._goes_on)  # it begins the turn
+            self.loop.call_soon(self._goes_on)  # this begins the turn
         while self._holders:
             self._count += _resolve(self._holders)
         while self._line and number:
@@ -144,14 +144,14 @@ class LoopTurn:
             number -= let_in
 
     def _goes_on(self) -> None:
-        """The task whose step comes next was let in."""
+        """Called before the step of a task that was admitted."""
         now = clock()
         self._begin(now)
         self._until = now + self._share
 
 
 def _resolve(line: deque[asyncio.Future[None]]) -> bool:
-    """Let the first in line go on; False if it was cancelled."""
+    """Let the first task in line continue; False if it was cancelled."""
     future = line.popleft()
     if future.done():
         return False
@@ -162,7 +162,7 @@ def _resolve(line: deque[asyncio.Future[None]]) -> bool:
 class Turns(threading.local):
     """The turns of the loop that runs in this thread.
 
-    Should another loop run in between, those who wait are kept by their own loop.
+    If another loop runs in between, the waiting tasks are kept by the callbacks of their own loop.
     """
 
     _latest: LoopTurn | None = None

@@ -1,8 +1,8 @@
-"""The end of the interpreter: event loops of daemon threads sleep before their threads are ended.
+"""The end of the interpreter: event loops in daemon threads are put to sleep first.
 
-The interpreter ends a daemon thread where it stands, as soon as it wants Python's lock. If that is
-inside a greenlet, the process crashes: the unwound stack gives up references without the lock. So
-each loop that runs our statements is put to sleep first, outside of any greenlet.
+At exit the interpreter ends a daemon thread as soon as the thread asks for the interpreter lock. If
+the thread is inside a greenlet then, the process crashes: the unwound stack drops references
+without holding the lock. So each loop that runs statements is put to sleep outside any greenlet.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from contextlib import suppress
 from qsession.waiting.handoff import running_loop
 
 PATIENCE = 1.0
-"""Seconds that the end waits for the loops to fall asleep: they may be in a long callback."""
+"""Seconds to wait for the loops to sleep, since a loop may be in a long callback."""
 SLEEP = 5.0
-"""Seconds that a loop sleeps for, at the most: an application may have registered something that
-runs behind us, and waits for its loop.
+"""Seconds that a loop sleeps, at most: a later exit function of the application may wait for its
+loop.
 """
 
 _loops: set[weakref.ref[asyncio.AbstractEventLoop]] = set()
-"""Changed and copied in one step each, by whatever thread."""
+"""Any thread may use it, since adding and copying are atomic."""
 
 
 def note(loop: asyncio.AbstractEventLoop) -> None:
-    """A loop that runs statements."""
+    """Note a loop that runs statements."""
     _loops.add(weakref.ref(loop, _loops.discard))
 
 
 def _at_exit() -> None:
-    """Threads that are no daemons have ended by now, and their loops with them."""
+    """Put the loops to sleep. Threads that are not daemons have already ended, with their loops."""
     asleep = []
     for each in list(_loops):
         loop = each()
         if loop is None or loop is running_loop() or not loop.is_running():
             continue
         fallen = threading.Event()
-        with suppress(RuntimeError):  # closed in between
+        with suppress(RuntimeError):  # the loop was closed
             loop.call_soon_threadsafe(_sleep, fallen)
             asleep.append(fallen)
     deadline = time.monotonic() + PATIENCE
@@ -56,4 +56,4 @@ def _sleep(fallen: threading.Event) -> None:
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loops.clear)  # their threads are the parent's
+    os.register_at_fork(after_in_child=_loops.clear)  # their threads exist in the parent only

@@ -1,14 +1,13 @@
-"""TicketQueue: who may write next. A fair hand-off between tasks that knows nothing of databases.
+"""TicketQueue: a fair queue for one ticket, the right to write next.
 
-Tickets are served first come, first served within a priority. A release hands the ticket to the
-next waiter itself: nobody can barge in between, and nobody else is woken for nothing.
+Within a priority, tickets are granted first come, first served. A release hands the ticket directly
+to the next waiter: no other task can take it in between, and only that waiter is woken.
 
-The ticket of a holder can be taken away by any thread until the holder claims it. Both sides pop
-the same one-element list; a pop is atomic, so exactly one of them wins, and neither waits.
+Any thread can take the ticket away from its holder until the holder claims it. Both sides pop the
+same one-element list. A pop is atomic, so exactly one of them succeeds, and neither waits.
 
-Waiters may live in several event loops, and so in several threads. Every change of the queue is a
-plain function; they run one at a time (:class:`.handoff.Serial`), and no
-thread blocks.
+Waiters may be in several event loops and threads. Each change of the queue is a plain function.
+These functions run one at a time (:class:`.handoff.Serial`), and no thread blocks.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from qsession.statistics import HistogramRecorder
 from qsession.waiting.handoff import Serial, Waiter
 
 AGEING = 1.0
-"""Seconds of waiting that outweigh one step of priority."""
+"""Seconds of waiting that are worth one step of priority."""
 
 
 class TicketState(Enum):
-    """The life of a ticket: asked for, then waiting or held at once, then one of the ends."""
+    """The states of a ticket: new, then waiting or held, then one of the final states."""
 
     NEW = "new"
     WAITING = "waiting"
     HELD = "held"
     RELEASED = "released"
-    LEFT = "left"  # gave up its place: cancelled while waiting
+    LEFT = "left"  # cancelled while waiting
     EXPIRED = "expired"  # waited longer than its timeout
     REFUSED = "refused"  # the queue was full
-    DISMISSED = "dismissed"  # told to go on without the ticket
+    DISMISSED = "dismissed"  # told to continue without the ticket
     TAKEN = "taken"  # taken away from a holder that had not claimed it
 
 
@@ -60,21 +59,21 @@ class Ticket(Waiter):
         super().__init__()
         self.owner = owner
         self.gives_up = gives_up
-        """Whether it goes without the ticket once the queue has stopped to move."""
+        """Whether it continues without the ticket if the queue does not move."""
         self.priority = priority
         self.state = TicketState.NEW
         self.asked_at = 0.0
         self.granted_at = 0.0
         self.claimed = False
-        """Whether nobody can take it away any more."""
+        """Whether it can no longer be taken away."""
         self.on_granted: Callable[[], bool] | None = None
-        """Called when it is granted, in whatever thread, instead of waking a task. It must not
-        wait; False if it can no longer be taken.
+        """Called when it is granted, in any thread, instead of waking a task. It must not wait. It
+        returns False if the owner no longer wants the ticket.
         """
         self._removable: list[None] = [None]
 
     def claim(self) -> bool:
-        """Keep it until it is released. False if it was taken away before. Any thread."""
+        """Keep it until it is released. False if it was already taken away. Any thread."""
         if not self.claimed:
             try:
                 self._removable.pop()
@@ -84,7 +83,7 @@ class Ticket(Waiter):
         return True
 
     def lose(self) -> bool:
-        """Give up the right to claim it, for whoever takes it away. False if it is claimed."""
+        """Remove the right to claim it, before it is taken away. False if it is claimed."""
         try:
             self._removable.pop()
         except IndexError:
@@ -103,7 +102,7 @@ class Ticket(Waiter):
 class TicketQueue:
     """A queue for one ticket.
 
-    Invariant: while ``holder`` is None nobody waits, and ``holder`` is the only ticket in the
+    Invariant: while ``holder`` is None no ticket waits, and ``holder`` is the only ticket in the
     state HELD.
     """
 
@@ -117,9 +116,9 @@ class TicketQueue:
         self._may_give_up: dict[Ticket, None] = {}
         """The waiters with ``gives_up``, to be found without a search: 100,000 others may wait."""
         self.on_given_up: Callable[[bool], None] | None = None
-        """Called before the ticket passes on, with whether somebody waits for it; must not wait."""
+        """Called before the ticket passes on, with True if another one waits; must not wait."""
         self.on_free: Callable[[], None] | None = None
-        """Called when the ticket is given back and nobody takes it; must not wait."""
+        """Called when the ticket is given back and no ticket waits; must not wait."""
         self._serial = Serial()
         self._serve = self._serial.serve
 
@@ -136,26 +135,26 @@ class TicketQueue:
     async def wait(self, ticket: Ticket, timeout: float | None) -> TicketState:
         """Wait until the ticket is HELD, DISMISSED, or EXPIRED after ``timeout`` seconds.
 
-        Cancelled while waiting, the place is given up; cancelled at the moment of hand-off, the
-        ticket goes to the next in the queue.
+        A task that is cancelled leaves the queue. If it just got the ticket, the ticket goes to the
+        next waiter.
         """
         future = ticket.prepare()
         if ticket.state not in (TicketState.NEW, TicketState.WAITING):
-            return ticket.state  # decided by another thread before there was a future to wake
+            return ticket.state  # another thread decided before there was a future to wake
         await ticket.wait(future, timeout, self._serial, self._expire, self._leave)
         return ticket.state
 
     async def answer(
         self, ticket: Ticket, future: asyncio.Future[None], timeout: float | None
     ) -> None:
-        """Await the future of a ticket that has ``on_granted``, whoever resolves it.
+        """Await the future of a ticket with ``on_granted``, whose owner resolves it.
 
-        Cancelled: as in :meth:`wait`, and a ticket that is held still is released.
+        If cancelled, as in :meth:`wait`; a ticket that is still held is released.
         """
         await ticket.wait(future, timeout, self._serial, self._expire, self._leave)
 
     def release(self, ticket: Ticket) -> None:
-        """Give the ticket back; the next in the queue holds it from now on.
+        """Give the ticket back, and grant it to the next waiter.
 
         No effect on a ticket that was taken away.
         """
@@ -163,7 +162,7 @@ class TicketQueue:
             self._serve(self._release, ticket)
 
     def take_away(self, ticket: Ticket) -> bool:
-        """Pass the held ``ticket`` on to the next in the queue. False if its holder claimed it."""
+        """Pass the held ``ticket`` to the next waiter. False if its holder has claimed it."""
         if ticket.state is not TicketState.HELD or not ticket.lose():
             return False
         self._serve(self._take_away, ticket)
@@ -176,15 +175,15 @@ class TicketQueue:
                 self._serve(self._dismiss, ticket)
 
     def leave(self, ticket: Ticket) -> None:
-        """Give up a place in the queue; one that was just handed the ticket passes it on."""
+        """Leave the queue. If the ticket is held, it goes to the next waiter."""
         self._serve(self._leave, ticket)
 
     def if_free(self, function: Callable[[], None]) -> None:
-        """Call a function if nobody holds the ticket; nobody gets it meanwhile. Must not wait."""
+        """Call a function, which must not wait, if the ticket is free; it stays free meanwhile."""
         self._serve(self._if_free, function)
 
     def waiters(self) -> Iterator[Ticket]:
-        """Those who wait now, in order within each priority."""
+        """The tickets that wait now, in order within each priority."""
         for level in list(self._levels.values()):
             yield from list(level)
 
@@ -204,9 +203,9 @@ class TicketQueue:
                 self._may_give_up[ticket] = None
 
     def _grant(self, ticket: Ticket) -> bool:
-        """Make ``ticket`` the holder; False if it can no longer take it.
+        """Make ``ticket`` the holder; False if its owner no longer wants it.
 
-        It is woken last: its task may run in another thread before this function returns.
+        Waking comes after the other changes, because the task may run in another thread at once.
         """
         before, now = ticket.state, time.monotonic()
         ticket.state, ticket.granted_at, self.holder = TicketState.HELD, now, ticket
@@ -238,7 +237,7 @@ class TicketQueue:
             self.on_free()
 
     def _next(self) -> Ticket | None:
-        """First come, first served within a priority; between them, waiting makes up for it."""
+        """First come, first served within a priority; long waiting outweighs priority."""
         heads = [next(iter(level)) for level in self._levels.values()]
         if len(heads) < 2:
             return heads[0] if heads else None

@@ -111,7 +111,7 @@ def test_session_that_outlives_its_loop_holds_nobody_up(bench):
         left.append(session)
 
     async def find_out():
-        with pytest.raises(QSessionError, match="loop was closed"):
+        with pytest.raises(QSessionError, match="loop had been closed"):
             await left[0].execute(READ)
         await left[0].rollback()
         assert (await left[0].execute(READ)).all()

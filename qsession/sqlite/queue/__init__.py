@@ -1,4 +1,4 @@
-"""The write queue of an engine: who may write next, and who is in the way of others.
+"""The write queue of an engine: which transaction may write next, and when a holder is in the way.
 
-`write_queue.WriteQueue` is what transactions ask; the others are its parts.
+Transactions use `write_queue.WriteQueue`; the other modules are its parts.
 """

@@ -1,4 +1,4 @@
-"""Admission: which transactions are at work, and an end to new ones when an engine is drained."""
+"""Admission: the open transactions, and the refusal of new ones when an engine is drained."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from qsession.waiting.handoff import Serial, Waiter
 class Admission:
     """The transactions of one pool, from their first statement to their end.
 
-    Any thread may enter and leave. Nobody is missed: who enters is on the list before it looks
-    whether the door is shut, and who shuts the door does so before it looks at the list.
+    Any thread may enter and leave. No transaction is missed: it joins the list before it checks
+    ``is_shut``, and ``drain`` sets ``is_shut`` before it checks the list.
     """
 
     def __init__(self) -> None:
         self._inside: dict[Any, None] = {}
         self.is_shut = False
-        """Whether new ones are refused."""
+        """Whether new transactions are refused."""
         self._drains: list[Waiter] = []
         self._serial = Serial()
 
     def enter(self, transaction: Any) -> None:
-        """Begin, or go on. Raises :class:`EngineDraining` for one that is new."""
+        """Begin or continue. After ``drain``, a new transaction gets :class:`EngineDraining`."""
         if transaction in self._inside:
             return
         self._inside[transaction] = None
@@ -37,13 +37,13 @@ class Admission:
             )
 
     def leave(self, transaction: Any) -> None:
-        """End; no effect on one that is not inside."""
+        """End; no effect on a transaction that is not inside."""
         self._inside.pop(transaction, None)
         if self.is_shut and not self._inside:
             self._serial.serve(self._wake, None)
 
     def hand_over(self, transaction: Any, other: Any) -> None:
-        """Let ``other`` go on in the place of one that is at work, also when the door is shut."""
+        """Replace an open transaction with ``other``, even after ``drain``."""
         self._inside[other] = None
         self.leave(transaction)
 
@@ -52,13 +52,13 @@ class Admission:
 
     @property
     def inside(self) -> int:
-        """How many are at work."""
+        """The number of open transactions."""
         return len(self._inside)
 
     async def drain(self, timeout: float | None) -> bool:
-        """Shut the door and wait until all have left: False after ``timeout`` seconds.
+        """Refuse new transactions and wait until all have left. False after ``timeout`` seconds.
 
-        Cancelled, or out of time: the door stays shut.
+        After a timeout or a cancellation new transactions are still refused.
         """
         self.is_shut = True
         waiter = Waiter()
@@ -74,5 +74,5 @@ class Admission:
             self._drains.pop().wake()
 
     def _give_up(self, waiter: Waiter) -> None:
-        """Out of time, or cancelled: it may stay on the list, for the door stays shut."""
+        """After a timeout or a cancellation. It may stay on the list, as new ones stay refused."""
         waiter.wake()

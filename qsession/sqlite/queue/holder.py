@@ -1,4 +1,4 @@
-"""Who holds the ticket, in words: the caller, its last statement, and where it stands now."""
+"""Description of the holder of the ticket: its task, its last statement, and its present line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MACHINERY = (
     ),
     threading.__file__,
 )
-"""Folders and files whose frames say nothing about the application."""
+"""Folders whose frames are not part of the application."""
 
 
 def describe(ticket: Ticket) -> Holder:

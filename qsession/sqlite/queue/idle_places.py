@@ -1,8 +1,8 @@
 """IdlePlaces: the lines of the application where holders of the ticket idle for long.
 
-A handler that asks another service between reading and writing does so each time it runs. The
-first one keeps the ticket from others until ``stall_after`` is over. The next ones give it up as
-soon as they get to that line. One that goes on sooner takes the line off the table.
+A handler that calls another service between reading and writing does so each time it runs. The
+first such transaction keeps the ticket until ``stall_after`` is over. Later ones lose the ticket as
+soon as they wait at that line. If one of them continues sooner, the line leaves the table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class IdlePlaces:
         return len(self._places)
 
     def note(self, place: int | None, long: bool) -> None:
-        """Whether a holder that stood there did so for long."""
+        """Record whether a holder idled at ``place`` for long."""
         if place is None:
             return
         if long:

@@ -1,4 +1,4 @@
-"""Nesting: a task that has a transaction open and would wait for itself in a second one.
+"""Nesting: a task that has a transaction open, and would wait for itself in a second one.
 
 The ticket of one that has only read is taken away. One that has written is in the way for good:
 then a SELECT goes on without the ticket, and a write is an error at once. The two may belong to two
@@ -21,13 +21,13 @@ from qsession.waiting.ticket import Ticket, TicketQueue
 
 
 class Held:
-    """A ticket that was taken in this task, or in the one that started it."""
+    """A ticket that this task took, or the task that started it."""
 
     __slots__ = ("__weakref__", "file", "queue", "ticket")
 
     def __init__(self, ticket: Ticket, queue: TicketQueue, file: Any) -> None:
         self.ticket = weakref.ref(ticket)
-        self.queue = weakref.ref(queue)  # the context of a long task keeps no engine alive
+        self.queue = weakref.ref(queue)  # the context of a long task must not keep an engine alive
         self.file = file
         """Device and inode of the database."""
 
@@ -52,9 +52,9 @@ def note(queue: Queue) -> None:
 
 
 def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bool:
-    """Settle the case that the asking task waits for itself. False: it reads without the ticket.
+    """Handle a task that would wait for itself. False: its SELECT runs without the ticket.
 
-    ``file`` is the identity of the database; a ticket of another engine on the same file counts.
+    ``file`` is the identity of the database: a ticket of another engine on the same file counts.
     Raises :class:`NestedWriteError`.
     """
     call = current_call()
@@ -96,7 +96,7 @@ def _text(outer: Owner, transaction: Owner) -> str:
 
 
 def _outer(queue: TicketQueue, file: Any) -> tuple[TicketQueue, Ticket] | None:
-    """The held ticket that this task, or the one that started it, may be waiting for."""
+    """The ticket that this task holds, or the task that started it, with its queue."""
     holder = queue.holder
     if holder is not None and holder.owner.task is current_caller():
         return queue, holder

@@ -1,4 +1,4 @@
-"""What the queue needs to know of a transaction that holds the ticket, or waits for it."""
+"""Owner: the interface of a transaction that holds the ticket or waits for it."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ class Owner(Protocol):
 
     @property
     def ticket(self) -> Ticket | None:
-        """The ticket that its present work has."""
+        """The ticket of its present work."""
 
     @property
     def wrote(self) -> bool: ...
 
     @property
     def locked_by_driver(self) -> bool:
-        """Whether the application has SQLite's lock, by the driver's connection."""
+        """Whether the application has SQLite's lock through the driver's connection."""
         ...
 
     @property
     def running(self) -> bool:
-        """Whether a statement of it runs, or waits."""
+        """Whether a statement of it runs or waits."""
 
     @property
     def promised(self) -> bool:
-        """Whether what it reads may not change before it writes: access ``write``."""
+        """Whether its reads must not change before it writes: access ``write``."""
 
     @property
     def activity(self) -> int:
-        """Changes whenever it has done something."""
+        """Changes after each action of the transaction."""
 
     @property
     def site(self) -> int | None:
-        """Its call site, if that is of interest."""
+        """Its call site, if the prediction uses it."""
 
     def reads_for(self) -> tuple[float, float]:
-        """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+        """How long the present SELECT has run: processor time and clock time, in seconds."""
 
     def taken_away(self, place: int | None, stalled: bool) -> None:
-        """Take note that its ticket was taken away while it stood at ``place``.
+        """Note that its ticket was taken away while its task waited at ``place``.
 
-        ``stalled``: it had kept others waiting for long.
+        ``stalled``: whether it had kept others waiting for long.
         """
 
     def abandon(self, failure: Exception | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Prediction: what a transaction will do, by what its call site did before.
+"""Prediction: what a transaction will probably do, judged by earlier ones of its call site.
 
-As a processor predicts branches. The call site is where the coroutines of the task wait, never the
-text, which libraries vary. A wrong guess costs time, never correctness.
+It works like the branch prediction of a processor. The call site is the place where the coroutines
+of the task wait. The text of the statement is not used, because libraries vary it. A wrong guess
+costs time, never correctness.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ from qsession.sqlite.queue.holder import MACHINERY
 from qsession.waiting.callers import Call, current_call, outwards
 
 LEARNT = 16
-"""Transactions after which a call site is known."""
+"""The number of transactions after which a call site is known."""
 STALLS = 3
-"""Tickets taken away for idling after which a call site is known before that.
+"""The number of tickets taken away for idling after which a call site is known sooner.
 
-One alone may be a cold start: imports, the first template.
+A single one may be a cold start: imports, or the first use of a template.
 """
 FORGETS = 256
-"""Transactions after which the counts of a call site are halved."""
+"""The number of transactions after which the counts of a call site are halved."""
 AFTER_CONFLICT = 1_000
-"""Transactions for which a call site takes the ticket first, once it had a conflict."""
+"""The number of transactions that take the ticket first after a conflict at their call site."""
 FRAMES = 16
-"""Callers that tell one call site from another, from the innermost on."""
+"""The number of innermost callers that identify a call site."""
 
 
 class Guess(Enum):
     """What the transactions of a call site probably do."""
 
-    READS = "reads only: goes without the ticket"
-    VALIDATES = "writes at times, or idles before it writes: validated at its first write"
-    TICKET_FIRST = "writes, and soon: takes the ticket before it reads"
+    READS = "only reads: does not take the ticket"
+    VALIDATES = "sometimes writes, or idles before it writes: validated at its first write"
+    TICKET_FIRST = "writes soon: takes the ticket before it reads"
 
 
 @dataclass(slots=True)
@@ -48,12 +49,12 @@ class Record:
     runs: int = 0
     wrote: int = 0
     idled: int = 0
-    """How many idled between reading and writing, so that they lost the ticket, or would have."""
+    """How many idled between reading and writing, and lost the ticket or would have lost it."""
     forced: int = 0
-    """How many transactions more take the ticket first, after a conflict."""
+    """How many more transactions take the ticket first, after a conflict."""
 
     def guess(self) -> Guess:
-        """What the next one probably does."""
+        """What the next transaction probably does."""
         if self.forced:
             return Guess.TICKET_FIRST
         if self.runs < LEARNT:
@@ -65,7 +66,7 @@ class Record:
         return Guess.TICKET_FIRST
 
     def note(self, wrote: bool, idled: bool) -> None:
-        """One transaction more."""
+        """Count a transaction."""
         if self.runs >= FORGETS:
             self.runs, self.wrote, self.idled = self.runs // 2, -(-self.wrote // 2), self.idled // 2
         self.runs += 1
@@ -89,21 +90,21 @@ class Prediction:
         return Guess.TICKET_FIRST if record is None else record.guess()
 
     def note(self, site: int, wrote: bool, idled: bool) -> None:
-        """Remember what a transaction that began at ``site`` has done."""
+        """Record what a transaction that began at ``site`` did."""
         self._record(site).note(wrote, idled)
 
     def note_stall(self, site: int) -> bool:
-        """A ticket was taken away at ``site``. Whether its transactions go without from now on."""
+        """Record that a ticket was taken away. True if the site's next ones go without a ticket."""
         record = self._record(site)
         record.idled += 1
         return record.guess() is Guess.VALIDATES
 
     def note_conflict(self, site: int) -> None:
-        """A transaction that began at ``site`` has ended in a conflict."""
+        """Record that a transaction that began at ``site`` ended in a conflict."""
         self._record(site).forced = AFTER_CONFLICT
 
     def _record(self, site: int) -> Record:
-        """Of a call site, which is the one used last from now on."""
+        """The record of a call site, which becomes the most recently used one."""
         record = self._sites.get(site) or Record()
         keep(self._sites, site, record)
         return record
@@ -124,7 +125,7 @@ def call_site() -> int:
     frame = None if parent is None else parent.gr_frame
     task = asyncio.current_task()
     outermost = None if task is None else getattr(task.get_coro(), "cr_frame", None)
-    # The innermost runs the greenlet, and stands elsewhere once the call has waited for something.
+    # The innermost frame runs the greenlet. Its line changes after the call has waited once.
     if frame is not None and frame is not outermost:
         frame = frame.f_back
     seen: list[int] = []

@@ -1,9 +1,9 @@
-"""StallWatch: takes the ticket away from a holder that has only read and is in the way of others.
+"""StallWatch: takes the ticket away from a holder that has only read and makes others wait.
 
-Time alone would be wrong: after a pause of the whole loop everybody looks idle, also the holder
-whose wake-up is already due. So idling is counted in ticks, each set only after the one before: a
-loop that stood still counts for one. The holder's loop, where it is another one, has to turn before
-a tick counts; a loop that does not turn at all is in the way as well, and that is told by time.
+The clock alone is not enough: after a pause of the whole loop every task looks idle, even a holder
+that is about to continue. So idling is counted in ticks, and each tick is scheduled after the one
+before: a loop that stood still counts as one tick. If the holder is in another loop, that loop must
+turn before a tick counts. A loop that does not turn at all is detected by the clock.
 """
 
 from __future__ import annotations
@@ -25,57 +25,57 @@ from qsession.sqlite.queue.owner import Owner
 from qsession.waiting.ticket import Ticket, TicketQueue
 
 TICK = 0.01
-"""Seconds between two looks at the holder, or less where ``stall_after`` is short."""
+"""Seconds between two checks of the holder, or less if ``stall_after`` is short."""
 LONG_READ = 0.01
-"""Seconds of processor time after which a SELECT of the holder is in the way, in access ``auto``.
+"""Seconds of processor time after which a SELECT of an ``auto`` holder loses the ticket.
 
-In access ``write``, and by the clock, it is ``stall_after``: on a busy machine any SELECT may take
-10 ms, and nobody would have idled. Behind a busy loop it may take any time, so its turns have to
-say the same.
+In access ``write``, and for clock time, the limit is ``stall_after``: on a busy machine any SELECT
+may take 10 ms by the clock. If the loop is busy, a SELECT may take much longer by the clock, so the
+turns of the loop must reach the limit as well.
 """
 PER_STALL = 5
-"""Looks at the least in ``stall_after``."""
+"""The least number of checks in ``stall_after``."""
 
 logger = logging.getLogger("qsession")
 
 
 class Verdict(Enum):
-    """What is to be done about a holder while others wait."""
+    """What to do about a holder while others wait."""
 
     WAIT = "nothing"
     TAKE = "take the ticket away"
-    WARN = "tell that it has written and idles"
+    WARN = "log that it has written and idles"
     ABANDON = "roll it back: its event loop is closed"
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A holder, as it looks while others wait for it."""
+    """The state of a holder at one check."""
 
     claimed: bool = False
-    """Whether it has written, or locked."""
+    """Whether it has written or taken the lock."""
     running: bool = False
     reads_for: tuple[float, float] = (0.0, 0.0)
-    """Seconds that a statement which only reads has run for: by itself, and by the clock."""
+    """How long the present SELECT has run: processor time and clock time, in seconds."""
     runs_for: float = 0.0
-    """Seconds that a statement has run for, counted in turns of its loop: after a loop was busy,
-    the clock counts the time in which a result lay ready and nobody could take it."""
+    """How long the present statement has run, in seconds, counted in turns of its loop. The clock
+    would include time in which the result was ready, and the loop was too busy to take it."""
     promised: bool = False
-    """Whether nothing that it reads may change before it writes, unless it idles."""
+    """Whether its reads must not change before it writes, unless it idles."""
     holds_for: float = 0.0
-    """Seconds that it has had the ticket, counted in turns of the loop that looks."""
+    """How long it has had the ticket, in seconds, counted in turns of the watching loop."""
     idles_for: float = 0.0
-    """Seconds since it did something, counted in turns of its loop."""
+    """How long it has been idle, in seconds, counted in turns of its loop."""
     stands_for: float = 0.0
-    """Seconds that its loop, which is another one, has not turned."""
+    """How long its loop, if it is another one, has not turned, in seconds."""
     closed: bool = False
     """Whether its loop is closed."""
     idles_long: bool = False
-    """Whether it stands where others have idled for ``stall_after``."""
+    """Whether it waits at a line where others have idled for ``stall_after``."""
 
 
 def judge(look: Look, stall_after: float, warn_after: float) -> Verdict:
-    """What is to be done about a holder that others wait for."""
+    """What to do about a holder while others wait."""
     if look.claimed:
         if look.closed:
             return Verdict.ABANDON
@@ -84,7 +84,7 @@ def judge(look: Look, stall_after: float, warn_after: float) -> Verdict:
     own, by_the_clock = look.reads_for
     if look.closed or max(look.stands_for, min(by_the_clock, look.runs_for)) >= stall_after:
         return Verdict.TAKE
-    # A report that reads a page, pauses, and reads on never idles for long, and is in the way.
+    # A report that reads a page, pauses, and reads on never idles for long, but makes others wait.
     if not look.promised and (own >= LONG_READ or look.holds_for >= stall_after):
         return Verdict.TAKE
     if not look.running and (look.idles_long or look.idles_for >= stall_after):
@@ -96,7 +96,7 @@ class Wanted(Protocol):
     """The turn between processes."""
 
     def wanted(self) -> bool:
-        """Whether another process waits for it."""
+        """Whether another process waits for the turn."""
 
 
 class StallWatch:
@@ -112,7 +112,7 @@ class StallWatch:
         )
 
     def start(self, waits: bool = False) -> None:
-        """Watch from the running loop, if it does not yet. ``waits``: somebody begins to wait."""
+        """Start to watch from the running loop. ``waits``: a task begins to wait for the ticket."""
         loop = asyncio.get_running_loop()
         watch = self._watches.get(loop)
         if watch is None:
@@ -124,7 +124,7 @@ class StallWatch:
             watch.judge()
 
     def look_soon(self) -> None:
-        """Look at the holder once its task waits for something: it has just read."""
+        """Check the holder, which has just read, when its task waits for something."""
         watch = self._watches.get(asyncio.get_running_loop())
         if watch is not None:
             watch.judge_soon()
@@ -149,15 +149,15 @@ class _LoopWatch:
         self._interval = max(min(TICK, settings.stall_after / PER_STALL), 0.001)
         self._ticks = False
         self._last: weakref.ref[Ticket] | None = None
-        """The holder that it looked at last. It keeps nobody alive."""
+        """The holder at the last check."""
         self._held_ticks = 0
-        """How often it was seen in a row, at work or not."""
+        """The number of consecutive checks that found this holder."""
         self._activity = 0
-        """Of the holder; what follows is counted anew when it changes."""
+        """The holder's activity. When it changes, the counts below begin again."""
         self._idle_ticks = 0
         self._running_ticks = 0
         self._asked_at: float | None = None
-        """Since when the holder's loop has been asked to turn."""
+        """When the holder's loop was asked to turn."""
         self._warned = False
 
     @property
@@ -171,17 +171,17 @@ class _LoopWatch:
             self._tick_later()
 
     def _tick_later(self) -> None:
-        """The loop keeps no engine alive that is forgotten."""
+        """Schedule the next tick. The loop must not keep an unused engine alive."""
         loop = self._loop()
         if loop is not None:
             loop.call_later(self._interval, _tick, weakref.ref(self))
 
     def knows(self, holder: Ticket | None) -> bool:
-        """Whether it has looked at a holder before, so that it can judge it at once."""
+        """Whether it has checked this holder before, and can judge it at once."""
         return holder is not None and holder is self._holder
 
     def tick(self) -> None:
-        """Look at the holder, and again later while there is one."""
+        """Check the holder, and schedule the next tick while there is one."""
         self._ticks = self._queue.holder is not None or self._queue.waiting > 0
         if not self._ticks:
             self._last = None
@@ -193,7 +193,7 @@ class _LoopWatch:
         self.judge()
 
     def _notice(self) -> bool:
-        """Whether the holder is another one, or has done something, since it was looked at last."""
+        """Whether the holder has changed, or has done something, since the last check."""
         holder = self._queue.holder
         activity = 0 if holder is None else holder.owner.activity
         if holder is self._holder and activity == self._activity:
@@ -214,11 +214,11 @@ class _LoopWatch:
             self._turned()
         elif self._asked_at is None:
             self._asked_at = time.monotonic()
-            with suppress(RuntimeError):  # it is closed
+            with suppress(RuntimeError):  # the loop is closed
                 home.call_soon_threadsafe(self._turned)
 
     def _turned(self) -> None:
-        """The holder's loop turns. In that loop."""
+        """Count a turn of the holder's loop. In that loop."""
         holder, self._asked_at = self._holder, None
         if holder is not None and holder.owner.running:
             self._running_ticks += 1
@@ -226,13 +226,13 @@ class _LoopWatch:
             self._idle_ticks += 1
 
     def judge_soon(self) -> None:
-        """As :meth:`judge`, when the task that runs now waits for something."""
+        """Call :meth:`judge` when the running task waits for something."""
         loop = self._loop()
         if loop is not None:
             loop.call_soon(self.judge)
 
     def judge(self) -> None:
-        """Do something about the holder if others wait for it."""
+        """Act on the holder if others wait for it."""
         self._notice()
         holder, settings = self._holder, self._settings
         if holder is None:
@@ -240,7 +240,7 @@ class _LoopWatch:
         owner: Owner = holder.owner
         look = self._look(holder, owner)
         if look.claimed and look.holds_for >= settings.stall_after:
-            self._queue.dismiss()  # a SELECT waits for as long as the queue moves, and no longer
+            self._queue.dismiss()  # a SELECT waits only while the queue moves
         verdict = judge(look, settings.stall_after, settings.warn_after)
         if verdict is Verdict.WAIT or not (self._queue.waiting or self._turn.wanted()):
             return
@@ -283,7 +283,7 @@ class _LoopWatch:
         )
 
     def _place(self, owner: Owner) -> int | None:
-        """Where a holder idles, if it belongs to this loop."""
+        """Where a holder of this loop idles; None if it runs or belongs to another loop."""
         if owner.running or owner.loop is not self._loop():
             return None
         return place_of(owner.task)

@@ -9,6 +9,6 @@ class Want(Enum):
     """How a statement asks for the ticket."""
 
     NO = "not at all"
-    WHILE_IT_MOVES = "waits; goes on without once the queue has not moved for stall_after"
-    WAIT = "waits for queue_timeout"
-    AT_ONCE = "takes it if it is free, or fails"
+    WHILE_IT_MOVES = "waits; continues without it if the queue does not move for stall_after"
+    WAIT = "waits for up to queue_timeout"
+    AT_ONCE = "takes it if it is free, else fails"

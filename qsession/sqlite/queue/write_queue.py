@@ -1,7 +1,7 @@
-"""WriteQueue: how a transaction comes by the right to be the next to write, and gives it back.
+"""WriteQueue: how a transaction gets the right to write next, and gives it back.
 
-The right is the ticket, which orders the transactions of this engine, and with it the turn, which
-orders the processes on the file. Neither is a lock of SQLite's.
+This right is the ticket, which orders the transactions of one engine, and the turn, which orders
+the processes on the file. Neither is a lock of SQLite.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class WriteQueue:
 
     def __init__(self, settings: Settings, database: str) -> None:
         self.database = database
-        """The database as messages name it."""
+        """The name of the database in messages."""
         self.queue = TicketQueue()
         self.turn = FileTurn()
         self.watch = StallWatch(self.queue, self.turn, settings)
@@ -44,12 +44,12 @@ class WriteQueue:
         self.identity: Any = None
         """Device and inode of the file."""
         self.more_to_come = False
-        """Whether a loop runs writes that are about to be followed by others."""
+        """Whether an event loop is running lone writes, and more may follow at once."""
         self.queue.on_given_up = self._given_up
         nesting.note(self)
 
     def on(self, path: str, identity: Any) -> None:
-        """Say which file it is about."""
+        """Set the database file."""
         if (path, identity) != (self.path, self.identity):
             self.path, self.identity = path, identity
             self.turn.on(path, identity)
@@ -58,13 +58,13 @@ class WriteQueue:
         self.turn.release(wanted_here or self.more_to_come)
 
     def no_more_to_come(self) -> None:
-        """Whoever has said that there would be more has seen that there is nothing."""
+        """Note that no more lone writes follow: the turn is released if the ticket is free."""
         self.more_to_come = False
         self.queue.if_free(partial(self.turn.release, False))
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody holds the ticket."""
+        """Whether the ticket is free."""
         return self.queue.holder is None
 
     def acquire(
@@ -76,11 +76,11 @@ class WriteQueue:
         priority: int,
         give_back: Callable[[], None],
     ) -> Ticket | None:
-        """Wait for the ticket, and for the turn on the file. None: read without. In a greenlet.
+        """Wait for the ticket and for the turn on the file. None: read without. In a greenlet.
 
-        ``give_back`` is called before it waits: a transaction that waits holds no connection.
-        Raises :class:`NestedWriteError`, :class:`QueueFull` and :class:`QueueTimeout`. Cancelled:
-        the place is given up; at the moment of hand-off, the ticket moves on.
+        ``give_back`` is called before it waits: a waiting transaction holds no connection. Raises
+        :class:`NestedWriteError`, :class:`QueueFull` and :class:`QueueTimeout`. If cancelled, it
+        leaves the queue; a ticket that it just got goes to the next waiter.
         """
         if not settle(self.queue, self.identity, transaction, reads):
             return None
@@ -103,17 +103,17 @@ class WriteQueue:
                     self.release(ticket)
                     return None
         except BaseException:
-            self.queue.leave(ticket)  # whether it waits, or has just been handed over
+            self.queue.leave(ticket)  # whether it waits or is held
             raise
-        if not ticket.held:  # taken away meanwhile: the turn is for whoever has the ticket now
+        if not ticket.held:  # it was taken away: the turn belongs to the new holder, if any
             self.queue.if_free(partial(self.turn.release, False))
         return ticket
 
     def wait_for_turn(self, ticket: Ticket, settings: Settings) -> None:
-        """Wait for the turn, for somebody who has the ticket. In a greenlet.
+        """Wait for the turn while holding the ticket. In a greenlet.
 
-        Raises :class:`QueueTimeout`. Then, or cancelled, the ticket moves on. It may be taken away
-        meanwhile.
+        Raises :class:`QueueTimeout`. After an error or a cancellation the ticket goes to the next
+        waiter. The ticket may be taken away during the wait.
         """
         try:
             if not self._wait_for_turn(ticket, settings):
@@ -121,14 +121,11 @@ class WriteQueue:
         except BaseException:
             self.queue.leave(ticket)
             raise
-        if not ticket.held:  # the turn is for whoever has the ticket now
+        if not ticket.held:  # the turn belongs to the new holder, if any
             self.queue.if_free(partial(self.turn.release, False))
 
     def refuse(self, ticket: Ticket, settings: Settings) -> None:
-        """Raise for a ticket that was waited for and did not come, if that is so.
-
-        Raises :class:`QueueFull` and :class:`QueueTimeout`.
-        """
+        """Raise :class:`QueueFull` or :class:`QueueTimeout` if a ticket was refused or expired."""
         if ticket.state in (TicketState.REFUSED, TicketState.EXPIRED):
             self._has_failed(ticket, settings, waited=True)
 
@@ -138,7 +135,7 @@ class WriteQueue:
         return self.turn.take(max(left, 0.0), settings.stall_after)
 
     def _has_failed(self, ticket: Ticket, settings: Settings, waited: bool) -> None:
-        """Ticket or turn did not come: raise, unless its statement goes on without."""
+        """Raise because the ticket or the turn did not come, unless the statement needs neither."""
         if ticket.gives_up:
             return
         self.counters.timeouts += 1
@@ -157,7 +154,7 @@ class WriteQueue:
         raise QueueTimeout(f"The write ticket was not free {when}; {sql} {self.holder_text()}")
 
     def release(self, ticket: Ticket) -> None:
-        """Give the ticket back. No effect on one that was taken away."""
+        """Give the ticket back. No effect on a ticket that was taken away."""
         self.queue.release(ticket)
         self.counters.holds.observe(time.monotonic() - ticket.granted_at)
 
@@ -167,7 +164,7 @@ class WriteQueue:
         return None if ticket is None else describe(ticket)
 
     def holder_text(self) -> str:
-        """The holder in a sentence, for a message."""
+        """A sentence about the holder, for a message."""
         holder = self.holder()
         if holder is None:
             return "The ticket is free now."
@@ -179,7 +176,7 @@ class WriteQueue:
         return f"Its holder: {holder}.{others}"
 
     def _other_process(self) -> str:
-        """Who has the turn on the file, in words."""
+        """A sentence about the process that has the turn on the file."""
         last = self.turn.holder()
         if last is None:
             return "Another process is writing to the file; the system does not say which one."
@@ -188,7 +185,7 @@ class WriteQueue:
         return f"The turn has been held by {who} for {max(time.time() - since, 0.0):.1f} s."
 
     async def until_free(self, deadline: float | None, owner: Owner) -> None:
-        """Wait until everybody who held the ticket or waited for it is done with it.
+        """Wait until the present holder and all present waiters have given the ticket back.
 
         Raises :class:`QueueTimeout` at ``deadline``, by :func:`time.monotonic`.
         """

@@ -58,7 +58,7 @@ def test_an_empty_file_or_a_note_in_the_wrong_place(number, path, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("" if number else f"{1:<10} {1.5:<20.6f}\n")
     os.link(victim, names(str(path))[number])
-    with pytest.raises(OSError, match="has another name"):
+    with pytest.raises(OSError, match="has hard links"):
         LockFiles(str(path))
 
 
