@@ -1,4 +1,4 @@
-"""What SQLite's errors mean for a user, and what to do about them."""
+"""Explanations of SQLite's errors, with advice."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from qsession.sqlite.files.read_only import is_stranded, path_of
 
 
 def explain(error: Exception, database: str, query_only: bool = False) -> Exception:
-    """The same kind of error with the same code, its message followed by cause and remedy.
+    """The same error with the same code, and with cause and advice added to its message.
 
-    ``query_only``: the connection was told by the application to write nothing.
+    ``query_only``: whether the application has set ``PRAGMA query_only``.
     """
     code = sqlite_code(error)
     remedy = hint(error, database) if isinstance(error, sqlite3.Error) else None
@@ -37,7 +37,7 @@ def explain(error: Exception, database: str, query_only: bool = False) -> Except
 
 
 def hint(error: sqlite3.Error, database: str) -> str | None:
-    """What an error means for a database, and what to do; None where it is plain."""
+    """The cause of an error and advice; None if the error is clear in itself."""
     code = sqlite_code(error)
     path = path_of(database)
     if code in (SQLITE_READONLY, SQLITE_CANTOPEN) and is_stranded(path):
@@ -80,7 +80,7 @@ def _is_missing(path: str) -> bool:
     try:
         os.stat(path)
     except OSError as error:
-        return isinstance(error, FileNotFoundError)  # it may also be one that may not be entered
+        return isinstance(error, FileNotFoundError)  # other errors: no permission, for example
     return False
 
 

@@ -1,6 +1,6 @@
-"""Where a database lies: on which kind of file system, and under how many names.
+"""The file system on which a database lies, and its other names.
 
-WAL mode needs memory that all users of the file share, and one name for all of them.
+WAL mode needs memory that all programs with the file share, and a single name of the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NETWORK = frozenset(
         *("fuse.glusterfs", "fuse.s3fs", "fuse.davfs", "fuse.cephfs"),
     }
 )
-"""The names by which Linux mounts file systems that several machines may use at once."""
+"""The Linux names of file systems that several machines may use at once."""
 _MOUNTS = Path("/proc/self/mountinfo")
 _warned: set[str] = set()
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("qsession")
 
 
 def file_system(path: str) -> str | None:
-    """The kind of file system a file lies on, as Linux names it; None elsewhere."""
+    """The Linux name of the file system of a file; None on other systems."""
     try:
         return _of_device(os.stat(path).st_dev)
     except OSError:
@@ -34,10 +34,10 @@ def file_system(path: str) -> str | None:
 
 
 def refuse_network(path: str) -> None:
-    """Raise ``sqlite3.OperationalError`` for a file that other machines may use as well.
+    """Raise ``sqlite3.OperationalError`` for a file on a network file system.
 
-    Each would have its own memory-mapped index of the WAL, and overwrite what the others committed
-    (https://sqlite.org/wal.html, "Overview", 2).
+    Each machine would have its own memory-mapped index of the WAL, and overwrite commits of the
+    others (https://sqlite.org/wal.html, "Overview", 2).
     """
     kind = file_system(path) if path else None
     if kind in NETWORK:
@@ -49,7 +49,7 @@ def refuse_network(path: str) -> None:
 
 
 def file_identity(path: str) -> tuple[int, ...] | None:
-    """Device and inode of a file; None where there is no such file."""
+    """Device and inode of a file; None if there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -58,7 +58,7 @@ def file_identity(path: str) -> tuple[int, ...] | None:
 
 
 def hard_links(path: str) -> int:
-    """How many names beside this one the file has by hard links."""
+    """The number of other hard links to the file."""
     try:
         return os.stat(path).st_nlink - 1
     except OSError:
@@ -66,11 +66,11 @@ def hard_links(path: str) -> int:
 
 
 def warn_of_links(path: str) -> None:
-    """Log, once for a file, that it has other names.
+    """Log a warning, once for each file, that it has other hard links.
 
-    Symbolic links are followed to the one name. A hard link is a second one, and SQLite keeps the
-    WAL and the locks of WAL mode by name (https://sqlite.org/howtocorrupt.html, 2.5). It is no
-    error, as a backup that was made by linking harms nobody.
+    Symbolic links are resolved to one name. A hard link is another name, and SQLite keeps the WAL
+    and its locks by name (https://sqlite.org/howtocorrupt.html, 2.5). It is not an error, because a
+    hard link made by a backup program is harmless.
     """
     if path and path not in _warned and hard_links(path) > 0:
         _warned.add(path)

@@ -1,10 +1,10 @@
-"""Memory databases: a private file in memory-backed storage, so that they behave as files do.
+"""Memory databases: private files in memory-backed storage, which behave like other files.
 
-SQLite's own ``:memory:`` belongs to one connection, and its shared cache lets a reader wait for a
-writer or see what was never committed. A file in WAL mode has the semantics that sessions need. It
-lies where the system keeps files in memory (``/dev/shm`` on Linux), else among the temporary
-files, readable by this user only, and is deleted with its engine. Its process keeps a lock on the
-folder, so the next one can tell what a killed one has left, and deletes that.
+SQLite's own ``:memory:`` belongs to one connection. With its shared cache a reader waits for a
+writer, or sees uncommitted data. A file in WAL mode has the semantics that sessions need. The file
+is in memory (``/dev/shm`` on Linux) or in the folder for temporary files. Only this user can read
+it, and it is deleted with its engine. The process holds a lock on its folder, so that later
+processes can recognize and delete the folder of a killed process.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _named: weakref.WeakValueDictionary[str, MemoryDatabase] = weakref.WeakValueDict
 
 
 class MemoryDatabase:
-    """The folder of one memory database, for as long as somebody uses it.
+    """The folder of one memory database.
 
-    It is made with the first connection, and deleted when the last engine has closed its own. A
-    dialect that SQLAlchemy keeps alive after that owns nothing.
+    It is created with the first connection, and deleted when the last engine has closed its
+    connections, even if SQLAlchemy keeps the dialect alive.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class MemoryDatabase:
         self._delete: weakref.finalize[Any, Any] | None = None
 
     def enter(self, user: object) -> str:
-        """``user`` has connections to it from now on. The path of the file."""
+        """Note that ``user`` begins to use it. Returns the path of the file."""
         self._users.add(user)
         if self._delete is None:
             roomy = os.access(_IN_MEMORY, os.W_OK | os.X_OK)
@@ -56,7 +56,7 @@ class MemoryDatabase:
         return self._path
 
     def leave(self, user: object) -> None:
-        """``user`` has closed its connections. With the last one all data is forgotten."""
+        """Note that ``user`` has closed its connections. The last one deletes all data."""
         self._users.discard(user)
         if not self._users and self._delete is not None:
             self._delete()
@@ -71,23 +71,23 @@ def _delete(folder: str, pid: int, lock: int | None) -> None:
 
 
 def _make_folder(parent: str) -> tuple[str, int | None]:
-    """A folder of this process, which is locked for as long as the file descriptor is open."""
+    """A new folder, which is locked while the file descriptor is open."""
     while True:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
         if sys.platform == "win32":
-            return folder, None  # a folder cannot be opened there
+            return folder, None  # Windows cannot open a folder
         lock = _lock(folder)
         if lock is not None:
             return folder, lock
 
 
 def _lock(folder: str) -> int | None:
-    """Lock a new folder; None if another process has taken it for an abandoned one before."""
+    """Lock a new folder; None if another process has already swept it as abandoned."""
     try:
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return None
-    with suppress(OSError):  # a file system without locks: nobody can lock it to sweep it either
+    with suppress(OSError):  # a file system without locks, on which no process can sweep it
         locking.system.lock(opened)
     if os.path.exists(folder):
         return opened
@@ -97,16 +97,16 @@ def _lock(folder: str) -> int | None:
 
 @lru_cache(maxsize=4)
 def sweep(parent: str) -> None:
-    """Delete the folders of processes that are gone, once for each process.
+    """Delete the folders of dead processes, once in each process.
 
-    A process that lives has its folder locked, and looks whether it is still there once it has it;
-    so one that can be locked belongs to nobody any more. A number of a process would not tell: it
-    may be alive in another container.
+    A live process holds a lock on its folder, and after locking it checks that the folder still
+    exists. So a folder that can be locked is abandoned. A process id would not tell, because the
+    process may be alive in another container.
     """
     if sys.platform == "win32":
         return
     for folder in Path(parent).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # of another user, or somebody else was faster
+        with suppress(OSError):  # another user's, or another process has deleted it
             opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 if locking.system.try_lock(opened):
@@ -116,10 +116,10 @@ def sweep(parent: str) -> None:
 
 
 def memory_database(url: URL) -> MemoryDatabase | None:
-    """The memory database a URL names; None if it names a file.
+    """The memory database that a URL names; None if it names a file.
 
     A shared-cache URL (``file:name?mode=memory&cache=shared&uri=true``) is the same database for
-    every engine of this process; any other is the engine's own.
+    all engines of this process. Any other URL is a separate database for each engine.
     """
     name = url.database or ""
     if name in ("", ":memory:"):
@@ -139,7 +139,7 @@ def memory_database(url: URL) -> MemoryDatabase | None:
 
 
 def _warn_of_another(name: str, url: URL) -> None:
-    """Tell that SQLite itself has a database of that name: an engine of another driver made it."""
+    """Warn if SQLite itself has a memory database of this name, made through another driver."""
     options = "&".join(f"{key}={value}" for key, value in url.query.items() if key in _PLACES)
     address = name if name.startswith("file:") else f"file:{name}"
     with closing(sqlite3.connect(f"{address}?{options}", uri=True)) as raw:

@@ -1,9 +1,9 @@
-"""A database in WAL mode that lies where nothing can be written.
+"""A database in WAL mode in a read-only folder.
 
-To read it SQLite wants to create a file beside it, and fails
-(https://sqlite.org/wal.html, "Read-Only Databases"). With ``immutable=1`` it does without, and
-trusts that nobody changes the file. Another user may be able to, so every statement is followed by
-a look at the file: nothing is returned that was read while it changed.
+To read it, SQLite must create a file beside it, and fails
+(https://sqlite.org/wal.html, "Read-Only Databases"). With ``immutable=1`` SQLite does not need that
+file, and assumes that the database does not change. Another user may still change it. So the
+database is checked after each statement, and no result is returned that was read while it changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qsession.errors import SQLITE_CANTOPEN, SQLITE_READONLY, sqlite_code
 
 
 def frozen_uri(database: str, uri: bool) -> str | None:
-    """The URI to read a database by that cannot be opened as it is; None if it can."""
+    """The URI for reading a database that cannot be opened normally; None if it can."""
     path, query = database, ""
     if uri:
         parts = urlsplit(database)
@@ -29,7 +29,7 @@ def frozen_uri(database: str, uri: bool) -> str | None:
 
 
 def uri_of(path: str) -> str:
-    """A path as a URI, to which parameters can be added."""
+    """A path as a URI to which parameters can be added."""
     return f"file:{_quote(path)}"
 
 
@@ -39,14 +39,14 @@ def path_of(database: str) -> str:
 
 
 def is_stranded(path: str) -> bool:
-    """Whether a database has changes beside it that cannot be read where it lies."""
+    """Whether a database has changes in a ``-wal`` file that cannot be read in its folder."""
     return _needs_folder(path) and _has_content(f"{path}-wal")
 
 
 def _needs_folder(path: str) -> bool:
-    """Whether SQLite would have to write into a folder that is read-only, only to read.
+    """Whether SQLite would have to write into a read-only folder in order to read.
 
-    SQLite is asked. To look at the file by other means would end the locks of this process on it
+    This asks SQLite. Opening the file by other means would drop the locks of this process on it
     (https://sqlite.org/howtocorrupt.html, 2.2).
     """
     if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK) or os.path.exists(f"{path}-shm"):
@@ -62,7 +62,7 @@ def _needs_folder(path: str) -> bool:
 
 
 def fingerprint(path: str) -> tuple[int, ...] | None:
-    """What changes when a frozen database does; None where there is no such file."""
+    """A value that changes when a frozen database changes; None if there is no such file."""
     try:
         found = os.stat(path)
     except OSError:
@@ -76,5 +76,5 @@ def _has_content(path: str) -> bool:
 
 
 def _quote(path: str) -> str:
-    """As https://sqlite.org/uri.html, section 3.1 says."""
+    """Quote a path for a URI (https://sqlite.org/uri.html, section 3.1)."""
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

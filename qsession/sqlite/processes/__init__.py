@@ -1,4 +1,4 @@
-"""Several processes on one file: turns, locks, forks, and what `qsession who` is told.
+"""Several processes on one file: turns, locks, forks, and the data for `qsession who`.
 
-`turn.FileTurn` is the turn of one engine; `owners` says who holds a lock.
+`turn.FileTurn` is the turn of one engine; `owners` tells which process holds a lock.
 """

@@ -1,9 +1,9 @@
-"""The right to checkpoint a file: for one thread of one process at a time.
+"""The right to checkpoint a file, for one thread of one process at a time.
 
-Before SQLite 3.51.3 a checkpoint that begins on a WAL that another one has just emptied can damage
-the database, if a writer begins the WAL anew at that moment
-(https://sqlite.org/wal.html#walresetbug). So a checkpoint is made under a lock, and leaves a note
-in the lock file that says how far the WAL had come: the next one can see that nothing is new.
+Before SQLite 3.51.3, a checkpoint can damage the database if another one has just emptied the WAL
+and a writer restarts the WAL at that moment (https://sqlite.org/wal.html#walresetbug). So a
+checkpoint runs under a lock. It leaves a note in the lock file about the state of the WAL, so that
+the next one can tell whether there are new frames.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import NamedTuple
 from qsession.sqlite.processes.lock_file import LockFile, checkpoint_name, read_note
 
 _SALT = slice(16, 24)
-"""Where the header of a WAL has what is new each time that it begins anew
+"""The bytes in the header of a WAL that change each time it is restarted
 (https://sqlite.org/fileformat2.html#walformat)."""
 
 
 class Mark(NamedTuple):
-    """How far a WAL has come."""
+    """The state of a WAL."""
 
     salt: str
     size: int
 
 
 def mark_of(path: str) -> Mark | None:
-    """How far the WAL of a database has come; None if there is nothing in it."""
+    """The state of the WAL of a database; None if it is empty."""
     try:
         with open(f"{path}-wal", "rb", buffering=0) as wal:
             salt = wal.read(_SALT.stop)[_SALT].hex()
@@ -46,7 +46,7 @@ class CheckpointRight:
         self._file = file
 
     def last(self) -> Mark | None:
-        """How far the WAL had come when it was checkpointed last; None if nobody knows."""
+        """The state of the WAL at the last checkpoint; None if unknown."""
         try:
             salt, size = read_note(checkpoint_name(self._path))
             return Mark(salt, int(size))
@@ -54,17 +54,17 @@ class CheckpointRight:
             return None
 
     def note(self, mark: Mark) -> None:
-        """Leave word for the next one."""
+        """Write a note for the next checkpoint."""
         if self._file is not None:
             self._file.write_note(f"{mark.salt} {mark.size}")
 
 
 @contextmanager
 def right_to_checkpoint(path: str) -> Iterator[CheckpointRight | None]:
-    """Have it for a while; None, at once, if another thread or process has it.
+    """Hold the right for a block. None, at once, if another thread or process has it.
 
-    Where there can be no lock file, or no lock on it, it is had without: nothing would be
-    checkpointed else. SQLite has its own lock for the rest.
+    If a lock file cannot be created or locked, the checkpoint runs without it, because otherwise
+    there would be no checkpoints. SQLite has its own lock as well.
     """
     file, locked = None, True
     with suppress(OSError):
@@ -74,6 +74,6 @@ def right_to_checkpoint(path: str) -> Iterator[CheckpointRight | None]:
         yield CheckpointRight(path, file) if locked else None
     finally:
         if file is not None:
-            with suppress(OSError):  # a child may have been forked meanwhile, and have it open, too
+            with suppress(OSError):  # a child forked meanwhile may have it open, too
                 file.unlock()
             file.close()

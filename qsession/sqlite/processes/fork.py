@@ -1,10 +1,10 @@
-"""Fork: no open connection is carried into a child process.
+"""Fork: a child process gets no open connection.
 
-SQLite keeps the locks of a process in its memory, and a child inherits the memory without the
-locks: on a file that was open it takes for locked what is not, and when another process closes the
-file, the WAL that the child goes on writing to is deleted (https://sqlite.org/howtocorrupt.html,
-2.6). So what is idle is closed before a fork, the child begins with empty pools, and a file that
-was in use at that moment is refused in it.
+SQLite records the locks of a process in its memory. A child inherits this memory, but not the
+locks. So on an open file it relies on locks that it does not have, and when another process closes
+the file, the WAL to which the child still writes is deleted
+(https://sqlite.org/howtocorrupt.html, 2.6). Therefore idle connections are closed before a fork,
+the child begins with empty pools, and it cannot open a file that was in use at that moment.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import weakref
 from typing import Any, Protocol
 
 PATIENCE = 2.0
-"""Seconds that a fork waits for each connection that is being closed, and for a checkpoint."""
+"""Seconds that a fork waits for each connection that is closing, and for a checkpoint."""
 
 
 class Part(Protocol):
-    """Something that a child inherits, and must have anew."""
+    """An object that a child inherits and must reset."""
 
     def begin_anew(self) -> None:
-        """In the child: everything that was is the parent's, and no thread of it is here."""
+        """In the child: reset the state, which belongs to the parent, as do its threads."""
         ...
 
 
 class Pool(Part, Protocol):
-    """Something that has idle connections."""
+    """An object that has idle connections."""
 
     def close_idle(self) -> None:
-        """Close them in this thread: the process is about to fork."""
+        """Close them in this thread, because the process is about to fork."""
         ...
 
 
 class Connection(Protocol):
-    """A connection of SQLite's, with its thread."""
+    """A connection of SQLite with its thread."""
 
     identity: tuple[int, ...] | None
     closing: bool
@@ -51,7 +51,7 @@ class Connection(Protocol):
         ...
 
     def leave_to_parent(self) -> None:
-        """In the child: have nothing to do with it from now on."""
+        """In the child: do not use it any more."""
         ...
 
 
@@ -60,7 +60,7 @@ connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 parts: weakref.WeakSet[Part] = weakref.WeakSet()
 
 _carried: set[tuple[int, ...] | None] = set()
-"""The files that the parent had open; None for one that it was only about to open."""
+"""The files that the parent had open; None for a file that it was about to open."""
 
 
 def refuse_carried(path: str, identity: tuple[int, ...] | None) -> None:
@@ -75,7 +75,7 @@ def refuse_carried(path: str, identity: tuple[int, ...] | None) -> None:
 
 
 def close(record: Any) -> None:
-    """Close the connection of a place in a pool, which is kept, and wait for that."""
+    """Close the connection of a pool record, which stays, and wait for that."""
     if record is not None and record.dbapi_connection is not None:
         record.dbapi_connection.end(PATIENCE)
         record.close()
@@ -85,7 +85,7 @@ def _before() -> None:
     for pool in list(pools):
         pool.close_idle()
     for connection in list(connections):
-        if connection.closing:  # and its thread may still have to do so
+        if connection.closing:  # its thread may not have closed it yet
             connection.end(PATIENCE)
 
 
@@ -94,7 +94,7 @@ def _in_child() -> None:
         if connection.is_open:
             _carried.add(connection.identity)
             connection.leave_to_parent()
-            # Nor may it be closed here, not even when the interpreter ends.
+            # It must not be closed here, not even when the interpreter ends.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
     for part in [*parts, *pools]:
         part.begin_anew()

@@ -1,7 +1,7 @@
-"""LockFile: a file beside a database, which one process at a time has locked.
+"""LockFile: a file beside a database that one process at a time locks.
 
-The system frees the locks of a process that dies. The files stay: one that is removed could be
-locked twice, by its old and by its new name.
+The system frees the locks of a process that dies. The files are never removed: after a removal, one
+process could lock the old file and another one the new file.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from contextlib import suppress
 from qsession.sqlite.processes import fork, locking
 
 NOTE = 32
-"""Bytes of a note: who has the turn, or what was checkpointed last."""
+"""The length of a note in bytes: the holder of the turn, or the last checkpoint."""
 _NOTES = {
     "-qsession": re.compile(rb"\d+ +\d+\.\d{6} *\n"),
     "-qsession-checkpoint": re.compile(rb"[0-9a-f]{16} \d+ *\n"),
 }
-"""What is in the files that hold a note, by how their names end."""
+"""The form of the notes, by the ends of the file names."""
 _NEVER_ELSEWHERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Neither through a symbolic link, nor waiting for the other end of a pipe."""
+"""Flags for open(): do not follow a symbolic link, and do not wait for a pipe."""
 _warned: set[str] = set()
 
 logger = logging.getLogger("qsession")
 
 
 class LockFile:
-    """An open lock file; it is closed when it is forgotten. Every error is an ``OSError``."""
+    """An open lock file; it is closed when it is collected. Every error is an ``OSError``."""
 
     def __init__(self, name: str, database: os.stat_result) -> None:
         self._file = _open(name, database)
@@ -44,15 +44,15 @@ class LockFile:
         return self._close.alive
 
     def close(self) -> None:
-        """Close it; what this process had locked is free, unless a child of it has it open."""
+        """Close it. This frees the lock, unless a child of this process has the file open."""
         self._close()
 
     def begin_anew(self) -> None:
-        """In a forked child: only close it. The lock stays its parent's."""
+        """In a forked child: only close it. The lock stays with the parent."""
         self._close()
 
     def try_lock(self) -> bool:
-        """Lock it, if nobody has it locked."""
+        """Lock it, if it is free."""
         return locking.system.try_lock(self._descriptor())
 
     def lock(self) -> None:
@@ -60,17 +60,17 @@ class LockFile:
         locking.system.lock(self._descriptor())
 
     def unlock(self) -> None:
-        """Let the next one have it."""
+        """Release the lock."""
         locking.system.unlock(self._descriptor())
 
     def write_note(self, note: str) -> None:
-        """Leave word for the next one. On a full disk there is none."""
+        """Write a note for the next holder. On a full disk there is none."""
         with suppress(OSError):
             os.lseek(self._descriptor(), locking.system.note_at, os.SEEK_SET)
             os.write(self._file, f"{note:<{NOTE - 1}}\n".encode())
 
     def _descriptor(self) -> int:
-        if not self._close.alive:  # by now the number may be that of another file
+        if not self._close.alive:  # the number may now belong to another file
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._file
 
@@ -94,25 +94,25 @@ def names(path: str) -> tuple[str, str]:
 
 
 def checkpoint_name(path: str) -> str:
-    """The lock file of whoever checkpoints a database."""
+    """The lock file for checkpoints of a database."""
     return f"{path}-qsession-checkpoint"
 
 
 def migrate_name(path: str) -> str:
-    """The lock file of whoever migrates a database."""
+    """The lock file for migrations of a database."""
     return f"{path}-qsession-migrate"
 
 
 def all_names(path: str) -> tuple[str, ...]:
-    """What qsession makes beside a database."""
+    """All files that qsession creates beside a database."""
     return (*names(path), checkpoint_name(path), migrate_name(path))
 
 
 def _open(name: str, database: os.stat_result) -> int:
-    """Whoever may write to the database may lock: as SQLite does with its -wal and -shm.
+    """Open a lock file. All users who may write to the database may lock it, as with -wal and -shm.
 
-    Only a file that is made here gets the mode, and from root the owner, of the database: one that
-    was found could be any file of this user.
+    Only a new file gets the mode of the database, and from root its owner. An existing file is left
+    as it is, because it could be any file of this user.
     """
     mode = database.st_mode & 0o666
     try:
@@ -131,7 +131,7 @@ def _open(name: str, database: os.stat_result) -> int:
                 error.strerror,
             )
         raise
-    with suppress(OSError, AttributeError):  # a file system, or a system, without owners and modes
+    with suppress(OSError, AttributeError):  # no owners and modes on this system or file system
         os.fchmod(made, mode)
         if os.geteuid() == 0:
             os.fchown(made, database.st_uid, database.st_gid)
@@ -139,10 +139,10 @@ def _open(name: str, database: os.stat_result) -> int:
 
 
 def _open_regular(name: str, flags: int, mode: int = 0) -> int:
-    """Open a file that has this one name only, or is a lock file for certain.
+    """Open a file that has no other name, or is certainly a lock file.
 
-    A link by another user could lead to any file, and a note would be written into that. One by a
-    backup that links what has not changed leads to a lock file.
+    A hard link by another user could lead to any file, into which a note would be written. A hard
+    link by a backup program leads to a lock file.
     """
     file = os.open(name, flags | _NEVER_ELSEWHERE | getattr(os, "O_BINARY", 0), mode)
     found = os.fstat(file)
@@ -153,7 +153,7 @@ def _open_regular(name: str, flags: int, mode: int = 0) -> int:
 
 
 def _is_ours(name: str, file: int, size: int) -> bool:
-    """Whether a file holds what a lock file does: nothing, or a note."""
+    """Whether a file has the content of a lock file: nothing, or a note."""
     note = next((form for end, form in _NOTES.items() if name.endswith(end)), None)
     if note is None:
         return size == 0

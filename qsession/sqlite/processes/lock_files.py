@@ -1,8 +1,8 @@
 """LockFiles: a turnstile of two lock files beside a database, for the processes that write to it.
 
-Whoever wants to write locks ``next``, then ``hold``, and gives ``next`` back. So one process at a
-time waits for ``hold``, and gets it; the one that had it before has to queue up at ``next`` again,
-behind those that wait there.
+A process that wants to write locks ``next``, then ``hold``, and then releases ``next``. So only one
+process waits for ``hold``, and gets it next. The previous holder must wait at ``next`` again,
+behind the processes that wait there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from qsession.sqlite.processes.lock_file import LockFile, names, read_note
 
 
 class LockFiles:
-    """The two files, and what can be done with them; every error is an ``OSError``."""
+    """The two lock files. Every error is an ``OSError``."""
 
     def __init__(self, path: str) -> None:
         database = os.stat(path)
@@ -26,12 +26,12 @@ class LockFiles:
         return self._hold.is_open
 
     def close(self) -> None:
-        """Close both; what this process had locked is free, unless a fork shares it."""
+        """Close both. This frees the locks, unless a forked child has the files open."""
         self._next.close()
         self._hold.close()
 
     def try_lock(self) -> bool:
-        """Get the turn if nobody has it or waits. If not, this may be the one at ``hold`` now."""
+        """Get the turn if it is free and no process waits. If not, this may now hold ``next``."""
         self._has_next = self._has_next or self._next.try_lock()
         if not (self._has_next and self._hold.try_lock()):
             return False
@@ -40,14 +40,14 @@ class LockFiles:
 
     def wait(self) -> None:
         """Wait for the turn; blocks the thread."""
-        if not self._has_next:  # Windows would let it wait for itself
+        if not self._has_next:  # on Windows it would wait for itself
             self._next.lock()
             self._has_next = True
         self._hold.lock()
         self._got_it()
 
     def give_up(self) -> None:
-        """Do not be the one at ``hold`` any more: somebody else may be."""
+        """Release ``next``, so that another process may wait for ``hold``."""
         if self._has_next:
             self._next.unlock()
             self._has_next = False
@@ -61,20 +61,20 @@ class LockFiles:
         self._hold.unlock()
 
     def wanted(self) -> bool:
-        """Whether another process waits behind this one, as far as the system can tell."""
+        """Whether another process waits for the turn, as far as the system can tell."""
         try:
             if not self._next.try_lock():
                 return True
             self._next.unlock()
-        except OSError:  # it is short of locks
+        except OSError:  # the system has no more locks
             return False
         return False
 
 
 def last_holder(path: str) -> tuple[int, float] | None:
-    """The process that took the turn on a file last, and when; None if that cannot be told.
+    """The process that took the turn on a file last, and when; None if unknown.
 
-    It is another one whenever somebody has taken the turn anew.
+    The value changes each time the turn is taken.
     """
     try:
         pid, since = read_note(names(path)[1])

@@ -1,8 +1,8 @@
-"""How a lock file is locked, by the means of the system.
+"""How a lock file is locked on each system.
 
-flock(2) where there is one: it blocks until the lock is free, the kernel queues those who wait, and
-frees the locks of a process that dies. Windows has no such call; there portalocker locks the file,
-and who waits looks again every few milliseconds. What waits there is woken in no certain order.
+If the system has flock(2), it is used: it blocks until the lock is free, and the kernel queues the
+waiting processes and frees the locks of a process that dies. On Windows portalocker locks the file.
+A waiting process tries again every few milliseconds there, and the order is not defined.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import time
 from typing import Protocol
 
 RETRY = 0.005
-"""Seconds between two looks, where the system cannot wait for a lock."""
+"""Seconds between two attempts, if the system cannot wait for a lock."""
 MANDATORY = 0x10000
-"""Bytes at the start of a file that Windows keeps others from reading while they are locked."""
+"""The size of the part of a locked file that other processes cannot read on Windows."""
 
 
 class Locking(Protocol):
     """Exclusive locks on open files; every error is an ``OSError``."""
 
     note_at: int
-    """Where in a file that is locked something can be written that others can read."""
+    """The offset in a locked file from which other processes can read."""
 
     def try_lock(self, file: int) -> bool:
-        """Lock it, if nobody has it locked."""
+        """Lock it, if it is free."""
         ...
 
     def lock(self, file: int) -> None:
@@ -32,7 +32,7 @@ class Locking(Protocol):
         ...
 
     def unlock(self, file: int) -> None:
-        """Let the next one have it."""
+        """Release the lock."""
         ...
 
 
@@ -68,7 +68,7 @@ class Portable:
 
 
 system: Locking = Portable()
-"""What this system has."""
+"""The locking of this system."""
 
 if sys.platform != "win32":
     import fcntl

@@ -1,4 +1,4 @@
-"""Which processes hold locks on a database file, as far as the system tells."""
+"""The processes that hold locks on a database file, as far as the system tells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shorten(sql: str, limit: int = 200) -> str:
 
 
 def describe_process(pid: int) -> str:
-    """A process in words: its id, and its command line where that can be read."""
+    """A process in words: its id, and its command line if that can be read."""
     if pid == os.getpid():
         return f"this process (pid {pid}), but not by this engine"
     command = command_line(pid)
@@ -24,7 +24,7 @@ def describe_process(pid: int) -> str:
 
 
 def command_line(pid: int) -> str:
-    """The command line of a process; empty where it cannot be read."""
+    """The command line of a process; empty if it cannot be read."""
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
         text = raw.replace(b"\0", b" ").decode(errors="replace")
@@ -34,11 +34,11 @@ def command_line(pid: int) -> str:
 
 
 def lock_holders(path: str) -> list[int]:
-    """The processes that hold SQLite's write locks, from the kernel's lock table; none off Linux.
+    """The processes that hold SQLite's write locks, from the kernel's lock table. Linux only.
 
     In WAL mode the write lock is byte 120 of the ``-shm`` file
-    (https://sqlite.org/walformat.html#wal_locks). In the database file itself, a reader of WAL mode
-    has a shared lock, which is in nobody's way; an exclusive one locks everybody out.
+    (https://sqlite.org/walformat.html#wal_locks). On the database file itself, a connection in WAL
+    mode has a shared lock, which blocks no writer. An exclusive lock there blocks all others.
     """
     try:
         table = _LOCKS.read_text(encoding="ascii").splitlines()
@@ -61,7 +61,7 @@ def lock_holders(path: str) -> list[int]:
 
 
 def users(path: str) -> list[int]:
-    """The processes that have a file open, as far as this user may see. Needs psutil."""
+    """The processes that have a file open, as far as this user can see. Needs psutil."""
     import psutil
 
     wanted = os.stat(path)
@@ -78,7 +78,7 @@ def users(path: str) -> list[int]:
 
 
 def user_names(path: str) -> str:
-    """The other processes that have a file open, in words; empty where they cannot be told."""
+    """The other processes that have a file open, in words; empty if unknown."""
     with suppress(ImportError, OSError):
         others = [each for each in users(path) if each != os.getpid()]
         return ", ".join(map(describe_process, others))
@@ -86,10 +86,10 @@ def user_names(path: str) -> str:
 
 
 def lock_owner(path: str) -> str:
-    """Who is in the way of a writer, for a message.
+    """The process that blocks a writer, for a message.
 
-    Where the system keeps no table of locks, all who have the file open are named: looking for
-    them may take a second, after a wait that was in vain anyway.
+    If the system has no table of locks, it names all processes that have the file open. Finding
+    them may take a second, which is acceptable after a timeout.
     """
     holders = [describe_process(each) for each in lock_holders(path)]
     if holders:

@@ -1,9 +1,9 @@
-"""Status: what a process tells `qsession who` and `qsession top` about its engines.
+"""Status: how a process tells `qsession who` and `qsession top` about its engines.
 
-A thread of each process that has opened a writer waits at a Unix socket, and answers with the
-``stats()`` of the engines on the file it is asked about, by :mod:`qsession.commands.engines`. So
-nothing is written anywhere, and nobody pays for it until somebody asks. Only the same user and root
-get an answer. QSESSION_STATUS=off in the environment turns it off; Windows has no such sockets.
+A thread of each process with a connected engine listens on a Unix socket. For a file named by
+:mod:`qsession.commands.engines`, it answers with the ``stats()`` of its engines. So nothing is
+written to disk, and there is no cost until a command asks. Only the same user and root get an
+answer. QSESSION_STATUS=off in the environment turns it off. Windows has no such sockets.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from qsession.sqlite.processes import fork
 from qsession.statistics import Stats
 
 TIMEOUT = 1.0
-"""Seconds for either side to say what it has to say."""
+"""Seconds that either side waits for the other."""
 NAME = "qsession."
 ABSTRACT = sys.platform == "linux"
-"""Whether sockets have a namespace of their own, which cleans up after itself."""
+"""Whether sockets have an abstract namespace, without files to clean up."""
 _serving: int | None = None
-"""The process whose thread serves: after a fork it is the parent's."""
+"""The process whose thread serves. After a fork it is the parent."""
 
 logger = logging.getLogger("qsession")
 
 
 class Engine(Protocol):
-    """What is asked of a pool."""
+    """The part of a pool that is used here."""
 
     write_queue: Any
     admission: Any
@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 
 def serve() -> None:
-    """Start to answer, once in each process. Never raises: this is a convenience."""
+    """Start to answer, once in each process. Never raises, because this is optional."""
     global _serving  # noqa: PLW0603
     if _serving == os.getpid() or not hasattr(socket, "AF_UNIX"):
         return
@@ -57,7 +57,7 @@ def serve() -> None:
         address = address_of(_serving, make=True)
         listening = socket.socket(socket.AF_UNIX)
         if not ABSTRACT:
-            Path(address).unlink(missing_ok=True)  # of a process that had this number before
+            Path(address).unlink(missing_ok=True)  # left by an earlier process with this id
         listening.bind(address)
         listening.listen(8)
         threading.Thread(
@@ -68,7 +68,7 @@ def serve() -> None:
 
 
 def address_of(pid: int, make: bool = False) -> str:
-    """Where the process with this number is asked; else than on Linux a file for this user."""
+    """The socket address of a process. On systems other than Linux it is a file for this user."""
     if ABSTRACT:
         return f"\0{NAME}{pid}"
     folder = Path(tempfile.gettempdir()) / f"qsession-{os.getuid()}"
@@ -81,11 +81,11 @@ def address_of(pid: int, make: bool = False) -> str:
 
 
 def _answer_all(listening: socket.socket) -> None:
-    """In the thread. Only this frame knows the socket, so it is never closed at exit."""
+    """In the thread. Only this frame refers to the socket, so it is not closed at exit."""
     while True:
         try:
             asking, _ = listening.accept()
-        except OSError as error:  # out of file descriptors, say
+        except OSError as error:  # for example, no more file descriptors
             logger.debug("`qsession who` will no longer see this process: %s", error)
             return
         with asking:
@@ -103,14 +103,14 @@ def _answer(asking: socket.socket) -> None:
 
 
 def _may_ask(asking: socket.socket) -> bool:
-    """Whether this user or root is at the other end; elsewhere the folder sees to that."""
+    """Whether this user or root asks. Without an abstract namespace the folder ensures this."""
     return not ABSTRACT or peer_of(asking)[1] in (0, os.geteuid())
 
 
 def peer_of(connected: socket.socket) -> tuple[int, int]:
-    """The process and the user at the other end, by the kernel: see unix(7), SO_PEERCRED.
+    """The process and the user at the other end, from the kernel: see unix(7), SO_PEERCRED.
 
-    The process is 0 where its number means nothing here: it is in another namespace.
+    The process is 0 if it is in another namespace, where ids differ.
     """
     size = struct.calcsize("iII")
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
@@ -119,7 +119,7 @@ def peer_of(connected: socket.socket) -> tuple[int, int]:
 
 
 def _engines(identity: tuple[int, int]) -> list[dict[str, Any]]:
-    """Of each engine on a file, what its ``stats()`` say, in a form for JSON."""
+    """The ``stats()`` of each engine on a file, in a form for JSON."""
     engines = cast("list[Engine]", list(fork.pools))
     return [_of(each) for each in engines if (each.write_queue.identity or ()) == identity]
 

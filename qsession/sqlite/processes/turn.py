@@ -1,8 +1,8 @@
 """FileTurn: when an engine may write to its file, in turn with other processes and engines.
 
-It is a courtesy between those who use this library, and SQLite's own lock is the law. Where the
-turn cannot be had, because the lock files cannot be made, or because the process that has it is
-stopped, the engine writes without it and loses only the order.
+The turn only provides a fair order between users of this library; SQLite's own lock provides
+correctness. If the lock files cannot be created, or the process that has the turn is stopped, the
+engine writes without the turn, and only the order is lost.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from qsession.sqlite.processes.lock_files import LockFiles, last_holder
 from qsession.waiting.handoff import Serial, Waiter
 
 SLICE = 0.01
-"""Seconds for which a turn is kept without a look at who else wants it."""
+"""Seconds for which an engine keeps the turn without checking whether other processes want it."""
 LOOKS = 5
-"""A turn is stalled when it was seen unmoved this many times in a row.
+"""The number of consecutive checks without movement after which a turn is stalled.
 
-Each look is set only after the one before. After a pause of this loop, or of the whole machine,
-everybody else looks stopped; such a pause counts for one look.
+Each check is scheduled after the one before. After a pause of this loop, or of the whole machine,
+all other processes look stopped; such a pause counts as one check.
 """
 
 
 class _State(Enum):
     WAITING = "waiting"
-    GOES_ON = "goes on"  # with the turn, or without it where it did not come
-    LEFT = "left"  # cancelled, or its time is up
+    GOES_ON = "goes on"  # with the turn, or without it if it is stalled
+    LEFT = "left"  # cancelled or timed out
 
 
 class _Request(Waiter):
-    """Somebody who asks for the turn, and what has been seen of the turn while it waits."""
+    """A request for the turn, and what was seen of the turn while it waits."""
 
     __slots__ = ("holder", "looks", "state")
 
@@ -54,8 +54,8 @@ class FileTurn:
 
     Plain functions change it, one at a time and from any thread; only ``take`` waits.
 
-    Invariant: a turn that is held and not used was released to somebody of this engine, who takes
-    it at once.
+    Invariant: if the turn is held and not used, the next holder of the engine's ticket takes it at
+    once.
     """
 
     def __init__(self) -> None:
@@ -63,31 +63,31 @@ class FileTurn:
         fork.parts.add(self)
 
     def begin_anew(self) -> None:
-        """In a forked child: the turn is the parent's, and stays with it."""
+        """In a forked child: reset the state. The turn stays with the parent."""
         self.held = False
-        """Whether this engine has the turn, used or kept. True as well where there are no locks."""
+        """Whether this engine has the turn, used or kept. Also true if there are no locks."""
         self._file: tuple[str, Any] | None = None
         self._locks: LockFiles | None = None
         self._locks_opened = False
         self._user: _Request | None = None
         self._requests: list[_Request] = []
         self._was_wanted = False
-        """At the last look: it is the answer while another thread looks."""
+        """The result of the last check, used while another thread checks."""
         self._pending = False
         """Whether a thread waits for the lock."""
         self._stalled: tuple[int, float] | None = None
-        """Who had it when it was seen to be stalled."""
+        """The holder of the turn when it stalled."""
         self._slice_began = 0.0
         self._serial = Serial()
         self._serve = self._serial.serve
 
     def on(self, path: str, identity: Any) -> None:
-        """Say which file it is about. Nothing changes while the turn is used."""
+        """Set the file. No effect while the turn is used."""
         if (path, identity) != self._file:
             self._serve(self._open, (path, identity))
 
     def take_now(self) -> bool:
-        """Take the turn if this engine has it, or if nobody has it or waits for it."""
+        """Take the turn if this engine has it, or if it is free and no process waits for it."""
         request = _Request()
         self._serve(self._take_now, request)
         if request.state is _State.GOES_ON:
@@ -99,9 +99,10 @@ class FileTurn:
         """Wait for the turn, in a greenlet; False after ``timeout`` seconds.
 
         True: the caller may write. Either the turn is held, or it has not moved for
-        ``stall_after`` seconds and the caller goes on without it: then ``held`` is False.
+        ``stall_after`` seconds, and the caller continues without it: then ``held`` is False.
 
-        Cancelled, it takes nothing; the thread that waits for the lock waits for the next who asks.
+        If cancelled, it takes nothing. The thread that waits for the lock then serves the next
+        request.
         """
         request = _Request()
         self._serve(self._take, request)
@@ -114,33 +115,32 @@ class FileTurn:
         return request.state is _State.GOES_ON
 
     def release(self, wanted_here: bool) -> None:
-        """The ticket was given back; ``wanted_here``: the next of this engine goes on at once.
+        """Called when the ticket is given back. ``wanted_here``: this engine uses the turn again.
 
-        It may be called from any thread, without a loop, and by the garbage collector.
+        May be called from any thread, without a loop, and by the garbage collector.
         """
         self._serve(self._release, wanted_here)
 
     @property
     def waits(self) -> bool:
-        """Whether somebody of this engine waits for the turn."""
+        """Whether a transaction of this engine waits for the turn."""
         return bool(self._requests)
 
     def wanted(self) -> bool:
-        """Whether another process, or engine, waits for the turn that is held here."""
+        """Whether another process or engine waits for the turn that is held here."""
         self._serve(self._look_for_others, None)  # another thread may be about to run it
         return self._was_wanted
 
     def holder(self) -> tuple[int, float] | None:
-        """Who took the turn last: the process and when, by :func:`time.time`.
+        """The process that took the turn last, and when, by :func:`time.time`.
 
-        It changes whenever somebody has taken the turn anew. The WAL says less: it is also written
-        by those who go on without the turn, and they would keep each other waiting for a turn that
-        does not move.
+        The value changes each time the turn is taken. The size of the WAL would not do: engines
+        that continue without the turn also write to it, and would make a stalled turn seem to move.
         """
         return None if self._file is None else last_holder(self._file[0])
 
     def close(self) -> None:
-        """Give the turn back and close the files. Whoever waits goes on without it."""
+        """Give the turn back and close the files. Waiting requests continue without it."""
         self._serve(self._close, None)
 
     async def _wait(self, request: _Request, timeout: float, stall_after: float) -> None:
@@ -160,12 +160,12 @@ class FileTurn:
         self._file = file
 
     def _open_locks(self) -> None:
-        """With the first turn: an engine that only reads leaves no files behind."""
+        """Open the files at the first turn, so that an engine that only reads creates none."""
         if self._locks_opened:
             return
         self._locks_opened = True
         if self._file is not None and self._file[0]:
-            with suppress(OSError):  # in a read-only folder nobody can write at all
+            with suppress(OSError):  # in a read-only folder no process can write
                 self._locks = LockFiles(self._file[0])
 
     def _take_now(self, request: _Request) -> None:
@@ -217,8 +217,8 @@ class FileTurn:
         self._slice_began = clock()
 
     def _arrived(self, locks: LockFiles) -> None:
-        """The thread has the lock; for whoever uses it by now. Closed: there are no locks here."""
-        if locks is not self._locks:  # the file was changed, or the engine disposed of
+        """Called when the thread has the lock. If the files are closed, locking is impossible."""
+        if locks is not self._locks:  # the file has changed, or the engine was disposed of
             _unlock_and_close(locks)
             return
         if not locks.is_open:
@@ -237,13 +237,13 @@ class FileTurn:
             request.state = _State.LEFT
 
     def _let_all_go_on(self) -> None:
-        """At most one of those who wait has the ticket; the last, if one has lost it meanwhile."""
+        """Let all requests continue. Only the last one can hold the ticket; others have lost it."""
         requests, self._requests = self._requests, []
         for request in requests:
             self._let_go_on(request)
 
     def _look(self, request: _Request) -> None:
-        """Has the turn moved since the last look? If not for long, all who wait go on."""
+        """Check whether the turn has moved. If it is stalled, let all requests continue."""
         if request not in self._requests:
             return
         holder = self.holder()
@@ -293,7 +293,7 @@ class FileTurn:
                 self._close_files()
 
     def _leave_the_line(self) -> None:
-        """Let others by, where no thread is there to wait for ``hold``."""
+        """Release ``next``, because no thread waits for ``hold``."""
         if self._locks is not None:
             try:
                 self._locks.give_up()
@@ -301,7 +301,7 @@ class FileTurn:
                 self._close_files()
 
     def _close_files(self) -> None:
-        """That unlocks as well. They are opened again for the next turn."""
+        """Close the files, which unlocks them. The next turn opens them again."""
         locks, self._locks, self._locks_opened = self._locks, None, False
         if locks is not None:
             locks.close()
@@ -309,7 +309,7 @@ class FileTurn:
     def _close(self, _: None) -> None:
         if self.held:
             self._unlock()
-        if self._pending:  # the thread closes them: it must not find them closed, or others there
+        if self._pending:  # the waiting thread uses the files, and closes them itself
             self._pending, self._locks, self._locks_opened = False, None, False
         self._close_files()
         self._user = self._stalled = None
@@ -317,7 +317,7 @@ class FileTurn:
 
 
 class _Watch:
-    """Looks at the turn again and again for somebody who waits."""
+    """Checks the turn repeatedly for a request that waits."""
 
     def __init__(self, turn: FileTurn, request: _Request, interval: float) -> None:
         self._turn = turn
@@ -335,7 +335,7 @@ class _Watch:
 
 
 def _wait_for(turn: weakref.ref[FileTurn], locks: LockFiles) -> None:
-    """Wait for the lock, in a thread of its own, which keeps no engine alive."""
+    """Wait for the lock in a separate thread, which must not keep the engine alive."""
     try:
         locks.wait()
     except OSError:
