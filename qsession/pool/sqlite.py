@@ -85,6 +85,10 @@ class Direct:
             if told is error:
                 raise
             raise told from error
+        except BaseException as error:
+            if connection is not None:
+                connection.invalidate(error)  # as SQLAlchemy does it
+            raise
 
     def explained(
         self, error: Exception, statement: Statement | None, connection: RoutedConnection | None
@@ -146,9 +150,9 @@ class SQLiteLink:
         assert connection is not None
         if self.in_transaction:
             return await self._in_transaction(statement)
-        if connection.transaction.is_untouched:
-            return await self._direct.run_alone(statement, connection)
         try:
+            if connection.transaction.is_untouched:
+                return await self._direct.run_alone(statement, connection)
             return await self._send(connection, statement, self._direct.options)
         finally:
             if not connection.is_valid:

@@ -63,9 +63,11 @@ def _buffered(operation: _F) -> _F:
         execution_options: Any = EMPTY_DICT,
         **kw: Any,
     ) -> Any:
-        options = {**execution_options, "prebuffer_rows": True}
+        options = {**(execution_options or EMPTY_DICT), "prebuffer_rows": True}
         execute = getattr(self.sync_session, name)
         result = await spawn(execute, statement, params, execution_options=options, **kw)
+        if name == "scalar":
+            return result  # any value, whose attributes mean nothing
         return await _ensure_sync_result(result, getattr(self, name))
 
     return cast("_F", run)

@@ -67,7 +67,6 @@ class LoneWrite:
 
     wrote = False
     locked_by_driver = False
-    running = True
     promised = True
     activity = 0
     site = None
@@ -101,6 +100,11 @@ class LoneWrite:
     def loop(self) -> asyncio.AbstractEventLoop:
         return self.lane.loop
 
+    @property
+    def running(self) -> bool:
+        """Whether it is at work. Until then its ticket can be taken away, as if it idled."""
+        return self.ticket.claimed
+
     def reads_for(self) -> tuple[float, float]:
         return 0.0, 0.0
 
@@ -108,8 +112,8 @@ class LoneWrite:
         """Its loop stood still; it asks again."""
 
     def abandon(self, failure: Exception | None = None) -> None:
-        """Its loop is closed. It is not in the middle of anything."""
-        self.lane.pool.write_queue.release(self.ticket)
+        """Its loop is closed. It is not in the middle of anything but a checkpoint."""
+        self.lane.pool.write_queue.queue.leave(self.ticket)
 
     def give_up_snapshot(self) -> bool:
         return False
@@ -269,15 +273,15 @@ class Lane:
     def go_on_with(self, lone: LoneWrite) -> bool:
         """It has been granted the ticket. In whatever thread; False if the loop is closed."""
         self._granted.append(lone)
-        if get_ident() != self._thread:
-            try:
+        try:
+            if get_ident() != self._thread:
                 self.loop.call_soon_threadsafe(self._serve)
-            except RuntimeError:
-                self._granted.remove(lone)
-                self.pool.admission.leave(lone)  # which keeps it, and what waits for it, alive
-                return False
-        elif not self._serves:
-            self.loop.call_soon(self._serve)
+            elif not self._serves:
+                self.loop.call_soon(self._serve)
+        except RuntimeError:
+            self._granted.remove(lone)
+            self.pool.admission.leave(lone)  # which keeps it, and what waits for it, alive
+            return False
         return True
 
     def _serve(self, *let_in: Any) -> None:
@@ -316,17 +320,18 @@ class Lane:
 
     def _do(self, lone: LoneWrite) -> None:
         """Run it and pass the ticket on, or leave both to its task."""
-        queue, ticket = self.pool.write_queue, lone.ticket
-        if ticket.held:
-            lone.has_turn = queue.turn.take_now()
-            if lone.has_turn and ticket.claim():
-                self._run(lone)
-                return
-            if lone.has_turn:  # it was taken away: the turn is for whoever has the ticket now
-                queue.queue.if_free(partial(queue.turn.release, False))
-        elif ticket.state is not TicketState.TAKEN:
-            return  # its task was cancelled
-        lone.answer()
+        queue, ticket, runs = self.pool.write_queue, lone.ticket, False
+        try:
+            if ticket.held:  # else it was taken away, or its task was cancelled
+                lone.has_turn = queue.turn.take_now()
+                runs = lone.has_turn and ticket.claim()
+                if lone.has_turn and not runs:  # the turn is for whoever has the ticket now
+                    queue.queue.if_free(partial(queue.turn.release, False))
+        finally:
+            if not runs:
+                lone.answer()
+        if runs:
+            self._run(lone)
 
     def _run(self, lone: LoneWrite) -> None:
         pool = self.pool
@@ -351,11 +356,13 @@ class Lane:
             if not isinstance(error, Exception):
                 raise
             return
-        self._pass_on(lone, lease, when)
-        if lone.syncer is None:
-            lone.answer()
-        elif not lone.future.done():
-            lone.syncer.enlist(lone.commit, lone.future)
+        try:
+            self._pass_on(lone, lease, when)
+        finally:  # even if the connection cannot be given back
+            if lone.syncer is None:
+                lone.answer()
+            elif not lone.future.done():
+                lone.syncer.enlist(lone.commit, lone.future)
 
     def _report(self, lone: LoneWrite, lease: Lease) -> Report | None:
         """What came of the statement; None: it has to be done by a transaction."""
@@ -389,13 +396,16 @@ class Lane:
         pool.admission.leave(lone)
         if lease is not None and when is When.HOLDING:
             done = partial(_pass_on, pool.write_queue, lone.ticket, lease)
+            lone.ticket.detached = True
             lease.driver.post(pool.checkpointer.run, done=done)
             return
-        if lease is not None and when is When.AFTER:
-            lease.driver.post(pool.checkpointer.run, done=lease.end)
-        elif lease is not None:
-            lease.end()
-        pool.write_queue.release(lone.ticket)
+        try:
+            if lease is not None and when is When.AFTER:
+                lease.driver.post(pool.checkpointer.run, done=lease.end)
+            elif lease is not None:
+                lease.end()
+        finally:
+            pool.write_queue.release(lone.ticket)
 
     # What is not simple.
 

@@ -73,14 +73,16 @@ async def spawn(function: Callable[..., T], *args: Any, **kw: Any) -> T:
         try:
             found = await awaited
         except BaseException:
+            kept.parent = getcurrent()  # an eager task goes on elsewhere than it has begun
             awaited = kept.throw(*sys.exc_info())
         else:
+            kept.parent = getcurrent()
             awaited = kept.switch(found)
     if kept.dead:
         return awaited  # type: ignore[no-any-return]
     value, failure = kept.value, kept.failure
     kept.value = kept.failure = kept.gr_context = None
-    if len(idle) < KEPT and driver.parent is None:  # an idle greenlet keeps its parent alive
+    if len(idle) < KEPT and kept.parent.parent is None:  # an idle greenlet keeps its parent alive
         idle.append(kept)
     if failure is not None:
         try:

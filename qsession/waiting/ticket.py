@@ -47,6 +47,7 @@ class Ticket(Waiter):
         "_removable",
         "asked_at",
         "claimed",
+        "detached",
         "gives_up",
         "granted_at",
         "on_granted",
@@ -66,6 +67,8 @@ class Ticket(Waiter):
         self.granted_at = 0.0
         self.claimed = False
         """Whether it can no longer be taken away."""
+        self.detached = False
+        """Whether somebody else gives it back, whatever becomes of the task that waits."""
         self.on_granted: Callable[[], bool] | None = None
         """Called when it is granted, in any thread, instead of waking a task. It must not wait. It
         returns False if the owner no longer wants the ticket.
@@ -149,7 +152,8 @@ class TicketQueue:
     ) -> None:
         """Await the future of a ticket with ``on_granted``, whose owner resolves it.
 
-        If cancelled, as in :meth:`wait`; a ticket that is still held is released.
+        If cancelled, as in :meth:`wait`; a ticket that is still held is released, unless it is
+        ``detached``.
         """
         await ticket.wait(future, timeout, self._serial, self._expire, self._leave)
 
@@ -255,8 +259,8 @@ class TicketQueue:
     def _leave(self, ticket: Ticket) -> None:
         if ticket.state is TicketState.WAITING:
             self._drop(ticket, TicketState.LEFT)
-        elif ticket.state is TicketState.HELD and ticket.claim():  # cancelled at the hand-off
-            self._release(ticket)
+        elif ticket.state is TicketState.HELD and not ticket.detached and ticket.claim():
+            self._release(ticket)  # cancelled at the hand-off
 
     def _if_free(self, function: Callable[[], None]) -> None:
         if self.holder is None:

@@ -375,6 +375,15 @@ def test_a_sync_lazy_load_still_says_missing_greenlet(tmp_path):
         s.sync_session.execute(text("SELECT 1"))
 
 
+async def test_execution_options_may_be_none(maker):
+    """As of SQLAlchemy's own session."""
+    async with maker() as session:
+        found = await session.execute(text("SELECT 1"), execution_options=None)
+        assert found.scalar_one() == 1
+        assert await session.scalar(text("SELECT 2"), execution_options=None) == 2
+        assert (await session.scalars(text("SELECT 3"), execution_options=None)).all() == [3]
+
+
 async def test_a_sync_session_class_of_the_user_is_kept(engine):
     """A sync_session_class stays what it is, with its overrides and its listeners."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cancelling import PATIENCE, When, assert_free, cancel_at, eventually, rows
+from cancelling import COUNT_ENDLESSLY, PATIENCE, When, assert_free, cancel_at, eventually, rows
 from disk import slow_disk
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -28,6 +28,7 @@ from qsession import (
 from qsession.sqlite.durability import checkpoint
 from qsession.sqlite.durability.wal_file import WalFile
 from qsession.sqlite.lone import Lane
+from qsession.sqlite.processes.turn import FileTurn
 from qsession.sqlite.queue.owner import Owner
 from qsession.waiting.ticket import Ticket
 
@@ -192,6 +193,75 @@ async def test_cancelled_while_it_waits(pool: AsyncConnectionPool, path: Path, t
     for number in (0, 2):
         if str(number) not in bodies(path):
             assert isinstance(done[number], asyncio.CancelledError)
+
+
+async def test_cancelled_while_a_checkpoint_holds_the_ticket(
+    pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is committed, and nobody writes before the checkpoint has ended."""
+    began, ends = threading.Event(), threading.Event()
+
+    def run(self: checkpoint.Checkpointer, raw: sqlite3.Connection) -> None:
+        began.set()
+        assert ends.wait(PATIENCE)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "due", lambda self: checkpoint.When.HOLDING)
+    monkeypatch.setattr(checkpoint.Checkpointer, "run", run)
+    task = asyncio.create_task(pool.execute(ADD, "0"))
+    await eventually(began.is_set)
+    monkeypatch.undo()
+    holder = queue_of(pool).holder
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (following,) = await waiting(pool, 1)
+    assert queue_of(pool).holder is holder
+    ends.set()
+    assert await asyncio.wait_for(following, PATIENCE) == 1
+
+
+async def test_a_failure_before_it_runs(
+    pool: AsyncConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its task goes on with the ticket in another way, and those behind it are done."""
+    take_now, failed = FileTurn.take_now, []
+
+    def failing(self: FileTurn) -> bool:
+        if not failed:
+            failed.append(True)
+            raise MemoryError
+        return take_now(self)
+
+    monkeypatch.setattr(FileTurn, "take_now", failing)
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    ticket = held_elsewhere(pool)
+    tasks = await waiting(pool, 0, 1, 2)
+    queue_of(pool).release(ticket)
+    assert await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE) == [1, 1, 1]
+    assert bodies(path) == ["0", "1", "2"]
+    assert isinstance(told[0]["exception"], MemoryError)
+
+
+@pytest.mark.parametrize("sql", [LONG, f"{LONG} RETURNING id", COUNT_ENDLESSLY.text])
+async def test_a_connection_after_a_cancellation(
+    pool: AsyncConnectionPool, path: Path, sql: str
+) -> None:
+    """Its statement was broken off outside of a transaction: it is used as before."""
+    async with pool.acquire() as connection:
+        arguments = [1_000_000_000] if "$1" in sql else []
+        task = asyncio.create_task(connection.fetch(sql, *arguments))
+        await eventually(lambda: pool.engine.stats().in_use == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await connection.fetchval("SELECT 1 + $1", 1) == 2
+        assert await connection.fetchval(COUNT) == 0
+        assert await connection.execute(ADD, "a") == 1
+        await connection.execute("CREATE TABLE others (id INTEGER)")
+        async with connection.transaction():
+            await connection.execute(ADD, "b")
+    assert bodies(path) == ["a", "b"]
 
 
 async def test_its_ticket_is_taken_away(pool: AsyncConnectionPool, path: Path) -> None:
@@ -494,6 +564,27 @@ async def test_a_loop_that_ends_leaves_the_line(pool: AsyncConnectionPool, path:
     left.clear()
     gc.collect()
     assert repr(pool).endswith("0 acquired>")
+
+
+def test_a_loop_that_ended_in_the_same_thread(path: Path) -> None:
+    """As above, where the next loop runs in the thread of the one that was closed."""
+    loop = asyncio.new_event_loop()
+    pool = loop.run_until_complete(ready(path))
+    ticket = held_elsewhere(pool)
+    left = loop.run_until_complete(waiting(pool, 0))
+    loop.close()
+
+    async def go_on() -> None:
+        task = asyncio.create_task(pool.execute(ADD, "mine"))
+        await eventually(lambda: queue_of(pool).waiting == 2)
+        queue_of(pool).release(ticket)
+        assert await asyncio.wait_for(task, PATIENCE) == 1
+        left.pop()._log_destroy_pending = False  # type: ignore[attr-defined]
+        gc.collect()
+        await asyncio.wait_for(pool.close(), PATIENCE)
+
+    asyncio.run(go_on())
+    assert bodies(path) == ["mine"]
 
 
 async def test_settings_that_are_not_simple(path: Path, ways: list[str]) -> None:

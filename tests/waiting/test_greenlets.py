@@ -70,6 +70,46 @@ async def test_calls_may_be_nested() -> None:
     assert await spawn(outer) == 3
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_one_that_goes_on_elsewhere(fails: bool) -> None:
+    """As an eager task does that is started in a function: its next steps are the loop's.
+
+    The greenlet that it has begun in is idle by then, or runs another function.
+    """
+
+    async def step(value: int) -> int:
+        await asyncio.sleep(0)
+        if fails and value == 1:
+            raise ValueError
+        return value
+
+    def inner() -> int:
+        try:
+            return int(await_only(step(1))) + int(await_only(step(2)))
+        except ValueError:
+            return int(await_only(step(3)))
+
+    class GoesOn:
+        """Awaits the rest of a coroutine that was begun elsewhere, as a task would."""
+
+        def __init__(self) -> None:
+            self.work = spawn(inner)
+            self.first: Any = self.work.send(None)
+
+        def __await__(self) -> Any:
+            awaited = self.first
+            while True:
+                yield awaited
+                try:
+                    awaited = self.work.send(None)
+                except StopIteration as end:
+                    return end.value
+
+    begun = await spawn(GoesOn)
+    assert await begun == 3
+    assert await asyncio.gather(*(spawn(await_only, same(n)) for n in range(3))) == [0, 1, 2]
+
+
 async def test_an_error_is_raised() -> None:
     """Also one of what is awaited; and the greenlet can be used again."""
 
