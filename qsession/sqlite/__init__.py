@@ -1,1 +1,1 @@
-"""SQLite under qsession: what SQLAlchemy sees of it, and below that a folder for each concern."""
+"""SQLite under qsession: the interface for SQLAlchemy, and a folder for each concern below it."""

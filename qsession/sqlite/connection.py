@@ -1,7 +1,7 @@
-"""RoutedConnection: what SQLAlchemy sees as a connection of its pool.
+"""RoutedConnection: the connection that SQLAlchemy gets from the pool.
 
-It owns one transaction, over and over, and no physical connection: that comes with the first
-statement of a transaction, and goes with its end.
+It runs one transaction after another. It has a physical connection only from the first statement of
+a transaction to its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qsession.sqlite.transaction.transaction import Connections, Transaction
 
 
 class Home(Connections, Protocol):
-    """What a connection needs of its pool."""
+    """What a connection needs from its pool."""
 
     isolation_level: str | None
     noted: tuple[dict[Any, Any], dict[Any, Any]]
@@ -31,9 +31,9 @@ class Home(Connections, Protocol):
 
 
 class RoutedConnection(PoolProxiedConnection):
-    """A connection whose transactions each take a physical one of the pool."""
+    """A connection whose transactions each take a physical connection from the pool."""
 
-    __slots__ = (  # with a __dict__ that is made when somebody sets something of his own
+    __slots__ = (  # with a __dict__, which is created when other code sets an attribute
         "__dict__", "__weakref__", "_detached", "_isolation_level", "_open", "_pool", "_record",
         "streams", "transaction",
     )  # fmt: skip
@@ -51,7 +51,7 @@ class RoutedConnection(PoolProxiedConnection):
 
     @property
     def _connection_record(self) -> _ConnectionRecord:
-        """The entry of a pool that SQLAlchemy expects behind a connection. It holds none."""
+        """The pool record that SQLAlchemy expects. It has no physical connection."""
         if self._record is None:
             lease = self.transaction.work.lease
             self._record = _ConnectionRecord(cast("Any", self._pool), connect=False)
@@ -75,7 +75,7 @@ class RoutedConnection(PoolProxiedConnection):
 
     @property
     def info(self) -> dict[Any, Any]:
-        """What "connect" listeners have noted of the physical connections, as a copy."""
+        """A copy of what "connect" listeners have stored for the physical connections."""
         return self._connection_record.info
 
     @property
@@ -86,13 +86,13 @@ class RoutedConnection(PoolProxiedConnection):
     def driver_connection(self) -> Any:  # type: ignore[override]
         """The ``aiosqlite.Connection`` of this connection, which stays with it until it is closed.
 
-        In a greenlet, as within ``run_sync`` or ``get_raw_connection()`` of qsession's engine, the
-        write ticket is taken with it, until the transaction ends or idles in the way of others.
+        In a greenlet, as within ``run_sync`` or ``get_raw_connection()`` of qsession's engine, this
+        also takes the write ticket, until the transaction ends, or idles while others wait.
         """
         return self.transaction.pin()._connection
 
     def __getattr__(self, name: str) -> Any:
-        """Only called for what is missing: what a connection to the file has, and this has not."""
+        """Called only for a missing attribute, such as one of a physical connection."""
         if hasattr(sqlite3.Connection, name):
             raise AttributeError(
                 f"{name!r} is a method of one physical connection, but this connection may use a "
@@ -108,7 +108,7 @@ class RoutedConnection(PoolProxiedConnection):
 
     @property
     def isolation_level(self) -> str:
-        """``AUTOCOMMIT`` or a transactional level; every one of those is SERIALIZABLE here."""
+        """``AUTOCOMMIT`` or a transactional level, which is always SERIALIZABLE here."""
         return self._isolation_level or "SERIALIZABLE"
 
     @isolation_level.setter
@@ -117,14 +117,14 @@ class RoutedConnection(PoolProxiedConnection):
         self.transaction.autocommit = level == "AUTOCOMMIT"
 
     def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """A cursor; with ``server_side=True`` one that streams."""
+        """A cursor; with ``server_side=True`` a streaming one."""
         return StreamCursor(self) if kwargs.get("server_side") else RoutedCursor(self)
 
     def execute(self, operation: str, parameters: Any = None) -> RoutedCursor:
         return RoutedCursor(self).execute(operation, parameters)
 
     def commit(self) -> None:
-        """Commit; if that fails, roll back: SQLAlchemy takes it for ended, and sends nothing."""
+        """Commit. If that fails, roll back, because SQLAlchemy then sends no ROLLBACK."""
         try:
             self.transaction.statements.wait()
             self.transaction.commit()
@@ -137,11 +137,11 @@ class RoutedConnection(PoolProxiedConnection):
         self.transaction.rollback()
 
     def close(self) -> None:
-        """End the transaction as ``pool_reset_on_return`` says, and let go of everything."""
+        """End the transaction according to ``pool_reset_on_return``, and give everything back."""
         self._close_special()
 
     def _close_special(self, transaction_reset: bool = False) -> None:
-        """Close; ``transaction_reset`` when SQLAlchemy has ended the transaction before."""
+        """Close. ``transaction_reset``: SQLAlchemy has already ended the transaction."""
         if not self._open:
             return
         try:
@@ -167,8 +167,8 @@ class RoutedConnection(PoolProxiedConnection):
             stream.close()
 
     def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
-        """Give up the transaction without waiting; the physical connection with it, if asked for
-        by hand. A cancelled statement leaves a connection that can be used again.
+        """Roll back without waiting. If the application calls this, the physical connection is
+        closed. After a cancelled statement it can be used again.
         """
         if not self._open or soft:
             return
@@ -184,11 +184,11 @@ class RoutedConnection(PoolProxiedConnection):
         self.transaction.let_go()
 
     def terminate(self) -> None:
-        """As SQLAlchemy's adapted connections: give it up at once, and the physical one with it."""
+        """As SQLAlchemy's adapted connections: close it at once, with the physical connection."""
         self.invalidate()
 
     def detach(self) -> None:
-        """Mark it as detached: it has no physical connection of its own that could leave."""
+        """Mark it as detached. It has no physical connection that could leave the pool."""
         self._detached = True
 
     def __del__(self) -> None:
@@ -197,7 +197,7 @@ class RoutedConnection(PoolProxiedConnection):
         if told or lease is not None or work.ticket is not None or self._open:
             self._leave()
         if not told or (lease is not None and lease.driver.inherited):
-            return  # there was nothing to undo, or it is the parent's, in a forked child
+            return  # there is nothing to undo, or in a forked child it belongs to the parent
         util.warn(
             "The garbage collector is cleaning up a qsession connection that was not closed; its "
             "transaction is rolled back. Close sessions and connections, or use them in "

@@ -1,4 +1,4 @@
-"""RoutedCursor and StreamCursor: what SQLAlchemy sees as a DBAPI cursor."""
+"""RoutedCursor and StreamCursor: the DBAPI cursors that SQLAlchemy gets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Connected(Protocol):
 
     transaction: Transaction
     streams: set[StreamCursor] | None
-    """Those that are open; None before the first one."""
+    """The open streams; None before the first one."""
 
 
 class RoutedCursor:
@@ -48,7 +48,7 @@ class RoutedCursor:
         return self
 
     def run(self, sql: str, parameters: Any, context: Any = None, many: bool = False) -> None:
-        """Send one statement; ``context`` is what SQLAlchemy knows of it."""
+        """Send one statement; ``context`` is SQLAlchemy's execution context."""
         self._rows = []
         kind, nowait, words = kind_of(context, sql)
         options = util.EMPTY_DICT if context is None else context.execution_options
@@ -66,10 +66,10 @@ class RoutedCursor:
         self.lastrowid = outcome.lastrowid
 
     def _fetch(self, size: int | None) -> None:
-        """Fetch more rows, all of them for None; there are none."""
+        """Fetch more rows, or all for ``size`` None. Here all rows are already fetched."""
 
     def _one_by_one(self) -> deque[Any]:
-        """The rows that are left, to be taken from the front. All at once need no such copy."""
+        """The remaining rows as a deque. Fetching all at once does not need this copy."""
         if isinstance(self._rows, list):
             self._rows = deque(self._rows)
         return self._rows
@@ -105,13 +105,14 @@ class RoutedCursor:
         """Without effect, as in SQLite."""
 
     def nextset(self) -> None:
-        """There is none: a statement of SQLite has one result."""
+        """No effect: a statement of SQLite has one result."""
 
 
 class StreamCursor(RoutedCursor):
-    """A cursor that fetches its rows as they are asked for.
+    """A cursor that fetches its rows on demand.
 
-    It keeps the connection until it is closed. A commit of what was written fetches the rest.
+    It keeps the physical connection until it is closed. A commit of a transaction that has written
+    fetches the remaining rows.
     """
 
     server_side = True
@@ -132,8 +133,8 @@ class StreamCursor(RoutedCursor):
         self._lease, self._cursor, self._seen = lease, cursor, seen
         lease.streams |= {self}
         self._siblings.add(self)
-        # The holder of the ticket refers to its streams: a connection that nobody else knows of
-        # any more must be collected all the same.
+        # The lease refers to its streams. A weak reference here lets an unclosed connection be
+        # collected all the same.
         self._connection = weakref.proxy(self._connection)
 
     def _fetch(self, size: int | None) -> None:
@@ -146,18 +147,18 @@ class StreamCursor(RoutedCursor):
             self._connection.transaction.statements.activity += 1
 
     def read_to_end(self) -> None:
-        """Fetch the rest at once, so that it needs no connection any more. In a greenlet."""
+        """Fetch the remaining rows at once, and give up the connection. In a greenlet."""
         self._fetch(None)
         self._let_go()
         self._cut_off = False
 
     def keep(self, rows: list[Any]) -> None:
-        """The rest of the rows, fetched when the transaction was committed."""
+        """Take the remaining rows, fetched when the transaction was committed."""
         self._rows.extend(rows)
         self._cut_off = False
 
     def forget(self) -> sqlite3.Cursor | None:
-        """Let go of SQLite's cursor; whoever asks closes it."""
+        """Give up SQLite's cursor; the caller closes it."""
         cursor, self._cursor, self._lease = self._cursor, None, None
         self._cut_off = cursor is not None
         self._siblings.discard(self)

@@ -1,4 +1,4 @@
-"""QSessionDialect: what each hook of SQLAlchemy's SQLite dialect means here."""
+"""QSessionDialect: the hooks of SQLAlchemy's SQLite dialect."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from qsession.sqlite.synchronous.driver import SynchronousModule
 from qsession.sqlite.synchronous.pool import SynchronousPool
 
 RETRY = 0.005
-"""Seconds between two tries to switch a file to WAL mode that another program uses."""
+"""Seconds between two attempts to switch a file to WAL mode while another program uses it."""
 MANY, WIDE = 2_000, 500
-"""Parameter sets of an executemany, or parameters of one statement, which are many: SQLAlchemy
-needs a millisecond or more to collect them.
+"""The number of parameter sets of an executemany, or of parameters of one statement, above which
+SQLAlchemy needs a millisecond or more to process them.
 """
 A_TURN = 1e-6
-"""Seconds: behind :func:`asyncio.sleep` of this, tasks whose timers are due have had their step.
-Behind ``sleep(0)`` they have not: it goes on before timers are looked at.
+"""Seconds for :func:`asyncio.sleep`, after which tasks with due timers have run. After ``sleep(0)``
+they have not, because the loop continues before it checks timers.
 """
 _EXCLUSIVE = "If a 'connect' listener sends PRAGMA locking_mode=EXCLUSIVE, remove that."
 
 
 class QSessionExecutionContext(SQLiteExecutionContext_aiosqlite):
-    """One statement, as SQLAlchemy prepares it."""
+    """The execution context of one statement."""
 
     def create_default_cursor(self) -> Any:
-        """A cursor. SQLAlchemy asks for it between the two passes that it makes over parameters.
-        Each takes long where they are many, so the loop gets a turn in between.
+        """A cursor. SQLAlchemy creates it between its two passes over the parameters. Each pass
+        takes long if there are many, so the loop gets a turn in between.
         """
         sets = getattr(self, "compiled_parameters", None)
         if sets and (len(sets) > MANY or len(sets[0]) > WIDE) and in_greenlet():
@@ -97,7 +97,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     @classmethod
     def load_provisioning(cls) -> None:
-        """For SQLAlchemy's test framework, which looks beside the dialect."""
+        """For SQLAlchemy's test framework, which expects a module beside the dialect."""
         import sqlalchemy.dialects.sqlite.provision  # noqa: F401
 
     @classmethod
@@ -115,10 +115,10 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
     @classmethod
     def engine_created(cls, engine: Engine) -> None:
-        """Give an engine made with another ``poolclass`` or ``pool`` the pool it needs.
+        """Replace another ``poolclass`` or ``pool`` of an engine with this dialect's pool.
 
-        A pool that hands out physical connections knows no queue, so ``NullPool`` and
-        ``StaticPool``, which stand in many test suites, are replaced here. Listeners stay.
+        Other pools hand out physical connections, without the write queue. So ``NullPool`` and
+        ``StaticPool``, which many test suites use, are replaced here. Listeners stay.
         """
         pool, dialect = engine.pool, type(engine.dialect)
         assert issubclass(dialect, QSessionDialect)
@@ -148,7 +148,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             url = url.set(database="memory.db").difference_update_query(
                 ["mode", "cache", "uri", "vfs"]
             )
-        elif "uri" in url.query:  # connections that share a cache lock tables for one another
+        elif "uri" in url.query:  # connections with a shared cache lock each other's tables
             url = url.difference_update_query(["cache"])
         args, options = super().create_connect_args(url)
         self.database = "a memory database" if self._memory is not None else args[0]
@@ -161,9 +161,9 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         if timeout is not None and "queue_timeout" not in self._given:
             self._given["queue_timeout"] = timeout
             self.settings = self.settings.with_options({"queue_timeout": timeout})
-        cparams.pop("autocommit", None)  # as isolation_level: BEGIN is ours to send
+        cparams.pop("autocommit", None)  # as isolation_level: qsession itself sends BEGIN
         cparams.update(timeout=0, isolation_level=None, check_same_thread=False)
-        # Before anything is opened, and listeners see it.
+        # Before a connection is opened, and before listeners see it.
         fork.refuse_carried(self.database, file_identity(path_of(cargs[0])))
         frozen = frozen_uri(cargs[0], cparams.get("uri", False))
         if frozen is not None:
@@ -207,14 +207,14 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
     def shares_syncs(self) -> bool:
         """Whether fsyncs of commits are shared.
 
-        Without powersafe overwrite SQLite pads each commit to a sector where it syncs by itself,
-        and not elsewhere (https://sqlite.org/psow.html).
+        Without powersafe overwrite, commits must be padded to a sector, and SQLite does so only if
+        it syncs them itself (https://sqlite.org/psow.html).
         """
         return self.settings.durability != "normal" and "psow=0" not in self.database
 
     @property
     def asked_timeout(self) -> float | None:
-        """The ``queue_timeout``, in seconds, if the application has set one."""
+        """The ``queue_timeout`` in seconds, if the application has set one."""
         return self.settings.queue_timeout if "queue_timeout" in self._given else None
 
     def discard_memory(self) -> None:
@@ -222,19 +222,18 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             self._memory.leave(self)
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        """BEGIN goes with the first statement."""
+        """No action: BEGIN is sent with the first statement."""
 
     def do_commit(self, dbapi_connection: Any) -> None:
-        """Commit; a physical connection that goes back to its pool has ended its transaction."""
+        """Commit. A physical connection that returns to its pool has no transaction any more."""
         if isinstance(dbapi_connection, RoutedConnection):
             dbapi_connection.commit()
 
     def do_terminate(self, dbapi_connection: Any) -> None:
-        """Close without waiting, so that no second cancellation can come in between."""
+        """Close without waiting, so that a second cancellation cannot interrupt it."""
         dbapi_connection.terminate()
 
-    # Before the first connection of an engine is one of ours, SQLAlchemy looks at the database
-    # through the driver's, whose cursors are its own.
+    # To initialize an engine, SQLAlchemy uses the driver's connection, with the driver's cursors.
 
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         if isinstance(cursor, RoutedCursor):
@@ -271,7 +270,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
 
 
 class SynchronousDialect(QSessionDialect):
-    """The same for ``create_engine``: its calls wait in their thread."""
+    """The dialect for ``create_engine``, whose calls block their thread."""
 
     supports_statement_cache = True
     is_async = False

@@ -1,10 +1,10 @@
-"""Lone statements: each is a transaction of its own, and most need no greenlet.
+"""Lone statements: each is a separate transaction, and most need no greenlet.
 
-A SELECT that is known to be short runs in the step of its task. A write that is known to be short
-asks for the ticket, and whoever gives the ticket back to it has its loop run it: its task wakes
-once, when the disk has confirmed the commit. So writes that wait for one another follow in one turn
-of the loop, each with the ticket and a COMMIT of its own. Everything else, and whatever turns out
-to be not so simple, is done by a transaction in a greenlet, with the ticket that was granted.
+A SELECT that is known to be short runs directly in its task. A write that is known to be short asks
+for the ticket. When it gets the ticket, its loop runs it, and its task wakes only once, when the
+disk has confirmed the commit. So several waiting writes run in one turn of the loop, each with its
+own ticket and COMMIT. All other statements, and those that turn out not to be simple, run in a
+transaction in a greenlet, with the ticket if it was already granted.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _SUSPECT = frozenset(
 
 
 class LoneWrite:
-    """A statement that writes, and waits for the ticket or for the disk: the owner of its ticket.
+    """A write that waits for the ticket or for the disk. It is the owner of its ticket.
 
-    It never idles with the ticket, so whoever waits for it waits for a moment.
+    It never idles with the ticket, so other writers wait for it only briefly.
     """
 
     __slots__ = (
@@ -80,20 +80,20 @@ class LoneWrite:
         self.ticket: Ticket = Ticket(self)
         self.ticket.on_granted = self._granted
         self.future: asyncio.Future[Any] = self.ticket.prepare(lane.loop)
-        """What its task waits for."""
+        """The future that its task awaits."""
         self.has_turn = False
         """Whether it has the turn on the file with the ticket."""
         self.outcome: Outcome | None = None
         self.error: Exception | None = None
         self.commit = 0
-        """Its number."""
+        """The number of its commit."""
         self.driver: DriverConnection | None = None
         self.syncer: Syncer | None = None
-        """What the commit is confirmed by, where somebody else has to."""
+        """The syncer that confirms the commit; None if SQLite itself syncs it, or no one does."""
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
-        """The task that waits for it; it may be dropped."""
+        """The task that waits for it; None if it was collected."""
         return self._task()
 
     @property
@@ -109,10 +109,10 @@ class LoneWrite:
         return 0.0, 0.0
 
     def taken_away(self, place: int | None, stalled: bool) -> None:
-        """Its loop stood still; it asks again."""
+        """No action: its loop stood still, and its task asks again."""
 
     def abandon(self, failure: Exception | None = None) -> None:
-        """Its loop is closed. It is not in the middle of anything but a checkpoint."""
+        """Give the ticket back, because its loop is closed. Only a checkpoint of it may run."""
         self.lane.pool.write_queue.queue.leave(self.ticket)
 
     def give_up_snapshot(self) -> bool:
@@ -122,7 +122,7 @@ class LoneWrite:
         return not self.future.cancelled() and self.lane.go_on_with(self)
 
     def answer(self) -> None:
-        """Let its task go on."""
+        """Wake its task."""
         if not self.future.done():
             self.future.set_result(None)
 
@@ -137,13 +137,13 @@ class Lane:
         self._runner = Runner(pool.pace, pool.write_queue.counters)
         self._runner.use_here()
         self._granted: deque[LoneWrite] = deque()
-        """The one that holds the ticket, behind those from which it was taken away."""
+        """Writes that got the ticket. Only the last one may still hold it."""
         self._thread = 0
-        """In which the loop runs. To ask for the running loop is a system call before Python 3.12.
+        """The thread of the loop. Before Python 3.12, asking for the running loop is a system call.
         """
         self._serves = False
         self._looks = False
-        """Whether it is about to look whether more writes have come."""
+        """Whether a check for more writes is scheduled."""
         settings = pool.settings
         self._access = settings.access
         self._simple = settings.durability != "strict" and settings.max_hold is None
@@ -156,11 +156,11 @@ class Lane:
     ) -> Outcome:
         """Run a statement and commit it.
 
-        ``connection``: what a statement that is not simple runs on, where that must be the same one
-        each time; it is in autocommit mode.
+        ``connection``: the connection, in autocommit mode, for a statement that is not simple, if
+        such statements must use the same one each time.
 
-        Raises what SQLite raises, and the errors of :mod:`qsession.errors`. Cancelled: it is not
-        done, or undone; one that waits for the disk is committed.
+        Raises the errors of SQLite and of :mod:`qsession.errors`. If cancelled, the statement is
+        not run, or rolled back, unless it already waits for the disk; then it is committed.
         """
         if self._is_simple(statement, options):
             if statement.kind is Kind.READ and self._access != "read":
@@ -181,7 +181,7 @@ class Lane:
     # Reading.
 
     def _read(self, statement: Statement) -> Outcome | None:
-        """None: it has to be done by a transaction, which has to wait for something."""
+        """Run a SELECT. None: a transaction must run it, because it has to wait."""
         pool = self.pool
         lease = None if pool.admission.is_shut else pool.ready_lease(holder=False)
         if lease is None:
@@ -203,7 +203,7 @@ class Lane:
             lease.end()
 
     def _look_at(self, report: Report, lease: Lease) -> None:
-        """After an error: what became of the connection."""
+        """After an error: check the connection."""
         assert report.error is not None
         if errors.sqlite_code(report.error) in _SUSPECT:
             lease.driver.suspect = True
@@ -252,10 +252,10 @@ class Lane:
         if failure is not None:
             assert lone.syncer is not None
             assert lone.driver is not None
-            with suppress(Exception):  # if the file is gone, the next one opens it anew
+            with suppress(Exception):  # if the file is gone, the next statement reopens it
                 self.pool.check_file(lone.driver, again=True)
             raise lone.syncer.unconfirmed(failure) from failure
-        turn = self._turn.enter(holder=True)  # one fsync may have answered many
+        turn = self._turn.enter(holder=True)  # one fsync may wake many tasks
         if turn is not None:
             await turn
 
@@ -271,7 +271,7 @@ class Lane:
             self._serve()
 
     def go_on_with(self, lone: LoneWrite) -> bool:
-        """It has been granted the ticket. In whatever thread; False if the loop is closed."""
+        """Schedule a write that has got the ticket. Any thread; False if the loop is closed."""
         self._granted.append(lone)
         try:
             if get_ident() != self._thread:
@@ -280,12 +280,12 @@ class Lane:
                 self.loop.call_soon(self._serve)
         except RuntimeError:
             self._granted.remove(lone)
-            self.pool.admission.leave(lone)  # which keeps it, and what waits for it, alive
+            self.pool.admission.leave(lone)  # or it, and its task, would stay alive
             return False
         return True
 
     def _serve(self, *let_in: Any) -> None:
-        """Run the one that holds the ticket, and those it passes on to, while the turn lasts."""
+        """Run the write that holds the ticket, and those that get it next, while the turn lasts."""
         pool = self.pool
         self._serves, pool.gathers = True, self._thread
         pool.write_queue.more_to_come = True
@@ -307,9 +307,9 @@ class Lane:
                 self.loop.call_soon(self._look)
 
     def _look(self) -> None:
-        """The tasks that were about to go on have had their step: sync, unless they write as well.
+        """Sync, unless tasks that have just continued write as well.
 
-        Each sync answers all who have committed before it.
+        Each sync confirms all commits before it.
         """
         self._looks = False
         queue, syncer = self.pool.write_queue, self.pool.running_syncer
@@ -325,7 +325,7 @@ class Lane:
             if ticket.held:  # else it was taken away, or its task was cancelled
                 lone.has_turn = queue.turn.take_now()
                 runs = lone.has_turn and ticket.claim()
-                if lone.has_turn and not runs:  # the turn is for whoever has the ticket now
+                if lone.has_turn and not runs:  # the turn belongs to the new holder, if any
                     queue.queue.if_free(partial(queue.turn.release, False))
         finally:
             if not runs:
@@ -342,7 +342,7 @@ class Lane:
             if lease is None or report is None:
                 if lease is not None:
                     lease.end()
-                lone.answer()  # it is for its task, which has the ticket
+                lone.answer()  # its task runs it, with the ticket
                 return
             when = self._take_note(lone, lease, report)
         except BaseException as error:
@@ -365,7 +365,7 @@ class Lane:
                 lone.syncer.enlist(lone.commit, lone.future)
 
     def _report(self, lone: LoneWrite, lease: Lease) -> Report | None:
-        """What came of the statement; None: it has to be done by a transaction."""
+        """Run the statement and report; None: a transaction must run it."""
         driver = lease.driver
         if driver.query_only is not False or driver.frozen:
             return None
@@ -376,7 +376,7 @@ class Lane:
         return None if report is None or report.busy else report
 
     def _take_note(self, lone: LoneWrite, lease: Lease, report: Report) -> When:
-        """It has been committed, or has failed. When a checkpoint is due."""
+        """Record the commit or the error. Returns when a checkpoint is due."""
         pool, driver = self.pool, lease.driver
         if report.error is not None:
             self._look_at(report, lease)
@@ -391,7 +391,7 @@ class Lane:
         return pool.checkpointer.due()
 
     def _pass_on(self, lone: LoneWrite, lease: Lease | None, when: When) -> None:
-        """Give back the connection, then the ticket, behind a checkpoint where one is due."""
+        """Give back the connection and the ticket, after a checkpoint if it needs the ticket."""
         pool = self.pool
         pool.admission.leave(lone)
         if lease is not None and when is When.HOLDING:
@@ -407,7 +407,7 @@ class Lane:
         finally:
             pool.write_queue.release(lone.ticket)
 
-    # What is not simple.
+    # Statements that are not simple.
 
     def _in_transaction(
         self,
@@ -416,7 +416,7 @@ class Lane:
         connection: RoutedConnection | None,
         lone: LoneWrite | None,
     ) -> Outcome:
-        """In a greenlet. ``lone``: what has the ticket, or had it until it was taken away."""
+        """Run it in a transaction. In a greenlet. ``lone``: the write that has had the ticket."""
         if connection is not None:
             return self._on(connection, statement, options, lone)
         own = RoutedConnection(self.pool) if lone is not None else self.pool.connect()
@@ -443,7 +443,7 @@ class Lane:
         return connection.transaction.execute(statement, options)
 
     def _take_over(self, lone: LoneWrite, transaction: Transaction) -> None:
-        """Let a transaction go on with what a lone write has, and wait for the turn if it must."""
+        """Give a transaction what a lone write has, and wait for the turn if necessary."""
         pool, queue, ticket = self.pool, self.pool.write_queue, lone.ticket
         pool.admission.hand_over(lone, transaction)
         transaction.last_statement = lone.last_statement
@@ -460,13 +460,13 @@ class Lane:
 
 
 def _owner(queue: WriteQueue) -> object:
-    """Who holds the ticket."""
+    """The owner of the held ticket."""
     holder = queue.queue.holder
     return None if holder is None else holder.owner
 
 
 def _pass_on(queue: WriteQueue, ticket: Ticket, lease: Lease) -> None:
-    """Behind a checkpoint, in the thread of the connection."""
+    """Give back the connection and the ticket after a checkpoint, in the connection's thread."""
     try:
         lease.end()
     finally:

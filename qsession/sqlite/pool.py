@@ -1,4 +1,4 @@
-"""WriteQueuePool: a bounded pool of connections, of which any may write, and the write queue."""
+"""WriteQueuePool: a bounded pool of connections, each of which may write, and the write queue."""
 
 from __future__ import annotations
 
@@ -42,19 +42,20 @@ from qsession.waiting.pacing import turns
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 LOOK_AGAIN = 0.01
-"""Seconds between two looks whether the file is still there."""
+"""Seconds between two checks whether the file still exists."""
 KEEP_IDLE = 30.0
-"""Seconds after which a connection beyond ``pool_size`` that nobody uses may be closed."""
+"""Seconds after which an idle connection beyond ``pool_size`` may be closed."""
 
 
 class WriteQueuePool(AsyncAdaptedQueuePool):
-    """What ``engine.pool`` is.
+    """The class of ``engine.pool``.
 
-    ``pool_size`` and the other arguments mean what they mean for SQLAlchemy's own pool. One
-    connection more is reserved for the holder of the ticket, so that it never waits for those who
-    wait for it; the same connection writes again and again, and finds its page cache warm.
+    ``pool_size`` and the other arguments have the same meaning as for SQLAlchemy's own pool. One
+    more connection is reserved for the holder of the ticket, so that the holder never waits for
+    transactions that wait for the ticket. The same connection is used for most writes, so its page
+    cache is warm.
 
-    Invariant: never more than ``pool_size + max_overflow + 1`` are open.
+    Invariant: at most ``pool_size + max_overflow + 1`` connections are open.
     """
 
     _queue_class = ConnectionQueue
@@ -67,38 +68,38 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         create = self._invoke_creator
         self._invoke_creator = lambda record: self._dialect.dbapi.adopt(create(record))
         self._keeps_idle = keeps_idle
-        """False stands for NullPool: a connection is closed with its transaction."""
+        """False replaces NullPool: a connection is closed when its transaction ends."""
         self._replaced = False
         self.pace = Pace(self.settings.inline)
         self.isolation_level: str | None = self._dialect._on_connect_isolation_level
-        """What ``create_async_engine(isolation_level=...)`` asked for."""
+        """The ``isolation_level`` of the engine."""
         self.noted: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
-        """What "connect" listeners have noted of the connection that was opened last: in ``info``
-        and in ``record_info``."""
+        """What "connect" listeners have stored for the last opened connection: its ``info`` and
+        ``record_info``."""
         self._looked: tuple[float, object] = (0.0, None)
-        """When the file was last looked at, and what was found."""
+        """When the file was last checked, and its identity then."""
         self._asking = threading.local()
         self._begin()
         fork.pools.add(self)
 
     def _begin(self) -> None:
-        """What a new pool begins with, and that of a forked child again."""
+        """Set the initial state, also again in a forked child."""
         self._pool.limit = 0
-        self._pool.use_lifo = True  # the one used last has the warmest cache; others may be closed
+        self._pool.use_lifo = True  # the last one used has the warmest cache; others may be closed
         self._reserved = ConnectionQueue()
         self._reserved.put(self._create_connection(reserved=True))
         self._resting: dict[Transaction, Lease] = {}
         self._leases: set[Lease] = set()
-        """What is in use. Unless it is referred to, the garbage collector could close a connection
-        of somebody who is forgotten before it finds that out.
+        """The leases in use. Without these references, the garbage collector could close the
+        connection of an unclosed session before it collects the session.
         """
         self._reserve_lease: Lease | None = None
-        """Of the connection in reserve, while it is in use."""
+        """The lease of the reserved connection, while it is in use."""
         self._initialized = False
         self._initializing = TicketQueue()
         self._syncer: Syncer | None = None
         self.gathers: int | None = None
-        """A thread whose loop runs lone writes now, and says itself when there are no more."""
+        """The thread whose loop runs lone writes now. It triggers the sync itself afterwards."""
         self.admission = Admission()
         self.checkpointer = Checkpointer(self._warn_of_wal, self.settings.wal_warn)
         self.write_queue = WriteQueue(self.settings, self.database)
@@ -110,21 +111,21 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     @property
     def database(self) -> str:
-        """The database as messages name it."""
+        """The name of the database in messages."""
         return str(self._dialect.database)
 
     def reset(self, connection: RoutedConnection) -> None:
-        """End the transaction of a connection that is closed, as ``pool_reset_on_return`` says."""
+        """End the transaction of a closed connection, according to ``pool_reset_on_return``."""
         if self._reset_on_return is ResetStyle.reset_commit:
             self._dialect.do_commit(connection)
         elif self._reset_on_return is ResetStyle.reset_rollback:
             self._dialect.do_rollback(connection)
 
     def connect(self) -> PoolProxiedConnection:
-        """A connection that has no physical one yet.
+        """A connection without a physical connection yet.
 
-        The first call opens one, so that a database that cannot be opened is reported here, and
-        SQLAlchemy's dialect is initialized before the first statement is compiled.
+        The first call opens a physical one. So it raises an error if the database cannot be opened,
+        and SQLAlchemy's dialect is initialized before the first statement is compiled.
         """
         if not self._initialized:
             self._initialize()
@@ -157,16 +158,16 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     @property
     def reserve_is_kept(self) -> bool:
-        """Whether the connection in reserve stays with somebody who has set something on it."""
+        """Whether the reserved connection stays with a user that has set something on it."""
         lease = self._reserve_lease
         return lease is not None and lease.kept
 
     def lease(self, holder: bool, keeps: bool = False) -> Lease:
-        """A connection; waits for one for ``pool_timeout`` seconds. In a greenlet.
+        """Wait up to ``pool_timeout`` seconds for a connection. In a greenlet.
 
-        ``holder``: for the holder of the ticket, who has one in reserve. ``keeps``: it will stay
-        with its user, who gets that one last. Where somebody listens, SQLAlchemy's own checkout is
-        used.
+        ``holder``: for the holder of the ticket, which may use the reserved one. ``keeps``: the
+        connection will stay with its user, which gets the reserved one only if there is no other.
+        If the pool has listeners, SQLAlchemy's own checkout is used.
         """
         if self._is_observed:
             self._asking.how = holder, keeps
@@ -185,12 +186,12 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     @property
     def _is_observed(self) -> bool:
-        """Whether somebody is to be told of connections that are taken and given back."""
+        """Whether the pool has listeners, logging or pre-ping for checkouts."""
         told = self.dispatch
         return bool(self._pre_ping or self.echo or told.checkout or told.checkin or told.reset)
 
     def ready_lease(self, holder: bool) -> Lease | None:
-        """As :meth:`lease`, where nothing has to be waited for; else None."""
+        """As :meth:`lease`, if that needs no wait; else None."""
         if self._is_observed or self._recycle > -1:
             return None
         record = (holder and self._reserved.take()) or self._pool.take()
@@ -204,7 +205,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         return self._leased(record, self._checkin)
 
     def idle_lease(self) -> Lease | None:
-        """An idle connection, where nothing can be waited for; None if there is none."""
+        """An idle connection, without waiting; None if there is none."""
         record = self._pool.pick(lambda each: each.dbapi_connection is not None)
         if record is None or record.dbapi_connection.suspect:
             return None
@@ -235,28 +236,28 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
                 proxied.invalidate()
             else:
                 proxied._close_special(transaction_reset=True)
-        except Exception:  # of a listener: the transaction itself has ended well
+        except Exception:  # of a listener; the transaction itself has ended
             self.logger.exception("A pool listener failed; the connection is closed")
             lease.record.invalidate()
 
     def _create_connection(self, reserved: bool = False) -> ConnectionPoolEntry:
-        """A place in the pool; its connection is opened by the checkout.
+        """A pool record without a connection, which the checkout opens.
 
-        If that fails or is cancelled, the place goes to the next who waits.
+        If that fails or is cancelled, the record goes to the next waiting task.
         """
         record: Any = _ConnectionRecord(self, connect=False)
         record.home, record.reserved, record.idle_since = self._pool, reserved, 0.0
         return cast("ConnectionPoolEntry", record)
 
     def _do_get(self) -> Any:
-        """What SQLAlchemy's own checkout asks for."""
+        """The record for SQLAlchemy's own checkout."""
         how: tuple[bool, bool] = getattr(self._asking, "how", (False, False))
         self._asking.how = False, False
         return self._record(*how)
 
     def _record(self, holder: bool, keeps: bool) -> Any:
-        """A record: the one in reserve, an idle one, a new one, a resting one, or one that is
-        waited for, in this order.
+        """A record: the reserved one, an idle one, a new one, a resting one, or else it waits for
+        one.
         """
         record = (holder and not keeps and self._reserved.take()) or self._pool.take()
         if record:
@@ -265,7 +266,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             return self._create_connection()
         self._wake_any()
         queue, joined = self._pool, self._wake_any
-        if holder:  # before all others: they may wait for it
+        if holder:  # before all others, which may wait for the holder
             queue, joined = self._reserved, self._make_room
         try:
             return self._pool.take() or queue.get(timeout=self._timeout, joined=joined)
@@ -282,7 +283,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
                 self._put_back_regular()
 
     def _put_back_regular(self) -> None:
-        """Nobody waits for the reserved one any more: the others that came there are for all."""
+        """No holder waits any more: move other records out of the reserved queue."""
         while (record := self._reserved.pick(lambda each: not each.reserved)) is not None:
             self._pool.put(record)
 
@@ -292,7 +293,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         return self._reserved.waiting > 0
 
     def _make_room(self) -> None:
-        """The holder of the ticket gets the connection of a transaction that rests, or idles."""
+        """Give the holder of the ticket the connection of a resting or idle transaction."""
         self._wake_any()
         loop = running_loop()
         for transaction in self.admission:
@@ -301,19 +302,19 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             if transaction.loop is loop:
                 transaction.give_up_snapshot()
             elif transaction.loop is not None:
-                with suppress(RuntimeError):  # it is closed
+                with suppress(RuntimeError):  # the loop is closed
                     transaction.loop.call_soon_threadsafe(self._ask_for_room, transaction)
 
     def _ask_for_room(self, transaction: Transaction) -> None:
-        """Of another loop than the holder's. In that loop."""
+        """As :meth:`_make_room`, for a transaction of another loop. In that loop."""
         if self.wants_room:
             transaction.give_up_snapshot()
 
     def _do_return_conn(self, record: Any) -> None:
         if record.home is not self._pool:
-            return  # the parent's, in a forked child
+            return  # in a forked child, it belongs to the parent
         try:
-            if self._replaced or not self._keeps_idle:  # nobody will dispose of this pool again
+            if self._replaced or not self._keeps_idle:  # this pool will not be disposed of again
                 self._shut(record)
         finally:
             self._take_back(record)
@@ -328,13 +329,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._trim(record.idle_since - KEEP_IDLE)
 
     def _trim(self, past: float) -> None:
-        """Close a connection beyond ``pool_size`` that nobody has used for long."""
+        """Close a connection beyond ``pool_size`` that was idle for long."""
         record = self._pool.pick(lambda each: each.idle_since <= past)
         if record is not None:
             self._close(record)
 
     def _shut(self, record: Any) -> None:
-        """Close the connection of a record; a cancellation is raised once that is done."""
+        """Close the connection of a record; a cancellation is raised afterwards."""
         driver: DriverConnection | None = record.dbapi_connection
         try:
             record.close()
@@ -344,7 +345,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             raise driver.cancelled
 
     def _close(self, record: Any) -> None:
-        """Close an idle connection that was taken out; its place is free for a new one."""
+        """Close an idle connection that was taken out, so that a new one may be opened."""
         try:
             self._shut(record)
         finally:
@@ -360,18 +361,18 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._wake_any()
 
     def wake(self, transaction: Transaction) -> Lease | None:
-        """The connection that a transaction had when it rested; None if others have it."""
+        """The connection that a transaction had when it rested; None if another one has it."""
         return self._resting.pop(transaction, None)
 
     def _wake_any(self) -> None:
-        """Give the connection of a resting transaction to one that needs it."""
-        with suppress(StopIteration, RuntimeError):  # there is none; or another thread is here
+        """Give back the connection of a resting transaction, so that another one gets it."""
+        with suppress(StopIteration, RuntimeError):  # there is none, or another thread changes it
             lease = self._resting.pop(next(iter(self._resting)), None)
             if lease is not None:
                 lease.end()
 
     def _make_ready(self, driver: DriverConnection, record: Any) -> None:
-        """After "connect" listeners: what a connection needs, and what it is open on."""
+        """Set up a connection after its "connect" listeners."""
         if driver.is_ready:
             return
         try:
@@ -389,7 +390,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         driver.is_ready = True
 
     def syncer(self, driver: DriverConnection) -> Syncer:
-        """What makes commits of this file durable, for all engines of the process."""
+        """The syncer of this file, shared by all engines of the process."""
         if driver.syncer is None:
             assert driver.identity is not None
             driver.syncer = self._syncer = syncer_of(driver.path, driver.identity[:2])
@@ -399,11 +400,11 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     @property
     def running_syncer(self) -> Syncer | None:
-        """What makes commits durable, once there was one."""
+        """The syncer, if there was a commit."""
         return self._syncer
 
     def _sync_if_quiet(self) -> None:
-        """Nobody holds the ticket. Tasks that are about to go on may commit as well."""
+        """Sync now that the ticket is free, unless tasks of this loop may commit soon."""
         if self.gathers == threading.get_ident():
             return
         loop = running_loop()
@@ -415,10 +416,10 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def check_file(self, driver: DriverConnection, again: bool = False) -> None:
         """Raise if the file was deleted or replaced since the connection was opened.
 
-        In WAL mode SQLite would go on reading and writing the file that has no name any more
-        (https://sqlite.org/howtocorrupt.html, 4.2). The next transaction gets fresh connections.
-        A transaction that begins less than ``LOOK_AGAIN`` after the last look goes by that, unless
-        ``again``; what it commits is looked at once more by the fsync.
+        In WAL mode SQLite would continue to use the file that no longer has a name
+        (https://sqlite.org/howtocorrupt.html, 4.2). The next transaction gets new connections. The
+        last result is used again for ``LOOK_AGAIN`` seconds, unless ``again``; the fsync checks the
+        file once more.
         """
         if driver.inherited:
             fork.refuse_carried(driver.path, driver.identity)
@@ -443,11 +444,11 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         )
 
     def explain(self, error: Exception, query_only: bool = False) -> Exception:
-        """The same error, with what a user can do about it."""
+        """The same error with advice for the user."""
         return explain(error, self.database, query_only)
 
     def _warn_of_wal(self, size: int) -> None:
-        """Tell which transaction keeps the WAL from being reused, once until it is reused."""
+        """Log which transaction keeps the WAL from being reused, once until it is reused."""
         reading = [(since, each) for each in self.admission if (since := each.snapshot_since)]
         if not reading:
             return
@@ -471,7 +472,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         return self.write_queue.stats(size, in_use, syncs)
 
     async def drain(self, timeout: float | None) -> None:
-        """Refuse new transactions and wait for the end of those at work."""
+        """Refuse new transactions and wait until the present ones have ended."""
         deadline = None if timeout is None else time.monotonic() + timeout
         if not await self.admission.drain(timeout):
             raise QueueTimeout(
@@ -485,7 +486,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     # The end, and forks.
 
     def beside(self) -> WriteQueuePool:
-        """Another pool for the same file, in the same queue, with connections of its own."""
+        """Another pool for the same file, with the same queue and separate connections."""
         pool = super().recreate()
         assert isinstance(pool, WriteQueuePool)
         pool.write_queue = self.write_queue
@@ -496,13 +497,13 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def recreate(self) -> WriteQueuePool:
         pool = self.beside()
         self._replaced = True
-        for record in self._take_idle():  # begun here while the others were closed
+        for record in self._take_idle():  # they came back while the others were closed
             record.invalidate()
             self._put_back(record)
         return pool
 
     def _take_idle(self) -> list[Any]:
-        """Take out what nobody uses."""
+        """Take out all idle records."""
         while self._resting:
             self._wake_any()
         return [*iter(self._pool.take, None), *iter(self._reserved.take, None)]
@@ -511,22 +512,22 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         (self._reserved if record.reserved else self._pool).put(record)
 
     def close_idle(self) -> None:
-        """Close what nobody uses, in this thread: the process is about to fork."""
+        """Close idle connections in this thread, because the process is about to fork."""
         for record in self._take_idle():
             fork.close(record)
             self._put_back(record)
 
     def begin_anew(self) -> None:
-        """In a forked child: everything that was is the parent's, and no thread of it is here."""
+        """In a forked child: reset the state, which belongs to the parent, as do its threads."""
         self._pool = self._queue_class(self._pool.maxsize, self._pool.use_lifo)
         self._overflow = -self.size()
         self._overflow_lock = threading.Lock()
         self._begin()
 
     def dispose(self) -> None:
-        """Close what is not in use, to the end; a cancellation is raised afterwards.
+        """Close the connections that are not in use; a cancellation is raised afterwards.
 
-        The pool can be used again, as it is when a cancelled ``engine.dispose()`` keeps it.
+        The pool can be used again, as after a cancelled ``engine.dispose()``.
         """
         if in_greenlet():
             await_only(to_end(greenlet_spawn(self._dispose)))
@@ -534,7 +535,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._dispose()
 
     def close(self) -> None:
-        """Close what is not in use. Those in use still count, unlike in QueuePool.dispose()."""
+        """Close idle connections. Those in use still count, unlike in QueuePool.dispose()."""
         while self._resting:
             self._wake_any()
         while record := self._pool.take():

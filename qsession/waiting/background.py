@@ -1,8 +1,8 @@
-"""Background: one event loop in a thread of its own, where functions run for threads that wait.
+"""Background: an event loop in a separate thread, which runs functions for waiting threads.
 
-A synchronous engine is the asyncio one, called from outside: each call is a function that runs in a
-greenlet on this loop, and the thread waits for its end. All synchronous engines of a process share
-the loop. It is started by the first call, and by the first one of a forked child again.
+A synchronous engine uses the asyncio engine: each call is a function that runs in a greenlet on
+this loop, while the calling thread waits. All synchronous engines of a process share the loop. The
+first call starts it, and in a forked child the first call there.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from qsession.waiting.callers import Call, answering
 from qsession.waiting.greenlets import spawn
 
 PATIENCE = 1.0
-"""Seconds that a fork waits for the loop to come to the end of its step."""
+"""Seconds that a fork waits until the loop has ended its step."""
 
 T = TypeVar("T")
 
 
 def _nothing() -> None:
-    """What is lost of most functions."""
+    """The default for ``lost``: no action."""
 
 
 class _Errand:
-    """A function on its way to the loop, and what came of it."""
+    """A function to run on the loop, and its result."""
 
     __slots__ = (
         "_dropped", "_function", "_task", "after", "before", "call", "done", "error", "result",
@@ -45,13 +45,13 @@ class _Errand:
         self.result: Any = None
         self.error: BaseException | None = None
         self.done = threading.Lock()
-        """Held until it has ended."""
+        """A lock that is held until the function has ended."""
         self.done.acquire()
         self._task: asyncio.Task[None] | None = None
         self._dropped = False
 
     def begin(self) -> None:
-        """On the loop."""
+        """Start it. On the loop."""
         if not self._dropped:
             self.before.run(answering.set, self.call)
             self._task = self.before.run(asyncio.ensure_future, self._run())
@@ -65,7 +65,7 @@ class _Errand:
         self.done.release()
 
     async def drop(self, lost: Callable[[], None]) -> None:
-        """Cancel it, and wait for its end; if it has come to a good one, call ``lost``."""
+        """Cancel it and wait for its end. If it succeeded all the same, call ``lost``."""
         self._dropped = True
         if self._task is not None:
             self._task.cancel()
@@ -75,7 +75,7 @@ class _Errand:
 
 
 class Background:
-    """The loop, and the way to it."""
+    """The loop, and the functions that use it."""
 
     def __init__(self) -> None:
         self._heeds_forks = False
@@ -91,13 +91,13 @@ class Background:
     def run(self, function: Callable[[], T], lost: Callable[[], None] = _nothing) -> T:
         """Run ``function()`` on the loop, in a greenlet, and wait for it in this thread.
 
-        It runs in the context of the caller: what it sets there is set here as well. Raises what
-        the function raises. On the loop itself it is simply called.
+        It runs in the context of the caller, and context variables that it sets are also set here.
+        Raises the function's errors. On the loop itself the function is called directly.
 
-        Interrupted, by Ctrl-C or by whatever else a signal handler raises: the function is
-        cancelled, its end is waited for, and the exception goes on. If the function had come to its
-        end, ``lost()`` is called on the loop: nobody will know what it returned. A second exception
-        goes on at once, and the function is cancelled all the same.
+        If the thread is interrupted, by Ctrl-C or another exception of a signal handler, the
+        function is cancelled, and the exception is raised when the function has ended. If the
+        function succeeded all the same, ``lost()`` is called on the loop, because its result is
+        lost. A second exception is raised at once; the function is still cancelled.
         """
         if threading.get_ident() == self._ident:
             return function()
@@ -131,11 +131,11 @@ class Background:
                 self._ident, self._loop = thread.ident, loop
             return self._loop
 
-    # Forks. A child inherits the loop without its thread. It must find it between two steps, or
-    # what it inherits may be half changed.
+    # Forks. A child inherits the loop without its thread. The fork must happen between two steps of
+    # the loop, or the child inherits half changed objects.
 
     def _heed_forks(self) -> None:
-        """Only now: what is registered last is called first, before connections are closed."""
+        """Register late: the last one is called first, before connections are closed."""
         if self._heeds_forks or not hasattr(os, "register_at_fork"):
             return
         self._heeds_forks = True
@@ -144,7 +144,7 @@ class Background:
         )
 
     def _park(self) -> None:
-        """Let the loop stand still; who forks on the loop itself has it standing already."""
+        """Stop the loop before a fork. If the loop itself forks, it already stands still."""
         self._forking.acquire()
         if self._loop is None or threading.get_ident() == self._ident:
             return
@@ -159,7 +159,7 @@ class Background:
         self._forking.release()
 
     def _leave_to_parent(self) -> None:
-        """To close the loop, even when the interpreter ends, would take it from the parent."""
+        """Leave the loop to the parent. Closing it, even at exit, would affect the parent."""
         if self._loop is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loop))
         self._begin_anew()
@@ -171,7 +171,7 @@ def _stand(parked: threading.Event, go_on: threading.Event) -> None:
 
 
 def _take_over(errand: _Errand) -> None:
-    """Set here what the function has set in the context."""
+    """Set the context variables here that the function has set."""
     if errand.after is None:
         return
     for variable, value in errand.after.items():

@@ -1,8 +1,7 @@
-"""Callers: who a statement runs for, a task or a thread.
+"""Callers: the task or thread for which a statement runs.
 
-On an asyncio engine that is the running task. A synchronous engine runs statements on a loop in the
-background, for a thread that stands still meanwhile: then it is that thread, or the task that runs
-in it.
+On an asyncio engine this is the running task. A synchronous engine runs statements on a loop in the
+background while the calling thread waits. Then it is that thread, or the task that runs in it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from qsession.waiting.handoff import running_loop
 
 
 class ThreadCaller:
-    """A thread that calls a synchronous engine outside of any task."""
+    """A thread that calls a synchronous engine outside any task."""
 
     def __init__(self) -> None:
         self._thread = threading.current_thread()
@@ -28,11 +27,11 @@ class ThreadCaller:
         return f"thread {self._thread.name!r}"
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Whether the thread has ended."""
         return not self._thread.is_alive()
 
     def frames(self) -> Iterator[tuple[CodeType, int]]:
-        """Where it stands now, from the outside in."""
+        """The present frames of the thread, outermost first."""
         ident = self._thread.ident
         frame = None if ident is None else sys._current_frames().get(ident)
         return reversed([(each.f_code, each.f_lineno) for each in outwards(frame)])
@@ -42,7 +41,7 @@ Caller: TypeAlias = "asyncio.Task[Any] | ThreadCaller"
 
 
 class _Here(threading.local):
-    """The caller that this thread is."""
+    """The caller object of each thread."""
 
     caller: ThreadCaller | None = None
 
@@ -51,17 +50,17 @@ _here = _Here()
 
 
 class Call:
-    """A call of a thread, which stands still until it has been answered."""
+    """A call of a thread, which waits until the call has ended."""
 
     __slots__ = ("caller", "frame", "stopped")
 
     def __init__(self, frame: FrameType) -> None:
         self.stopped = running_loop()
-        """The loop of the thread, which stands still with it."""
+        """The loop of the thread, which is blocked with it."""
         task = None if self.stopped is None else asyncio.current_task(self.stopped)
         self.caller: Caller = task or _thread_caller()
         self.frame: FrameType | None = frame
-        """Where the thread stands; None when the call is over."""
+        """The frame of the thread; None when the call has ended."""
 
 
 def _thread_caller() -> ThreadCaller:
@@ -71,17 +70,17 @@ def _thread_caller() -> ThreadCaller:
 
 
 answering: ContextVar[Call | None] = ContextVar("answering", default=None)
-"""The call that is answered here, on the loop in the background."""
+"""The call that is being run here, on the loop in the background."""
 
 
 def current_call() -> Call | None:
-    """The call that is answered here; None on the loop of an application."""
+    """The call that is being run here; None on the loop of an application."""
     call = answering.get()
     return None if call is None or call.frame is None else call
 
 
 def current_caller() -> Caller | None:
-    """Who the running code runs for; None in a loop, outside of tasks."""
+    """The caller of the running code; None in a loop outside tasks."""
     call = current_call()
     return asyncio.current_task() if call is None else call.caller
 
@@ -94,14 +93,14 @@ def name_of(caller: Caller | None) -> str:
 
 
 def frames_of(caller: Caller | None) -> Iterator[tuple[CodeType, int]]:
-    """The lines at which a caller stands, from the outside in."""
+    """The lines at which a caller waits, outermost first."""
     if isinstance(caller, ThreadCaller):
         return caller.frames()
     return _frames(None if caller is None else caller.get_coro())
 
 
 def outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame and those it was called from."""
+    """A frame and its callers, innermost first."""
     while frame is not None:
         yield frame
         frame = frame.f_back

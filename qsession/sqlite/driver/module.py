@@ -1,4 +1,4 @@
-"""DriverModule: the DBAPI module that SQLAlchemy knows, and how it opens connections."""
+"""DriverModule: the DBAPI module for SQLAlchemy, and how it opens connections."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
         return self._opened(connection)
 
     def adopt(self, connection: Any) -> DriverConnection:
-        """A connection that ``creator=`` has made. Raises :class:`ArgumentError` for another."""
+        """Wrap the result of ``creator=``. Raises :class:`ArgumentError` if it is unsuitable."""
         if isinstance(connection, DriverConnection):
             return connection
         for each in (connection, getattr(connection, "_connection", None)):  # of an adapter
@@ -49,19 +49,19 @@ class DriverModule(AsyncAdapt_aiosqlite_dbapi):
         )
 
     def _opened(self, connection: Any) -> DriverConnection:
-        """What the application has made by itself; it is opened here where it was not awaited."""
+        """Wrap a connection that the application made, and open it if it was not awaited."""
         driver = self.connection_class(self, connection)
         if connection._connection is None:
             driver.open()
         driver.raw = connection._conn
         try:
             driver.raw.cursor().close()
-        except Exception:  # of whatever SQLite library it is
+        except Exception:  # of any SQLite library
             driver.thread_only = True  # check_same_thread=True
         return driver
 
     def around(self, module: Any) -> DriverModule:
-        """What ``module=`` of create_engine names: aiosqlite, or SQLAlchemy's adapter around it."""
+        """The module for ``module=`` of create_engine: aiosqlite, or an adapter for it."""
         if isinstance(module, DriverModule):
             return module
         inner = getattr(module, "aiosqlite", module)

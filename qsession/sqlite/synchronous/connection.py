@@ -1,4 +1,4 @@
-"""SynchronousConnection: what SQLAlchemy sees as a connection of a synchronous engine."""
+"""SynchronousConnection: the connection that SQLAlchemy gets from a synchronous engine's pool."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ T = TypeVar("T")
 class SynchronousConnection(RoutedConnection):
     """A connection whose methods run on the loop in the background, while their thread waits.
 
-    What needs no waiting is done in the thread itself.
+    Methods that do not wait run in the thread itself.
     """
 
     __slots__ = ()
 
     def wait_for(self, function: Callable[[], T]) -> T:
-        """Run it there and wait for it. Raises what it raises.
+        """Run a function on that loop and wait for it. Raises its errors.
 
-        Interrupted: what runs is cancelled, and the transaction is rolled back.
+        If the thread is interrupted, the function is cancelled, and the transaction is rolled back.
         """
         transaction = self.transaction
         transaction.in_call = True
@@ -38,7 +38,7 @@ class SynchronousConnection(RoutedConnection):
             transaction.in_call = False
 
     def _lose(self) -> None:
-        """A call was interrupted that went well: its user cannot know that."""
+        """Roll back after an interrupted call that succeeded, since its caller cannot know that."""
         if self.transaction.work.state not in (State.IDLE, State.FAILED):
             self.transaction.abandon(
                 QSessionError("The transaction was rolled back because its thread was interrupted.")
@@ -77,23 +77,23 @@ class SynchronousConnection(RoutedConnection):
     def driver_connection(self) -> Any:  # type: ignore[override]
         """The ``sqlite3.Connection`` of this connection, which stays with it until it is closed.
 
-        It waits for the write ticket, as what is done there may write. The ticket goes back when
-        this connection ends its transaction, or idles in the way of others without having written.
-        Raises :class:`QueueTimeout`.
+        This waits for the write ticket, because the application may write on it. The ticket is
+        given back when this connection ends its transaction, or when it idles without having
+        written while others wait. Raises :class:`QueueTimeout`.
         """
         return self.wait_for(self._lend).raw
 
     def _lend(self) -> DriverConnection:
         driver = self.transaction.pin()
-        driver.run(lambda raw: None)  # its thread has nothing to do any more
+        driver.run(lambda raw: None)  # wait until its thread is idle
         return driver
 
     def run_async(self, function: Callable[[Any], Any]) -> Any:
-        """Refuse it: there is no asyncio driver."""
+        """Not supported, since there is no asyncio driver."""
         raise NotImplementedError("run_async() is for asyncio engines; use driver_connection here")
 
     def __getattr__(self, name: str) -> Any:
-        """Of the driver's connection, which stays from then on."""
+        """An attribute of the driver's connection, which then stays with this connection."""
         if name.startswith("__") or not hasattr(sqlite3.Connection, name):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.driver_connection, name)

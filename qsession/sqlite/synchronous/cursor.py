@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Waiting(Connected, Protocol):
-    """A connection whose thread can wait."""
+    """A connection whose thread may wait."""
 
     def wait_for(self, function: Callable[[], T]) -> T: ...
 
@@ -27,7 +27,7 @@ class SynchronousCursor(RoutedCursor):
 
 
 class SynchronousStream(StreamCursor):
-    """A cursor that fetches its rows there as they are asked for."""
+    """A cursor that fetches its rows on demand, on the loop in the background."""
 
     _connection: Waiting
 

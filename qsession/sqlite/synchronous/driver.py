@@ -1,4 +1,4 @@
-"""SynchronousDriver: what listeners of a synchronous engine get for a connection of ``sqlite3``."""
+"""SynchronousDriver: the connection that listeners of a synchronous engine get."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qsession.sqlite.driver.module import DriverModule
 from qsession.sqlite.driver.physical import DriverConnection
 
 CHUNK = 64
-"""Rows that an ``aiosqlite.Connection`` fetches at once when it is iterated; ours never are."""
+"""An argument of ``aiosqlite.Connection``: rows fetched at once in an iteration. Not used here."""
 
 
 class SynchronousDriver(DriverConnection):
-    """A physical connection that does what a ``sqlite3.Connection`` does.
+    """A physical connection with the interface of a ``sqlite3.Connection``.
 
-    Listeners were written for one, and some ask whether it is: without the answer they would leave
-    out what they are for, as ``PRAGMA foreign_keys=ON``. They run on the loop in the background,
-    while nothing else uses the connection.
+    Some listeners check for that class before they send, for example, ``PRAGMA foreign_keys=ON``.
+    So ``isinstance`` is true for it here. Listeners run on the loop in the background, while no
+    other code uses the connection.
     """
 
     @property  # type: ignore[misc]
@@ -68,8 +68,8 @@ class SynchronousDriver(DriverConnection):
         self.raw.rollback()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else a connection has."""
-        if name == "raw":  # it is not open yet
+        """Any other attribute of the connection."""
+        if name == "raw":  # the connection is not open yet
             raise AttributeError(name)
         return getattr(self.raw, name)
 
@@ -80,7 +80,7 @@ class SynchronousModule(DriverModule):
     connection_class = SynchronousDriver
 
     def adopt(self, connection: Any) -> DriverConnection:
-        """Also what opens a connection of ``sqlite3``, for any thread."""
+        """As in the asyncio engine, and for a ``sqlite3`` connection that any thread may use."""
         if isinstance(connection, DriverConnection) or not isinstance(
             connection, sqlite3.Connection
         ):
@@ -92,10 +92,10 @@ class SynchronousModule(DriverModule):
         except sqlite3.ProgrammingError:
             driver.post(lambda _: setattr(driver._connection, "_connection", None))
             driver.terminate()
-            connection.close()  # which only this thread can
+            connection.close()  # only this thread can close it
             raise ArgumentError(
-                "creator= opened a connection that is for one thread only, and an engine uses it "
-                "from several. Use sqlite3.connect(..., check_same_thread=False)"
+                "creator= opened a connection for one thread only, but an engine uses it from "
+                "several. Use sqlite3.connect(..., check_same_thread=False)"
             ) from None
         return driver
 

@@ -10,16 +10,16 @@ from qsession.waiting.background import background
 
 
 class SynchronousPool(WriteQueuePool):
-    """What ``engine.pool`` is: its connections are for threads."""
+    """The class of ``engine.pool`` of a synchronous engine."""
 
     _is_asyncio = False
 
     def connect(self) -> PoolProxiedConnection:
-        """A connection that has no physical one yet. The first call opens one, and waits for it."""
+        """A connection without a physical connection yet. The first call opens one and waits."""
         if not self._initialized:
             background.run(self._initialize)
         return SynchronousConnection(self)
 
     def dispose(self) -> None:
-        """Close what is not in use. The pool can be used again."""
+        """Close the connections that are not in use. The pool can be used again."""
         background.run(super().dispose)
