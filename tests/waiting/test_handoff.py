@@ -212,17 +212,17 @@ async def test_uninterrupted_fails_behind_a_cancellation() -> None:
         await event.wait()
         raise ZeroDivisionError
 
-    async def waits() -> None:
-        await Uninterrupted(fails())
+    async def waits() -> BaseException | None:
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await Uninterrupted(fails())
+        return caught.value.__cause__
 
     task = asyncio.create_task(waits())
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)
     event.set()
-    with pytest.raises(asyncio.CancelledError) as caught:
-        await task
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert isinstance(await task, ZeroDivisionError)
 
 
 async def test_uninterrupted_sees_a_future_that_others_have_cancelled() -> None:
