@@ -145,7 +145,7 @@ class RoutedConnection(PoolProxiedConnection):
         if not self._open:
             return
         try:
-            if not (in_greenlet() or self.transaction.ends_at_once):
+            if not (self.transaction.ends_at_once or in_greenlet()):
                 self.transaction.abandon()  # as from engine.raw_connection(): nothing can wait
             elif not transaction_reset:
                 self._pool.reset(self)

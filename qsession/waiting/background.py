@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
+from qsession.errors import QSessionError
 from qsession.waiting.callers import Call, answering
 from qsession.waiting.greenlets import spawn
 
@@ -77,6 +78,13 @@ class _Errand:
 class Background:
     """The loop, and the functions that use it."""
 
+    _thread = staticmethod(threading.get_ident)
+    is_over = staticmethod(sys.is_finalizing)
+    """Whether the interpreter ends, so that the thread of the loop runs no more.
+
+    Kept here: the names of a module are taken away before the last objects are.
+    """
+
     def __init__(self) -> None:
         self._heeds_forks = False
         self._begin_anew()
@@ -99,8 +107,10 @@ class Background:
         function succeeded all the same, ``lost()`` is called on the loop, because its result is
         lost. A second exception is raised at once; the function is still cancelled.
         """
-        if threading.get_ident() == self._ident:
+        if self._thread() == self._ident:
             return function()
+        if self.is_over():
+            raise QSessionError("The interpreter is ending, and no thread can run this call.")
         errand = _Errand(function, Call(sys._getframe()))
         try:
             loop = self._loop or self._start()
@@ -146,7 +156,7 @@ class Background:
     def _park(self) -> None:
         """Stop the loop before a fork. If the loop itself forks, it already stands still."""
         self._forking.acquire()
-        if self._loop is None or threading.get_ident() == self._ident:
+        if self._loop is None or self._thread() == self._ident:
             return
         parked, self._parked = threading.Event(), threading.Event()
         self._loop.call_soon_threadsafe(_stand, parked, self._parked)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import CodeType, FrameType
@@ -34,7 +35,11 @@ class ThreadCaller:
         """The present frames of the thread, outermost first."""
         ident = self._thread.ident
         frame = None if ident is None else sys._current_frames().get(ident)
-        return reversed([(each.f_code, each.f_lineno) for each in outwards(frame)])
+        found: deque[tuple[CodeType, int]] = deque()
+        while frame is not None:
+            found.appendleft((frame.f_code, frame.f_lineno))
+            frame = frame.f_back
+        return iter(found)
 
 
 Caller: TypeAlias = "asyncio.Task[Any] | ThreadCaller"
@@ -97,13 +102,6 @@ def frames_of(caller: Caller | None) -> Iterator[tuple[CodeType, int]]:
     if isinstance(caller, ThreadCaller):
         return caller.frames()
     return _frames(None if caller is None else caller.get_coro())
-
-
-def outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame and its callers, innermost first."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:

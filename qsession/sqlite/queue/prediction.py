@@ -11,13 +11,13 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
-from itertools import dropwhile, islice
+from types import FrameType
 
 from greenlet import getcurrent
 
 from qsession.sqlite.driver.recent import keep
 from qsession.sqlite.queue.holder import MACHINERY
-from qsession.waiting.callers import Call, current_call, outwards
+from qsession.waiting.callers import Call, current_call
 
 LEARNT = 16
 """The number of transactions after which a call site is known."""
@@ -119,15 +119,7 @@ def call_site() -> int:
     Of a thread that calls, it is the lines of the application that it stands in.
     """
     call = current_call()
-    if call is not None:
-        return _site_of_thread(call)
-    parent = getcurrent().parent
-    frame = None if parent is None else parent.gr_frame
-    task = asyncio.current_task()
-    outermost = None if task is None else getattr(task.get_coro(), "cr_frame", None)
-    # The innermost frame runs the greenlet. Its line changes after the call has waited once.
-    if frame is not None and frame is not outermost:
-        frame = frame.f_back
+    frame, outermost = _in_task() if call is None else (_in_thread(call), None)
     seen: list[int] = []
     while frame is not None and len(seen) < 2 * FRAMES:
         seen += id(frame.f_code), frame.f_lasti
@@ -135,8 +127,21 @@ def call_site() -> int:
     return hash(tuple(seen))
 
 
-def _site_of_thread(call: Call) -> int:
-    """SQLAlchemy's frames are many, and the same for everybody."""
-    frames = outwards(call.frame)
-    lines = dropwhile(lambda frame: frame.f_code.co_filename.startswith(MACHINERY), frames)
-    return hash(tuple((id(each.f_code), each.f_lasti) for each in islice(lines, FRAMES)))
+def _in_task() -> tuple[FrameType | None, FrameType | None]:
+    """The innermost frame that counts, and the outermost one."""
+    parent = getcurrent().parent
+    frame = None if parent is None else parent.gr_frame
+    task = asyncio.current_task()
+    outermost = None if task is None else getattr(task.get_coro(), "cr_frame", None)
+    # The innermost frame runs the greenlet. Its line changes after the call has waited once.
+    if frame is not None and frame is not outermost:
+        frame = frame.f_back
+    return frame, outermost
+
+
+def _in_thread(call: Call) -> FrameType | None:
+    """The innermost frame that counts. SQLAlchemy's are many, and the same for everybody."""
+    frame = call.frame
+    while frame is not None and frame.f_code.co_filename.startswith(MACHINERY):
+        frame = frame.f_back
+    return frame

@@ -59,6 +59,8 @@ class SynchronousConnection(RoutedConnection):
     def rollback(self) -> None:
         if self.transaction.ends_at_once:
             super().rollback()
+        elif background.is_over():
+            self.transaction.abandon()
         else:
             self.wait_for(super().rollback)
 
@@ -68,6 +70,8 @@ class SynchronousConnection(RoutedConnection):
     def _close_special(self, transaction_reset: bool = False) -> None:
         if self.transaction.ends_at_once and not self.streams:
             super()._close_special(transaction_reset)
+        elif background.is_over():
+            self.invalidate()
         else:
             self.wait_for(partial(super()._close_special, transaction_reset))
 

@@ -259,6 +259,28 @@ def test_the_end_of_the_interpreter(begin: Start, path: str, end: str) -> None:
     assert_free(path)
 
 
+def test_what_is_closed_after_the_end_of_the_threads(begin: Start, path: str) -> None:
+    """By an object that the interpreter collects last; what it had not committed is not there."""
+    program = begin(
+        """
+        class Keeper:
+            def __init__(self):
+                self.connection = engine.connect()
+                self.connection.execute(text("INSERT INTO t VALUES ('kept')"))
+
+            def __del__(self, print=print, is_finalizing=sys.is_finalizing):
+                assert is_finalizing()
+                self.connection.close()
+                print("closed", flush=True)
+
+        keeper = Keeper()
+        """
+    )
+    assert ends_well(program) == "closed\n"
+    assert rows(path, "SELECT x FROM t") == []
+    assert_free(path)
+
+
 def test_ctrl_c_in_a_program(begin: Start, path: str) -> None:
     """Python's own handler, while the program waits for the lock of a thread of it."""
     program = begin(
