@@ -1,1 +1,1 @@
-"""The commands of ``qsession``, a file each; they need the ``cli`` extra."""
+"""The subcommands of ``qsession``, one file each. They need the ``cli`` extra."""

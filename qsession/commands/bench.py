@@ -1,4 +1,4 @@
-"""``qsession bench``: the comparisons of the project's benchmarks, on a disk of one's own."""
+"""``qsession bench``: the project's benchmarks, on the user's own disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsession.commands.target import above_zero
 
 
 def _benchmarks(module: str) -> Any:
-    """A module of the benchmarks: inside an installed package, or beside it in a checkout."""
+    """A module of the benchmarks, from the installed package or from a checkout."""
     package = "qsession.benchmarks" if find_spec("qsession.benchmarks") else "benchmarks"
     return import_module(f"{package}.{module}")
 

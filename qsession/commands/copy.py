@@ -1,4 +1,4 @@
-"""``qsession copy``: the data of one database in another one, of any kind."""
+"""``qsession copy``: copies the data of one database to another of any kind."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def copy(
     )
     urls, console = (_url(source), _url(target)), Console(stderr=True)
     if metadata:
-        sys.path.insert(0, str(Path.cwd()))  # where `python -m` would look for the models
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
@@ -106,12 +106,12 @@ def copy(
         raise typer.Exit(2) from None
     except _Interrupted as interrupted:
         typer.secho(f"Interrupted. {interrupted}", err=True)
-        raise typer.Exit(128 + interrupted.number) from None  # as a shell has it
+        raise typer.Exit(128 + interrupted.number) from None  # as in a shell
     _print(report)
 
 
 class _Interrupted(Exception):
-    """Ctrl-C, or a signal that ends a process; the text says what is left where."""
+    """Ctrl-C or SIGTERM. The text says what remains in the target."""
 
     def __init__(self, left: str, number: int) -> None:
         super().__init__(left)
@@ -121,7 +121,7 @@ class _Interrupted(Exception):
 async def _until_interrupted(copying: Coroutine[Any, Any, Report], console: Console) -> Report:
     """Run a copy. The first Ctrl-C lets it clean up; the second one ends the process at once.
 
-    ``asyncio.run`` would do the first from Python 3.11 on, and lose what the copy says.
+    From Python 3.11 on ``asyncio.run`` would also cancel it, but lose the message of the copy.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     came: list[int] = []
@@ -137,7 +137,7 @@ async def _until_interrupted(copying: Coroutine[Any, Any, Report], console: Cons
         os._exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(NotImplementedError, RuntimeError):  # of Windows, outside the main thread
+        with suppress(NotImplementedError, RuntimeError):  # Windows, or not the main thread
             loop.add_signal_handler(number, interrupt, number)
     try:
         return await copying
@@ -155,7 +155,7 @@ _IN_THE_MIDDLE = (
 
 
 class _Shown:
-    """Shows each step of a copy on a bar; a new stage begins it anew."""
+    """Shows each step of a copy in a progress bar, which restarts at each stage."""
 
     def __init__(self, bar: Progress, task: Any) -> None:
         self._bar = bar
@@ -171,7 +171,7 @@ class _Shown:
 
 
 class _Rate(ProgressColumn):
-    """Rows a second."""
+    """Rows per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")

@@ -1,4 +1,4 @@
-"""``qsession doctor``: what is wrong with a database, and what to do about it."""
+"""``qsession doctor``: the problems of a database, with advice."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the processes on a file say of their engines, for ``qsession who`` and ``qsession top``.
+"""Asks the processes on a file about their engines, for ``qsession who`` and ``qsession top``.
 
-See :mod:`qsession.sqlite.processes.status`, which answers.
+:mod:`qsession.sqlite.processes.status` answers.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _SOCKETS = Path("/proc/net/unix")
 
 
 def engines_on(path: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The processes with engines on a file, and what those say. Raises ``OSError`` without it.
+    """The processes with engines on a file, and their answers. Raises ``OSError`` for no file.
 
-    Any user can make a socket by a name of ours on Linux, and answer there. So the kernel is asked
-    who did. Only this user, root and the owner of the file are believed.
+    On Linux any user can create a socket with such a name. So the kernel is asked which user did,
+    and only answers of this user, root and the owner of the file are used.
     """
     found = os.stat(path)
     for name in sorted(_names()):
@@ -33,7 +33,7 @@ def engines_on(path: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
 
 def _names() -> set[int]:
-    """Who serves, by their own numbers. Without a list of the system, whoever has left a socket."""
+    """The ids of processes that serve, from the system's list or from socket files."""
     if status.ABSTRACT:
         lines = _SOCKETS.read_text(encoding="utf-8", errors="replace").splitlines()
         names = [line.rpartition(" @")[2] for line in lines if f" @{status.NAME}" in line]
@@ -42,14 +42,14 @@ def _names() -> set[int]:
             names = [
                 each.name for each in Path(status.address_of(0)).parent.glob(f"{status.NAME}*")
             ]
-        except OSError:  # nobody has served yet
+        except OSError:  # no process has served yet
             names = []
     numbers = [each.removeprefix(status.NAME) for each in names]
     return {int(each) for each in numbers if each.isascii() and each.isdecimal()}
 
 
 def _ask(name: int, found: os.stat_result) -> tuple[int, list[dict[str, Any]]]:
-    """The process behind a socket, and what its engines say; 0 if it is not to be believed."""
+    """The process behind a socket and its answer; 0 if the answer is not trusted."""
     answer = b""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(status.TIMEOUT)
@@ -74,11 +74,11 @@ _TOLD: dict[str, Any] = {
     ),
     "waits": {"bounds": list, "counts": list, "total": (int, float), "maximum": (int, float)},
 }
-"""What `who` and `top` need of each engine."""
+"""The data that `who` and `top` need from each engine."""
 
 
 def _fits(told: Any, form: Any) -> bool:
-    """Whether an answer has a form; that of a process with another version may not."""
+    """Whether an answer has the expected form. Another version's answer may not."""
     if isinstance(form, dict):
         return isinstance(told, dict) and all(
             key in told and _fits(told[key], form[key]) for key in form

@@ -14,7 +14,7 @@ import typer
 from qsession.commands.target import url_of
 
 NO_MODELS = "qsession:Base"
-"""A base that knows only the models whose modules somebody imports."""
+"""A base that has only those models whose modules are imported."""
 _IMPORT_MODELS = (
     "\n# Import the modules of your models here. Without them the first migration is empty."
 )
@@ -73,7 +73,7 @@ def init(
 
 
 def _write_all(contents: dict[Path, str]) -> None:
-    """Write new files, and a folder `versions`; if anything fails, nothing is left of them."""
+    """Write new files and the folder `versions`. After an error all of them are removed."""
     folder = next(reversed(contents)).parent / "versions"
     made: list[Path] = []
     try:
@@ -99,6 +99,6 @@ def _template(name: str) -> Template:
 
 
 class _IniTemplate(Template):
-    """A template that leaves ``${...}``, which is Mako's, alone."""
+    """A template that does not replace ``${...}``, which belongs to Mako."""
 
     braceidpattern = "(?!)"

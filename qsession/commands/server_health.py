@@ -1,4 +1,4 @@
-"""What `qsession doctor` says of a server, which looks after its files itself."""
+"""`qsession doctor` for a server, which manages its own files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qsession.urls import place_of
 
 
 async def examine_server(url: URL) -> list[Finding]:
-    """Whether it answers, which version it is, and how it isolates transactions."""
+    """Check whether it answers, its version, and its isolation level."""
     shown = place_of(url)
     try:
         engine = create_async_engine(url, connect_args={})
@@ -23,7 +23,7 @@ async def examine_server(url: URL) -> list[Finding]:
             await connection.execute(text("SELECT 1"))
             version = ".".join(map(str, engine.dialect.server_version_info or ("unknown",)))
             isolation = await connection.get_isolation_level()
-    except (DBAPIError, OSError, TypeError, ValueError) as error:  # of a parameter of the URL
+    except (DBAPIError, OSError, TypeError, ValueError) as error:  # perhaps a URL parameter
         reason = str(getattr(error, "orig", None) or error)
         return [
             Finding(

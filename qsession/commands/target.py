@@ -1,4 +1,4 @@
-"""What a command is given: a file or a URL, numbers, and what the system refuses about them."""
+"""The arguments of commands: files, URLs and numbers, and messages for system errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REMEDIES = {
 
 
 def in_words(error: OSError) -> str:
-    """What the system refused, of what, and what to do about it."""
+    """A system error in words: the reason, the file, and advice."""
     what = error.strerror or str(error)
     if error.filename is not None:
         what = f"{what}: {str(error.filename)!r}"
@@ -42,14 +42,14 @@ def in_words(error: OSError) -> str:
 
 
 def above_zero(value: float) -> float:
-    """A number that an option may have. Raises ``typer.BadParameter``."""
+    """Check the number of an option. Raises ``typer.BadParameter``."""
     if not 0 < value <= LARGEST:  # nan is neither
         raise typer.BadParameter(f"{value:g} is not a number above 0 and up to {LARGEST:,.0f}")
     return value
 
 
 def url_of(target: str) -> URL | None:
-    """The URL that `target` is, with a driver; None for a path. Raises ``typer.BadParameter``."""
+    """`target` as a URL with a driver; None for a path. Raises ``typer.BadParameter``."""
     if "://" not in target:
         return None
     try:
@@ -80,11 +80,11 @@ def file_of(target: str) -> Path:
         raise typer.BadParameter(f"{str(file)!r} is a folder: name the file of the database")
     if not stat.S_ISREG(kind):
         raise typer.BadParameter(f"{str(file)!r} is not a regular file, so it is not a database")
-    return file.resolve()  # what lies beside it lies beside the file, not beside a link to it
+    return file.resolve()  # the other files of the database lie beside the file, not the link
 
 
 def kind_of(file: Path) -> int | None:
-    """The mode of a file, links followed; None where none is. Raises ``typer.BadParameter``."""
+    """The mode of a file, links followed; None if it does not exist. Raises ``BadParameter``."""
     try:
         return file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):

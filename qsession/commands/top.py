@@ -55,7 +55,7 @@ def top(
 
 
 def look(path: str) -> _Seen:
-    """What each engine of each process says, by process and place."""
+    """The answer of each engine, by process and position."""
     return {
         (pid, number): engine
         for pid, engines in engines_on(path)
@@ -64,7 +64,7 @@ def look(path: str) -> _Seen:
 
 
 def view(path: str, before: _Seen, now: _Seen, seconds: float) -> Group:
-    """A table of the time between two looks."""
+    """A table for the time between two updates."""
     table = Table(box=None, pad_edge=False, expand=True)
     pids = dict.fromkeys(pid for pid, _ in now)
     foreign = [pid for pid in lock_holders(path) if pid not in pids and pid != os.getpid()]
@@ -102,5 +102,5 @@ def _histogram(engine: dict[str, Any]) -> Histogram:
 
 
 def _grown(before: dict[str, Any], now: dict[str, Any], counter: str) -> int:
-    """By how much; a process that has taken the place of another begins at 0."""
+    """The growth of a counter; at least 0, since the process may be a new one."""
     return max(0, int(now[counter]) - int(before.get(counter, now[counter])))

@@ -1,4 +1,4 @@
-"""``qsession who``: which processes write to a database, wait to do so, or have it open."""
+"""``qsession who``: the processes that write to a database, wait to write, or have it open."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qsession.sqlite.processes.owners import command_line, lock_holders, users
 
 @dataclass(frozen=True)
 class Process:
-    """A process that has something to do with a file."""
+    """A process that uses a database file."""
 
     pid: int
     command: str
@@ -28,10 +28,10 @@ class Process:
     foreign: list[int]
     """The processes without qsession that hold it."""
     engines: list[dict[str, Any]]
-    """What its engines say; none for a program without qsession."""
+    """The answers of its engines; empty for a program without qsession."""
 
     def does(self) -> str:
-        """In words: each of its engines, or that it holds the lock."""
+        """What it does, in words: a line for each engine, or whether it holds the lock."""
         said = [in_words(each, self.foreign) for each in self.engines]
         if not self.engines:
             said = ["holds SQLite's write lock" if self.locks else "has the file open"]
@@ -63,7 +63,7 @@ def who(
 
 
 def processes(path: str) -> list[Process]:
-    """Those that hold the lock first, then those of qsession, then the rest."""
+    """The processes: first those that hold the lock, then those of qsession, then the rest."""
     told = dict(engines_on(path))
     locks = lock_holders(path)
     pids = dict.fromkeys([*locks, *told, *users(path)])
@@ -75,7 +75,7 @@ def processes(path: str) -> list[Process]:
 
 
 def in_words(engine: dict[str, Any], foreign: list[int]) -> str:
-    """What one engine does now; ``foreign`` hold SQLite's write lock without being asked."""
+    """What an engine does now. ``foreign``: processes without qsession that hold the lock."""
     holder = engine["holder"]
     if holder is None:
         does = "idle"

@@ -1,4 +1,4 @@
-"""Why ``alembic revision --autogenerate`` has written an empty migration."""
+"""Explains why ``alembic revision --autogenerate`` wrote an empty migration."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ logger = logging.getLogger("qsession")
 def explained(
     metadata: MetaData | Sequence[MetaData] | None, process: Callable[..., None] | None
 ) -> Callable[..., None]:
-    """A ``process_revision_directives`` that does what ``process`` does, and then says why.
+    """A ``process_revision_directives`` that calls ``process`` and then gives the reason.
 
-    The template finds the reason under the name ``why_empty``. Models without tables are also
-    logged: beside a database with tables they make a migration that drops them all.
+    The template gets the reason as ``why_empty``. Models without tables are also logged, because
+    the migration would then drop all tables of the database.
     """
     every = [metadata] if isinstance(metadata, MetaData) else list(metadata or ())
 

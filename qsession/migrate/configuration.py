@@ -1,4 +1,4 @@
-"""What Alembic's configuration says: which database is migrated, and with which options."""
+"""The database and the options from Alembic's configuration."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _ADVANCED_ALCHEMY = {
     "compare_type": "compare_type",
     "user_module_prefix": "user_module_prefix",
 }
-"""Options of ``context.configure``, and where advanced-alchemy's ``Config`` has them."""
+"""Options of ``context.configure``, and their names in advanced-alchemy's ``Config``."""
 
 
 def database_of(config: Config) -> URL | AsyncEngine:
-    """The database: the first of these that is given.
+    """The database, from the first of these that is set.
 
-    ``-x url=...``, the environment variable ``QSESSION_URL``, the engine that advanced-alchemy's
-    ``Config`` carries, and ``sqlalchemy.url`` in the ini file. Raises ``alembic.util.CommandError``
-    if none is.
+    ``-x url=...``, the environment variable ``QSESSION_URL``, the engine in advanced-alchemy's
+    ``Config``, and ``sqlalchemy.url`` in the ini file. Raises ``alembic.util.CommandError`` if none
+    is set.
     """
     from alembic import util
 
@@ -50,7 +50,7 @@ def database_of(config: Config) -> URL | AsyncEngine:
 
 
 def options_of(config: Config) -> dict[str, Any]:
-    """What advanced-alchemy's ``Config`` has for ``context.configure``; nothing of any other."""
+    """The options for ``context.configure`` in advanced-alchemy's ``Config``, if it is one."""
     if _engine_of(config) is None:
         return {}
     return {

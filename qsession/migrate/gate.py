@@ -1,8 +1,8 @@
-"""Turns between processes that migrate one file of SQLite.
+"""Turns between processes that migrate one SQLite file.
 
-The turn to write would do, if a run were always one transaction. An ``autocommit_block()`` ends
-that: the run then goes on in further transactions, and a process that came between would do the
-same migration once more. So a run holds a lock file of its own from its beginning to its end.
+The turn to write would be enough if a run were always one transaction. But an
+``autocommit_block()`` ends it, and the run continues in further transactions. A process that came
+in between would run the same migration again. So a run holds a separate lock file until its end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from qsession.sqlite.processes.lock_file import LockFile, migrate_name
 
 @contextmanager
 def one_at_a_time(path: str, wait: float) -> Iterator[None]:
-    """Hold the lock of migrations of a file; in a greenlet. ``wait`` is in seconds.
+    """Hold the migration lock of a file. In a greenlet. ``wait`` is in seconds.
 
-    Whoever waits holds no transaction. A database without a file, and one beside which no lock file
-    can be made, is migrated without: its runs of one transaction take turns all the same. Raises
-    :class:`QueueTimeout`. Cancelled: the lock is not held.
+    A waiting process holds no transaction. If there is no file, or a lock file cannot be created,
+    the migration runs without the lock; runs of one transaction still take turns. Raises
+    :class:`QueueTimeout`. If cancelled, the lock is not held.
     """
     try:
         file = LockFile(migrate_name(path), os.stat(path))
@@ -38,7 +38,7 @@ def one_at_a_time(path: str, wait: float) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # this is a child that was forked meanwhile
-                file.unlock()  # such a child may have the file open as well
+            with suppress(OSError):  # in a child that was forked meanwhile
+                file.unlock()  # such a child may also have the file open
     finally:
         file.close()

@@ -1,4 +1,4 @@
-"""Waiting for a lock that can only be asked for."""
+"""Waiting for a lock by polling."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from sqlalchemy.util import await_only
 
 LONGEST_PAUSE = 0.5
-"""Seconds between two looks at the lock, at the most."""
+"""The longest time between two attempts, in seconds."""
 _pause = asyncio.sleep
 
 
 def wait_until(locked: Callable[[], bool], wait: float) -> bool:
-    """Ask until it is so, for ``wait`` seconds; False if it never was. In a greenlet."""
+    """Poll until ``locked()`` is true, for up to ``wait`` seconds, else False. In a greenlet."""
     deadline = time.monotonic() + wait
     pause = 0.01
     while not locked():

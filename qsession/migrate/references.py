@@ -1,6 +1,6 @@
-"""References of SQLite's tables: whether a migration has broken any.
+"""Checks whether a migration on SQLite has broken references between tables.
 
-Foreign keys are off while a migration runs, so nobody else looks.
+Foreign keys are off during a migration, so SQLite does not check them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 KEYS = 10_000
-"""Broken references of a table to another one that are compared one by one, not by their number."""
+"""The number of broken references between two tables up to which they are compared one by one."""
 
 
 def refuse_new_orphans(connection: Connection, outside: Connection) -> None:
-    """Raise if rows refer to rows that are not there, and did not before.
+    """Raise if there are broken references that did not exist before.
 
-    ``outside`` has a snapshot of what was there before.
+    ``outside`` has a snapshot from before the migration.
 
-    A table that is as it was is compared key by key, as one reference may have been mended and
-    another one broken. One that was built anew may have other keys for the same rows, and one with
-    a new name may be any of those that were there: they may have as many as there were.
+    A table whose definition is unchanged is compared key by key, since one reference may have been
+    repaired and another one broken. A rebuilt table may have other keys for the same rows, and a
+    renamed table may be any of the earlier ones. Both may have as many broken references as before.
     """
     from alembic import util
 
@@ -66,12 +66,11 @@ def refuse_new_orphans(connection: Connection, outside: Connection) -> None:
 
 
 def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
-    """How many references from one table to another are broken; names are in lower case.
+    """The number of broken references from one table to another. Names are in lower case.
 
-    By ``PRAGMA foreign_key_check``, table by table: a reference to columns that are not unique
-    makes it fail (https://sqlite.org/foreignkeys.html, section 3), for all tables if it is asked
-    for all. So does one that is compared by a collation which only the application registers: that
-    is not looked at.
+    ``PRAGMA foreign_key_check`` runs table by table, because it fails at a reference to columns
+    that are not unique (https://sqlite.org/foreignkeys.html, section 3). It also fails at a
+    collation that only the application registers; such a table is skipped.
     """
     found: Counter[tuple[str, str]] = Counter()
     for table in _tables(connection):
@@ -91,7 +90,7 @@ def _orphans(connection: Connection) -> Counter[tuple[str, str]]:
 
 
 def _keys(connection: Connection, child: str, parent: str) -> Counter[str]:
-    """What the broken references say, as text; nothing in a table WITHOUT ROWID."""
+    """The keys of the broken references, as text; empty for a table WITHOUT ROWID."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     taken = _names(connection, "SELECT lower(name) FROM pragma_table_xinfo(?)", (child,))
     rowid = next((each for each in ("rowid", "_rowid_", "oid") if each not in taken), None)
@@ -129,7 +128,7 @@ def _names(connection: Connection, sql: str, about: tuple[Any, ...]) -> list[str
 
 
 def _tables(connection: Connection) -> dict[str, str]:
-    """The tables, and how they were made."""
+    """The tables and their definitions."""
     return {
         name.lower(): sql
         for name, sql in connection.exec_driver_sql(

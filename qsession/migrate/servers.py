@@ -1,4 +1,4 @@
-"""Turns between processes that migrate one database on a server."""
+"""Turns between processes that migrate a database on a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qsession.servers.isolation import is_mysql
 
 _LOCK = "qsession.migrate"
 _KEY = int.from_bytes(_LOCK.encode()[:8], "big")
-"""Of PostgreSQL's advisory lock, which belongs to one database; MySQL's belong to the server."""
+"""The key of PostgreSQL's advisory lock, which belongs to a database; MySQL's to the server."""
 _NAME = f"CONCAT('{_LOCK}.', MD5(DATABASE()))"
 
 
@@ -32,7 +32,7 @@ def one_at_a_time(connection: Connection, wait: float) -> Iterator[None]:
     try:
         held = _lock(connection, wait)
     except BaseException:
-        connection.invalidate()  # the server may have given it the lock all the same
+        connection.invalidate()  # the server may have granted the lock all the same
         raise
     if not held:
         raise QueueTimeout(
@@ -46,17 +46,17 @@ def one_at_a_time(connection: Connection, wait: float) -> Iterator[None]:
 
 
 def _lock(connection: Connection, wait: float) -> bool:
-    """Ask for the lock until it is free, or ``wait`` is over. In a greenlet.
+    """Poll for the lock for up to ``wait`` seconds. In a greenlet.
 
-    Waiting for it on the server would keep a snapshot, which CREATE INDEX CONCURRENTLY of the one
-    that holds the lock waits for (https://www.postgresql.org/docs/current/sql-createindex.html,
-    "Building Indexes Concurrently"), and would end with the server's limit on statements.
+    A wait on the server would keep a snapshot, for which CREATE INDEX CONCURRENTLY of the lock's
+    holder waits (https://www.postgresql.org/docs/current/sql-createindex.html, "Building Indexes
+    Concurrently"). It would also be subject to the server's statement timeout.
     """
     return wait_until(lambda: _lock_now(connection), wait)
 
 
 def _lock_now(connection: Connection) -> bool:
-    """Get the lock if it is free; no transaction is open afterwards."""
+    """Take the lock if it is free. No transaction is open afterwards."""
     ask = f"SELECT pg_try_advisory_lock({_KEY})"
     if is_mysql(connection.dialect):
         ask = f"SELECT GET_LOCK({_NAME}, 0)"
@@ -73,7 +73,7 @@ def _lock_now(connection: Connection) -> bool:
 
 def _unlock(connection: Connection) -> None:
     try:
-        connection.rollback()  # what a migration that failed has left
+        connection.rollback()  # left by a failed migration
         if is_mysql(connection.dialect):
             connection.exec_driver_sql(f"DO RELEASE_LOCK({_NAME})")
         else:

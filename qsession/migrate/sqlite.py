@@ -1,4 +1,4 @@
-"""What SQLite needs around a migration: foreign keys off, leftovers gone, a backup."""
+"""What SQLite needs around a migration: foreign keys off, cleanup of leftovers, a backup."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("qsession")
 
-STALE = "_alembic_tmp_"  # what Alembic calls the copy while it rebuilds a table
+STALE = "_alembic_tmp_"  # Alembic's prefix for the copy while it rebuilds a table
 
 
 @contextlib.contextmanager
 def engine_beside(engine: Engine) -> Iterator[Engine]:
-    """An engine beside ``engine``: the same file, listeners and queue, with its own connections.
+    """Another engine with the same file, listeners and queue, but separate connections.
 
-    What a migration sets on its connection, ``PRAGMA foreign_keys`` first, then never reaches the
-    application's writer, whatever happens.
+    So settings of the migration, such as ``PRAGMA foreign_keys``, never reach the application's
+    connections.
     """
     assert isinstance(engine.pool, WriteQueuePool)
     pool = engine.pool.beside()
     try:
         yield Engine(pool, engine.dialect, engine.url)
     finally:
-        pool.close()  # and not dispose(): a memory database lives on
+        pool.close()  # not dispose(), which would delete a memory database
 
 
 @contextlib.contextmanager
 def guarded(connection: Connection) -> Iterator[None]:
-    """Migrate with foreign keys off, and compare all references before each COMMIT.
+    """Migrate with foreign keys off, and check all references before each COMMIT.
 
     With foreign keys on, dropping the old copy of a rebuilt table deletes the rows that refer to it
     (https://sqlite.org/lang_altertable.html, section 7). Inside a transaction the PRAGMA does
-    nothing, so it is sent before the first one, and what a migration says of it changes nothing.
-    Each transaction takes the write lock as it begins. The references are compared with a snapshot
-    from that moment. An ``autocommit_block()`` is compared as a whole, at its end.
+    nothing, so it is sent before the first one. If a migration sends it, that has no effect. Each
+    transaction takes the write lock when it begins, and its references are compared with a snapshot
+    from that moment. An ``autocommit_block()`` is checked as a whole, at its end.
     """
     connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
     connection.rollback()
-    # Another pool, because that of the migration may have room for one connection only.
+    # Another pool, because the migration's own pool may allow only one connection.
     with engine_beside(connection.engine) as beside, beside.connect() as before:
         before.execution_options(qsession_access="read")
 
@@ -68,10 +68,10 @@ def guarded(connection: Connection) -> Iterator[None]:
             try:
                 refuse_new_orphans(connection, before)
             except BaseException:
-                connection.connection.rollback()  # for SQLAlchemy it has ended with its COMMIT
+                connection.connection.rollback()  # SQLAlchemy treats it as ended by COMMIT
                 raise
             finally:
-                before.rollback()  # so that the WAL can be moved into the file behind COMMIT
+                before.rollback()  # so that the WAL can be checkpointed after COMMIT
 
         event.listen(connection, "begin", begin)
         event.listen(connection, "commit", commit)
@@ -91,7 +91,7 @@ def _wrote(connection: Connection) -> bool:
 def _leave_foreign_keys(
     _connection: Any, _cursor: Any, sql: str, parameters: Any, _context: Any, _many: bool
 ) -> tuple[str, Any]:
-    """Send something else for ``PRAGMA foreign_keys=...``: whatever it says, they stay off."""
+    """Replace ``PRAGMA foreign_keys=...`` by a query, so that foreign keys stay off."""
     words = words_of(sql)
     if words.kind is not Kind.SET or words.name != "foreign_keys":
         return sql, parameters
@@ -101,9 +101,9 @@ def _leave_foreign_keys(
 
 @contextlib.contextmanager
 def refusing_ignored_pragmas(connection: Connection) -> Iterator[None]:
-    """Raise where ``PRAGMA foreign_keys=OFF`` has no effect, on a connection of another driver.
+    """Raise if ``PRAGMA foreign_keys=OFF`` has no effect, on a connection of another driver.
 
-    SQLite ignores it inside a transaction, and the rebuild of a table that follows deletes rows.
+    SQLite ignores it inside a transaction, and a table rebuild after it would delete rows.
     """
 
     def look(
@@ -131,8 +131,8 @@ def refusing_ignored_pragmas(connection: Connection) -> Iterator[None]:
 def drop_stale_copies(connection: Connection) -> None:
     """Drop the empty ``_alembic_tmp_*`` tables of a migration that failed under another driver.
 
-    One that holds rows is never dropped: it may be the only copy of them, if that migration broke
-    off after it had dropped the table itself.
+    A table with rows is never dropped: it may have the only copy of them, if that migration failed
+    after it had dropped the original table.
     """
     from alembic import util
 
@@ -150,7 +150,7 @@ def drop_stale_copies(connection: Connection) -> None:
 
 
 def back_up(connection: Connection, target: Path) -> None:
-    """Copy the database, as it was before this transaction, to a new file."""
+    """Copy the database, in its state before this transaction, to a new file."""
     from alembic import util
 
     source = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]

@@ -1,4 +1,4 @@
-"""SQL without the ORM: a pool in the manner of asyncpg's, on an engine of qsession."""
+"""SQL without the ORM: a pool similar to asyncpg's, on an engine of qsession."""
 
 from qsession.pool.connection import PoolConnection
 from qsession.pool.pool import AsyncConnectionPool, create_pool

@@ -26,14 +26,13 @@ _LEVELS = ("READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABL
 class PoolConnection(Statements):
     """A connection that was acquired from an `AsyncConnectionPool`.
 
-    Several tasks may use it at once: statements queue up behind one another in the order of asking,
-    so ``asyncio.gather`` over one connection works. While one task has a `transaction` open, the
-    others wait for its end, up to the pool's timeout, then raise `QueueTimeout`. Tasks that were
-    started inside of the transaction belong to it.
+    Several tasks may use it at once: statements run one at a time, in the order in which they were
+    called, so ``asyncio.gather`` over one connection works. While one task has a `transaction`
+    open, other tasks wait until it ends, and after the pool's timeout get `QueueTimeout`. Tasks
+    started inside the transaction belong to it.
 
-    A statement that is cancelled outside of a transaction, or finds its server gone, leaves a
-    connection that is replaced at the next statement. What had been set on it by SET, and
-    temporary tables, are gone then.
+    If a statement is cancelled outside a transaction, or the server is lost, the connection is
+    replaced at the next statement. Settings made by SET and temporary tables are then gone.
     """
 
     def __init__(self, engine: Engine, link: Link, access: Access, timeout: float | None) -> None:
@@ -54,30 +53,29 @@ class PoolConnection(Statements):
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a `transaction` is open on it, by whichever task."""
+        """Whether any task has a `transaction` open on it."""
         return self._scope.block is not None
 
     @property
     def in_conflict(self) -> bool:
-        """Whether its transaction has lost to another one, and can only be rolled back."""
+        """Whether the transaction is in a conflict, and can only be rolled back."""
         return self._conflict is not None
 
     @property
     def conflict(self) -> ConflictError | None:
-        """The conflict that its transaction cannot go on after, whoever has hidden that error."""
+        """The conflict of the transaction, even if other code has caught the error; else None."""
         return self._conflict
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool = False
     ) -> Transaction[PoolConnection]:
-        """A transaction, for ``async with``; inside of another one it is a savepoint.
+        """A transaction, for ``async with``; inside another transaction it is a savepoint.
 
-        It commits on a clean exit and rolls back on an error. It is serializable: on SQLite it
-        takes its turn among the writers at its first statement; on a server it can end in
-        `ConflictError`, which the pool's ``run()`` answers by running it again. ``isolation``
-        names a lower level, as ``"read committed"``, which servers go by; on SQLite all levels are
-        serializable. With ``readonly`` it reads one snapshot, waits for no writer, and a write
-        raises `ReadOnlyError`.
+        It commits on success and rolls back on an error. It is serializable: on SQLite it waits for
+        its turn to write before its first statement; on a server it can end in `ConflictError`,
+        after which the pool's ``run()`` runs it again. ``isolation`` sets a lower level on servers,
+        such as ``"read committed"``; SQLite is always serializable. With ``readonly`` it reads a
+        snapshot without waiting, and a write raises `ReadOnlyError`.
         """
         return Transaction(self, isolation, readonly)
 
@@ -87,7 +85,7 @@ class PoolConnection(Statements):
         bound = self._link.bind_many(sql, rows)
         if bound is None:
             return
-        # It reads nothing that it then writes, so there is nothing that could conflict.
+        # It does not write what it has read, so it cannot conflict.
         level = None if self.in_transaction else "read committed"
         async with self.transaction(isolation=level):
             await self._in_turn(self._link.run_many, bound)
@@ -122,9 +120,9 @@ class PoolConnection(Statements):
             scope.give()
 
     async def _close(self) -> None:
-        """Roll back what is open and return the connection; without effect when repeated.
+        """Roll back an open transaction and return the connection. No effect the second time.
 
-        A statement that another task has sent is waited for, but not that task's transaction.
+        It waits for a statement of another task, but not for that task's transaction.
         """
         scope = await self._scope.turn(None, closing=True)
         self._shut()
@@ -132,7 +130,7 @@ class PoolConnection(Statements):
         await self._link.close()
 
     async def _terminate(self) -> None:
-        """Break off the statement that is running, or close the connection where none is."""
+        """Interrupt the running statement, or close the connection if none runs."""
         self._shut()
         if self._running is not None:
             await self._running._terminate()
@@ -153,7 +151,7 @@ class PoolConnection(Statements):
         if backend == "sqlite":
             level = "SERIALIZABLE"
         elif not level:
-            # InnoDB's SERIALIZABLE locks what it reads; a snapshot neither waits nor makes wait.
+            # InnoDB's SERIALIZABLE locks what it reads; a snapshot needs no locks.
             on_mysql = backend in ("mysql", "mariadb")
             level = "REPEATABLE READ" if readonly and on_mysql else "SERIALIZABLE"
         access = "read" if readonly or self._access == "read" else "write"
@@ -168,7 +166,7 @@ class PoolConnection(Statements):
             )
 
     def _refuse_after_conflict(self) -> None:
-        """The database has rolled all of it back, or would do so instead of the commit."""
+        """Raise after a conflict: the database has rolled back, or would do so at COMMIT."""
         if self._conflict is not None:
             raise ConflictError(
                 f"The transaction has already ended in a conflict: {self._conflict}",
@@ -181,7 +179,7 @@ class PoolConnection(Statements):
         return await self._link.begin(options)
 
     async def _end(self, begun: Any, commit: bool) -> None:
-        """End what `_begin` has begun. In the connection's turn."""
+        """End the transaction or savepoint from `_begin`. In the connection's turn."""
         lost = commit and self._conflict is not None
         try:
             await self._link.end(begun, commit and not lost)

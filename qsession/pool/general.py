@@ -1,4 +1,4 @@
-"""GeneralLink: through SQLAlchemy's own connection. It serves every engine, and its listeners."""
+"""GeneralLink: a link through SQLAlchemy's own connection, for any engine and its listeners."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class GeneralLink:
-    """A connection of SQLAlchemy's, in AUTOCOMMIT mode outside of transactions."""
+    """A connection of SQLAlchemy, in AUTOCOMMIT mode outside transactions."""
 
     def __init__(self, engine: Engine, options: Mapping[str, Any]) -> None:
         self._engine = engine
@@ -62,11 +62,11 @@ class GeneralLink:
         if connection is None or connection.closed:
             return
         if self._engine.dialect.has_terminate:
-            connection.invalidate()  # outside of a greenlet it waits for nothing
+            connection.invalidate()  # outside a greenlet it does not wait
         else:
             await spawn(connection.invalidate)
 
-    # What follows is run in a greenlet.
+    # The methods below run in a greenlet.
 
     def _open(self) -> Connection:
         if self._connection is None:
@@ -90,11 +90,11 @@ class GeneralLink:
         if self.in_transaction:
             return connection.begin_nested()
         try:
-            connection.rollback()  # SQLAlchemy's idea of one, around what was committed by itself
+            connection.rollback()  # SQLAlchemy's own state, around statements already committed
             connection.execution_options(**options)
             return connection.begin()
         except BaseException:
-            connection.invalidate()  # in which mode it is, is not known
+            connection.invalidate()  # its mode is unknown
             raise
         finally:
             self._discard_if_lost()
@@ -104,14 +104,14 @@ class GeneralLink:
         try:
             if commit:
                 if self._failed:
-                    # PostgreSQL would answer COMMIT with a rollback, and no error
+                    # PostgreSQL would answer COMMIT with a rollback, but no error
                     connection.exec_driver_sql("SELECT 1").close()
                 transaction.commit()
         finally:
             try:
-                transaction.close()  # rolls back what is not committed
+                transaction.close()  # rolls back if not committed
             except BaseException:
-                connection.invalidate()  # a savepoint that is gone took its transaction along
+                connection.invalidate()  # the savepoint and its transaction no longer exist
                 raise
             finally:
                 if isinstance(transaction, RootTransaction):
@@ -133,12 +133,12 @@ class GeneralLink:
         try:
             connection.close()
         except BaseException:
-            connection.invalidate()  # else it would not come back to its pool
+            connection.invalidate()  # otherwise it would not return to its pool
             connection.close()
             raise
 
     def _discard_if_lost(self) -> None:
-        """Let go of a connection that is no longer valid; the next statement opens another one."""
+        """Drop a connection that is no longer valid; the next statement opens another one."""
         connection = self._connection
         if connection is not None and connection.invalidated:
             self._connection = None

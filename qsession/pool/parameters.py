@@ -1,7 +1,7 @@
-"""Parameters: which parts of an SQL text are placeholders, and what is put in their place.
+"""Parameters: the placeholders in an SQL text, and their values.
 
-``$1``, ``$2`` stand for positional arguments, ``:name`` for named ones. Nothing inside a string, a
-quoted identifier or a comment is a placeholder. What those look like differs between databases.
+``$1``, ``$2`` stand for positional arguments, ``:name`` for named ones. Text inside a string, a
+quoted identifier or a comment is not a placeholder. Their syntax differs between databases.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _PATTERN = (
     r"|::+|(?<![\w\\]):(?P<name>[^\W\d]\w*)|(?<!\\):"
 )
 _ESCAPED = re.compile(r"\\(:[\w$]*)(?![:\w$])")
-"""A colon that the application has escaped, outside of quotes, as `text` knows it."""
+"""A colon that the application has escaped, outside quotes, as in `text`."""
 LONG = 10_000
-"""Characters past which a text is not kept."""
+"""The number of characters above which a text is not cached."""
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _CONTROL = re.compile(
     rf"(?:\s|{_LINE}|/\*.*?\*/)*"
@@ -65,7 +65,7 @@ _CONTROL = re.compile(
 
 @lru_cache
 def _pattern(backend: str) -> re.Pattern[str]:
-    """Finds what matters in a text. CockroachDB and its like are taken for PostgreSQL."""
+    """The pattern for placeholders and quotes. Unknown backends are treated as PostgreSQL."""
     if backend not in _QUOTED:
         backend = "postgresql"
     quoted, nesting = "|".join(_QUOTED[backend]), _NESTING.get(backend, _NEVER)
@@ -74,18 +74,18 @@ def _pattern(backend: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class _Parsed:
-    """A text as SQLAlchemy takes it and as SQLite does, and the placeholders it has."""
+    """A text in the forms for SQLAlchemy and for SQLite, and its placeholders."""
 
     clause: TextClause
     sql: str
     """The text with ``?`` for each placeholder."""
     keys: tuple[str, ...]
-    """What each of those stands for, as SQLAlchemy names it."""
+    """The SQLAlchemy name of each placeholder."""
     positions: int
-    """The highest number behind a ``$``; 0 for none."""
+    """The highest number after a ``$``; 0 if there is none."""
     names: frozenset[str]
     indexes: tuple[int, ...] | None
-    """Which argument each placeholder stands for; None if it is just the one at its own place."""
+    """The argument of each placeholder; None if they are in order."""
 
 
 Given = Sequence[Any] | Mapping[str, Any]
@@ -106,7 +106,7 @@ def bind(
 def bind_in_order(
     sql: str, args: Sequence[Any], named: Mapping[str, Any]
 ) -> tuple[str, tuple[Any, ...]]:
-    """The same as SQLite's driver takes them: a text with ``?``, and what each stands for."""
+    """The same for SQLite's driver: a text with ``?``, and their values."""
     parsed = _parsed(sql, "sqlite")
     return parsed.sql, _in_order(parsed, sql, _given(parsed, sql, args, named))
 
@@ -114,19 +114,19 @@ def bind_in_order(
 def bind_many(
     backend: str, sql: str, rows: Iterable[Given]
 ) -> tuple[TextClause, list[dict[str, Any]]]:
-    """As `bind` for many sets of parameters: sequences for ``$1``, mappings for ``:name``."""
+    """As `bind`, for many sets of parameters: sequences for ``$1``, mappings for ``:name``."""
     parsed = _parsed(sql, backend)
     return parsed.clause, [_by_name(parsed, sql, each) for each in _rows(parsed, sql, rows)]
 
 
 def bind_many_in_order(sql: str, rows: Iterable[Given]) -> tuple[str, list[tuple[Any, ...]]]:
-    """As `bind_in_order` for many sets of parameters."""
+    """As `bind_in_order`, for many sets of parameters."""
     parsed = _parsed(sql, "sqlite")
     return parsed.sql, [_in_order(parsed, sql, each) for each in _rows(parsed, sql, rows)]
 
 
 def _given(parsed: _Parsed, sql: str, args: Sequence[Any], named: Mapping[str, Any]) -> Given:
-    """The arguments that are meant."""
+    """The arguments to use: positional ones, one mapping, or keywords."""
     if not parsed.names:
         if named:
             raise ArgumentError(f"{sql!r} has no placeholder {_list(named)}")
@@ -177,7 +177,7 @@ def _named(parsed: _Parsed, sql: str, given: Any) -> dict[str, Any]:
 
 
 def _checked(parsed: _Parsed, sql: str, given: Any) -> Any:
-    """Positional arguments, of which there are as many as there should be."""
+    """The positional arguments, if their number is right."""
     if len(given) != parsed.positions:
         raise ArgumentError(
             f"{sql!r} takes {parsed.positions} positional arguments ($1, $2, ...), but "
@@ -191,7 +191,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _parsed(sql: Any, backend: str) -> _Parsed:
-    """A text, as it was found the last time. One that is very long is looked at each time."""
+    """A parsed text, from the cache. A very long text is parsed each time."""
     if not isinstance(sql, str):
         raise ArgumentError(
             f"the SQL must be a string, not {sql!r}; run SQLAlchemy expressions on pool.engine"
@@ -201,7 +201,7 @@ def _parsed(sql: Any, backend: str) -> _Parsed:
 
 @lru_cache(maxsize=1_000)
 def _parse(sql: str, backend: str) -> _Parsed:
-    """Find the placeholders. Every other colon is escaped, as `text` wants it."""
+    """Find the placeholders. All other colons are escaped for `text`."""
     control = _CONTROL.match(sql)
     if control:
         raise InvalidRequestError(
@@ -230,7 +230,7 @@ def _parse(sql: str, backend: str) -> _Parsed:
                 positions.add(int(match["position"]))
             key = match["name"] or f"p{match['position']}"
             keys.append(key)
-            # `text` takes no placeholder for one right behind a colon ([1:$1])
+            # `text` does not accept a placeholder right after a colon ([1:$1])
             space = " " if sql[: match.start()].endswith(":") else ""
             escaped.append(f"{space}:{key}")
             plain.append(f"{space}?")

@@ -1,4 +1,4 @@
-"""Rows as SQLAlchemy has them, of a statement that was run without it."""
+"""SQLAlchemy rows for a statement that was run without SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sqlalchemy.exc import NoSuchColumnError
 
 
 class Answer(Protocol):
-    """What comes back for a statement; SQLAlchemy's `CursorResult` is one."""
+    """The result of a statement, for example SQLAlchemy's `CursorResult`."""
 
     @property
     def returns_rows(self) -> bool: ...
 
     @property
     def rowcount(self) -> int:
-        """How many rows were changed; -1 where that is not known."""
+        """The number of changed rows; -1 if unknown."""
 
     def all(self) -> Sequence[Row[Any]]: ...
 
@@ -27,7 +27,7 @@ class Answer(Protocol):
 
 
 class Found:
-    """The answer of a driver whose rows have all been fetched."""
+    """The result of a driver with all rows fetched."""
 
     __slots__ = ("_description", "_rows", "rowcount")
 
@@ -56,7 +56,7 @@ class Found:
 
 
 class _Columns(SimpleResultMetaData):
-    """What rows have in common. A name that none of them has is the same error as elsewhere."""
+    """The metadata of rows. An unknown column name raises SQLAlchemy's usual error."""
 
     __slots__ = ()
 
@@ -67,5 +67,5 @@ class _Columns(SimpleResultMetaData):
 
 @lru_cache(maxsize=1_000)
 def _columns(names: tuple[str, ...]) -> _Columns:
-    """What the rows of these columns have in common. Of two of one name the last is meant."""
+    """The metadata for these columns. If a name occurs twice, it refers to the last one."""
     return _Columns(names)

@@ -1,4 +1,4 @@
-"""Running: a statement that a task runs, and that may be broken off from anywhere."""
+"""Running: a statement of a task, which any thread may interrupt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 
 class Running:
-    """The statement of the current task, until `end`. It keeps no task alive that is dropped."""
+    """The statement of the current task, until `end`. Its reference to the task is weak."""
 
     __slots__ = ("_broken_off", "_ended", "_task")
 
@@ -20,15 +20,15 @@ class Running:
         self._ended = False
 
     def end(self) -> None:
-        """It has ended, and is not broken off any more."""
+        """Note that it has ended, and can no longer be interrupted."""
         self._ended = True
 
     async def _terminate(self) -> None:
-        """Break it off, without waiting for that."""
+        """Interrupt it, without waiting."""
         task = self._task()
         if task is not None:
             self._broken_off = True
-            with suppress(RuntimeError):  # its loop is closed
+            with suppress(RuntimeError):  # the loop is closed
                 task.get_loop().call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
@@ -37,7 +37,7 @@ class Running:
             task.cancel()
 
     def was_broken_off(self) -> bool:
-        """Whether a cancellation is from the end of the pool, and from nobody else."""
+        """Whether the pool caused the cancellation, and no other code did."""
         task = self._task()
         if task is None or not self._broken_off:
             return False

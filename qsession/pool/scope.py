@@ -1,8 +1,7 @@
-"""Scope: whose turn it is on one connection, where several tasks have statements and transactions.
+"""Scope: which task may use a connection, when several tasks have statements and transactions.
 
-Statements queue up behind one another. A transaction keeps the others out until it has ended, but
-for the tasks that were started inside of it: those queue up in a line of their own. So scopes nest
-as transactions do.
+Statements run one after another. A transaction keeps other tasks out until it has ended, except
+tasks that were started inside it, which have a separate line. So scopes nest as transactions do.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from qsession.errors import QueueTimeout
 from qsession.session.line import Line
 
 _inside: ContextVar[tuple[Scope, ...]] = ContextVar("inside", default=())
-"""The open transactions in which the current task is, or the one that started it was."""
+"""The open transactions that contain the current task, or the task that started it."""
 
 
 class Scope:
     """A connection outside of any transaction, or the inside of a transaction.
 
-    Invariant: while `block` is set, this scope's line belongs to it, so nobody gets a turn here.
+    Invariant: while `block` is set, this scope's line belongs to it, and no task gets a turn here.
     """
 
     __slots__ = ("block", "line", "open", "task")
@@ -29,33 +28,33 @@ class Scope:
     def __init__(self) -> None:
         self.line = Line()
         self.block: Scope | None = None
-        """The transaction that is open in this scope."""
+        """The open transaction in this scope."""
         self.open = True
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         """The task that began it."""
 
     def _admits(self) -> bool:
-        """Whether the current task belongs inside.
+        """Whether the current task belongs to this transaction.
 
-        Where the task that began a transaction has ended, as that of a test fixture or of
-        ``wait_for(transaction.start(), 5)``, nobody would be left to end it: it is everybody's.
+        If the task that began it has ended, as with a test fixture or
+        ``wait_for(transaction.start(), 5)``, any task may use and end it.
         """
         began_it = self.task is None or self.task.done() or self.task is asyncio.current_task()
         return began_it or self in _inside.get()
 
     def _innermost(self, closing: bool) -> Scope:
-        """Where the current task's next statement belongs; the last scope of all for the end."""
+        """The scope for the current task's next statement; the innermost one of all to close."""
         scope = self
         while scope.block is not None and (closing or scope.block._admits()):
             scope = scope.block
         return scope
 
     async def turn(self, timeout: float | None, closing: bool = False) -> Scope:
-        """Wait for a turn in the innermost scope; it lasts until ``give()`` of what is returned.
+        """Wait for a turn in the innermost scope. It lasts until ``give()`` of the returned scope.
 
-        Raises `QueueTimeout` where one transaction of somebody else lasts for ``timeout``
-        seconds meanwhile, and up to twice that; with ``closing``, nobody's transaction is waited
-        for. Cancelled: the place in the line is given up.
+        Raises `QueueTimeout` if one transaction of another task lasts for ``timeout`` seconds, or
+        up to twice that, during the wait. With ``closing`` it does not wait for transactions. If
+        cancelled, the task leaves the line.
         """
         task = asyncio.current_task()
         while True:
@@ -71,20 +70,20 @@ class Scope:
                 watch.stop()
             if scope is self._innermost(closing):
                 return scope
-            scope.give()  # the transaction has ended meanwhile
+            scope.give()  # the transaction ended during the wait
 
     def give(self) -> None:
-        """End the turn: the line goes to the next who waits."""
+        """End the turn, and give the line to the next waiting task."""
         self.line.hand_over()
 
     def enter(self) -> Scope:
-        """Open a transaction in this scope, whose turn the current task has, and keep the turn."""
+        """Open a transaction in this scope. The current task has the turn, and keeps it."""
         self.block = block = Scope()
         _inside.set((*(each for each in _inside.get() if each.open), block))
         return block
 
     def shut(self) -> None:
-        """End what is open in this scope, and give back the turns that were kept for it."""
+        """End all transactions in this scope, and give back their turns."""
         block, self.block = self.block, None
         if block is not None:
             block.shut()
@@ -93,7 +92,7 @@ class Scope:
 
 
 class _Watch:
-    """Looks, again and again, whether the same transaction still keeps somebody waiting."""
+    """Checks repeatedly whether the same transaction still makes a task wait."""
 
     def __init__(self, scope: Scope, place: asyncio.Future[None], timeout: float | None) -> None:
         self._scope = scope

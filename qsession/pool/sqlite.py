@@ -1,7 +1,7 @@
-"""SQLite without SQLAlchemy's own connection: statements go straight to the engine's transactions.
+"""SQLite without SQLAlchemy's own connection: statements go directly to the engine's transactions.
 
 The pool of connections, the queue, the syncer and the log of reads are those of the engine. Rows
-and errors are what SQLAlchemy would have made of them.
+and errors are the same as from SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Direct:
-    """The statements of one engine, from every loop."""
+    """The statements of one engine, from all loops."""
 
     def __init__(self, engine: Engine, options: Mapping[str, Any]) -> None:
         self._engine = engine
@@ -38,7 +38,7 @@ class Direct:
 
     @property
     def is_observed(self) -> bool:
-        """Whether somebody listens to SQLAlchemy's events, or logs: then all goes through it."""
+        """Whether there are listeners or logging, so that SQLAlchemy's connection must be used."""
         engine = self._engine
         return bool(
             engine._has_events
@@ -49,7 +49,7 @@ class Direct:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The execution options of the engine, with those of the pool."""
+        """The execution options of the engine and of the pool."""
         base = self._engine._execution_options
         if base is not self._base:
             self._base, self._options = base, {**base, **self._given}
@@ -62,18 +62,18 @@ class Direct:
     async def run(
         self, take: Take[T], sql: str, args: Sequence[Any], named: Mapping[str, Any]
     ) -> T:
-        """Run a statement and commit it. Raises, and is cancelled, as `Link.run`."""
+        """Run a statement and commit it. Errors and cancellation are as for `Link.run`."""
         statement = statement_of(*bind_in_order(sql, args, named))
         return take(await self.run_alone(statement, None))
 
     def link(self) -> SQLiteLink:
-        """A connection."""
+        """A new link."""
         return SQLiteLink(self)
 
     async def run_alone(self, statement: Statement, connection: RoutedConnection | None) -> Found:
         """Run a statement and commit it.
 
-        ``connection`` is for what has to find the same one each time.
+        ``connection``: for statements that must use the same connection each time.
         """
         lane, loop = self._lane, asyncio.get_running_loop()
         if lane is None or lane.loop is not loop or lane.pool is not self._engine.pool:
@@ -93,7 +93,7 @@ class Direct:
     def explained(
         self, error: Exception, statement: Statement | None, connection: RoutedConnection | None
     ) -> Exception:
-        """The error as SQLAlchemy raises it. A connection that turns out to be closed is lost."""
+        """The error as SQLAlchemy raises it. A connection that is found closed is invalidated."""
         dialect = self._engine.dialect
         dbapi: Any = cast("Any", dialect).loaded_dbapi
         if not isinstance(error, dbapi.Error):
@@ -114,7 +114,7 @@ class Direct:
 
 
 class SQLiteLink:
-    """A connection of SQLite's dialect, as SQLAlchemy would use it."""
+    """A connection of SQLite's dialect, used in the same way as SQLAlchemy does."""
 
     def __init__(self, direct: Direct) -> None:
         self._direct = direct
@@ -122,7 +122,7 @@ class SQLiteLink:
         self._options: Mapping[str, Any] = {}
         self.in_transaction = False
         self._savepoints = 0
-        """How many there were; each has a name of its own."""
+        """The number of savepoints so far; each has a different name."""
 
     async def open(self) -> None:
         if self._connection is None:
@@ -170,7 +170,7 @@ class SQLiteLink:
     async def _in_greenlet(
         self, function: Callable[..., T], *args: Any, statement: Statement | None = None
     ) -> T:
-        """Run it. Cancelled, the connection is invalidated, as SQLAlchemy does it."""
+        """Run it. If cancelled, the connection is invalidated, as in SQLAlchemy."""
         connection = self._connection
         try:
             return await spawn(function, *args)
@@ -185,7 +185,7 @@ class SQLiteLink:
             raise
 
     def _valid(self) -> RoutedConnection:
-        """The connection, unless its transaction was lost with it."""
+        """The connection. Raises if its transaction was lost."""
         connection = self._connection
         if connection is None or not connection.is_valid:
             raise PendingRollbackError(
@@ -196,7 +196,7 @@ class SQLiteLink:
         return connection
 
     async def begin(self, options: Mapping[str, Any]) -> str | None:
-        """The name of a savepoint; None for a transaction. SQLite hears of that one later."""
+        """Begin. Returns the name of a savepoint; None for a transaction, which is sent later."""
         await self.open()
         name = None
         if self.in_transaction:
@@ -243,7 +243,7 @@ class SQLiteLink:
         try:
             await self._in_transaction(statement_of(f"ROLLBACK TO SAVEPOINT {name}"))
         except BaseException:
-            connection.invalidate()  # a savepoint that is gone took its transaction along
+            connection.invalidate()  # the savepoint and its transaction no longer exist
             raise
 
     def _commit_each_statement(self) -> None:
@@ -256,7 +256,7 @@ class SQLiteLink:
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            # As SQLAlchemy's: pool_reset_on_return is for what nobody has ended.
+            # As in SQLAlchemy: pool_reset_on_return is for a transaction that was not ended.
             await self._in_greenlet(connection._close_special, self.in_transaction)
 
     async def invalidate(self) -> None:
@@ -265,11 +265,11 @@ class SQLiteLink:
 
 
 def statement_of(sql: str, parameters: Any = ()) -> Statement:
-    """A text on its way to the database."""
+    """A statement for a text."""
     words = words_of(sql)
     return Statement(sql, parameters, words.kind, words)
 
 
 def found(outcome: Outcome) -> Found:
-    """What came back, as rows of SQLAlchemy's."""
+    """The result with SQLAlchemy's rows."""
     return Found(outcome.rows, outcome.description, outcome.rowcount)

@@ -1,4 +1,4 @@
-"""Statements: what can be run on a pool and on a connection alike, and what comes back."""
+"""Statements: the methods of both pools and connections that run SQL, and their results."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ _T = TypeVar("_T")
 
 
 class Statements:
-    """Runs SQL given as text.
+    """Runs SQL text.
 
-    ``$1``, ``$2`` stand for positional arguments; ``:name`` for keyword arguments or for the keys
-    of one mapping. A statement uses one of the two kinds. Nothing inside a string, a quoted
-    identifier or a comment is a placeholder.
+    ``$1``, ``$2`` stand for positional arguments; ``:name`` for keyword arguments or the keys of
+    one mapping. A statement uses one of the two kinds. Text inside a string, a quoted identifier or
+    a comment is not a placeholder.
 
-    Outside of a transaction each call is a transaction of its own: when it returns, what it wrote
-    is committed. All raise what SQLAlchemy raises for the database's errors, the errors of
-    `qsession.errors`, and `sqlalchemy.exc.ArgumentError` where text and arguments do not fit.
+    Outside a transaction each call is a separate transaction, which is committed when the call
+    returns. All methods raise SQLAlchemy's errors, the errors of `qsession.errors`, and
+    `sqlalchemy.exc.ArgumentError` if text and arguments do not match.
 
-    Cancellation: the statement is broken off, and its transaction, if it is in one, can only be
-    rolled back.
+    Cancellation: the statement is interrupted. If it is in a transaction, that can only be rolled
+    back.
     """
 
     async def execute(self, sql: str, /, *args: Any, **named: Any) -> int:
-        """Run a statement and return how many rows it inserted, updated or deleted.
+        """Run a statement and return the number of rows it inserted, updated or deleted.
 
-        For a statement that returns rows it is their number; for others, as CREATE TABLE, 0.
+        For a statement that returns rows, this is their number. For others, such as CREATE TABLE,
+        it is 0.
         """
         return await self._run(_count, sql, args, named)
 
     async def fetch(self, sql: str, /, *args: Any, **named: Any) -> list[Row[Any]]:
-        """All rows. Each is a tuple whose values are attributes, too; ``row._mapping`` is a dict.
+        """All rows. Each is a named tuple; ``row._mapping`` is a mapping of the same values.
 
         Empty for a statement that returns no rows.
         """
@@ -53,9 +54,9 @@ class Statements:
     async def executemany(
         self, sql: str, rows: Iterable[Sequence[Any] | Mapping[str, Any]], /
     ) -> None:
-        """Run a statement for each set of parameters, all of them in one transaction.
+        """Run a statement for each set of parameters, all in one transaction.
 
-        ``rows`` holds sequences for ``$1``, ``$2`` and mappings for ``:name``.
+        ``rows`` contains sequences for ``$1``, ``$2``, or mappings for ``:name``.
         """
         raise NotImplementedError
 

@@ -1,6 +1,6 @@
-"""Transaction: a block of statements on one connection that is committed or rolled back as a whole.
+"""Transaction: a transaction or savepoint on a connection of the pool.
 
-It is made by `PoolConnection.transaction`.
+`PoolConnection.transaction` creates it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qsession.waiting.handoff import Uninterrupted
 
 
 class Connected(Protocol):
-    """What a transaction needs of its connection."""
+    """What a transaction needs from its connection."""
 
     _scope: Scope
     _timeout: float | None
@@ -37,7 +37,7 @@ _C = TypeVar("_C", bound=Connected)
 
 
 class _State(Enum):
-    """The life of a transaction; it has only one."""
+    """The states of a transaction, which is used only once."""
 
     NEW = "has not been started"
     OPEN = "is open"
@@ -46,10 +46,10 @@ class _State(Enum):
 
 
 class Transaction(Generic[_C]):
-    """A transaction on a connection of the pool, or a savepoint where one is open already.
+    """A transaction on a connection of the pool, or a savepoint inside an open one.
 
-    Use it in ``async with``, or call `start` and then `commit` or `rollback`. Statements that
-    other tasks have asked for inside of it go before its end.
+    Use it in ``async with``, or call `start` and then `commit` or `rollback`. Statements that other
+    tasks have called inside it run before its end.
     """
 
     def __init__(self, connection: _C, isolation: str | None, readonly: bool) -> None:
@@ -59,10 +59,10 @@ class Transaction(Generic[_C]):
         self._state = _State.NEW
 
     async def start(self) -> None:
-        """Begin. Waits for the end of a transaction that another task has open.
+        """Begin, after waiting until another task's transaction has ended.
 
-        Raises `QueueTimeout` when that takes longer than the pool's timeout. Cancelled: nothing
-        was begun.
+        Raises `QueueTimeout` if that takes longer than the pool's timeout. If cancelled, nothing
+        has begun.
         """
         connection = self._connection
         turn = await connection._scope.turn(connection._timeout)
@@ -88,12 +88,12 @@ class Transaction(Generic[_C]):
     async def commit(self) -> None:
         """Commit. If that fails, it is rolled back.
 
-        Cancelled: the COMMIT runs to its end, then the cancellation is raised.
+        A cancellation is raised when the COMMIT has ended.
         """
         await Uninterrupted(self._end(commit=True))
 
     async def rollback(self) -> None:
-        """Roll back. Cancelled: runs to its end, then the cancellation is raised."""
+        """Roll back. A cancellation is raised when the rollback has ended."""
         await Uninterrupted(self._end(commit=False))
 
     async def __aenter__(self) -> _C:
@@ -110,7 +110,7 @@ class Transaction(Generic[_C]):
             return
         try:
             await self.rollback()
-        except SQLAlchemyError as second:  # the first one tells more, and `run` looks at it
+        except SQLAlchemyError as second:  # the first error says more, and `run` checks it
             if sys.version_info >= (3, 11):
                 error.add_note(f"The rollback after this error also failed: {second}")
 

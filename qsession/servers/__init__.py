@@ -1,1 +1,1 @@
-"""PostgreSQL and MySQL, where the server is the queue: pool, isolation, conflicts."""
+"""PostgreSQL and MySQL, where the server orders the writers: pool, isolation, conflicts."""

@@ -1,4 +1,4 @@
-"""How an engine is made from SQLAlchemy's keywords and ours, in the URL or beside it."""
+"""Creating an engine from the keywords of SQLAlchemy and qsession, and from the URL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qsession.servers.pool import ServerPool
 
 
 def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:
-    """SQLAlchemy's engine on a :class:`ServerPool`, unless the caller names another pool."""
+    """SQLAlchemy's engine with a :class:`ServerPool`, unless the caller names another pool."""
     explicit = "queue_timeout" in kw or "queue_timeout" in url.query
     settings, url = take_settings(url, kw, NAMES)
     kw = pool_size(settings.max_size, kw)
@@ -28,7 +28,7 @@ def create_server_engine(url: URL, kw: dict[str, Any]) -> AsyncEngine:
     try:
         engine = create_async_engine(url, **kw, **ours)
     except ArgumentError:
-        create_async_engine(url, **kw)  # says it if the driver is not an asyncio one
+        create_async_engine(url, **kw)  # raises a clearer error if the driver is not asyncio
         raise
     listen(engine.sync_engine)
     if settings.access == "read":
@@ -51,7 +51,7 @@ def create_synchronous_server_engine(url: URL, kw: dict[str, Any]) -> Engine:
 
 
 def listen(engine: Engine) -> None:
-    """Have an engine tell the server our options, and tell us its errors."""
+    """Add the listeners that pass options to the server and translate its errors."""
     event.listen(engine, "engine_connect", isolation.tell_new_connection)
     event.listen(engine, "set_connection_execution_options", isolation.tell_connection)
     event.listen(engine, "handle_error", failures.explain)
@@ -71,7 +71,7 @@ def listen(engine: Engine) -> None:
 
 
 def take_settings(url: URL, kw: dict[str, Any], names: Iterable[str]) -> tuple[Settings, URL]:
-    """The settings called ``names``, taken out of the keywords and of the URL."""
+    """Remove the settings ``names`` from the keywords and the URL, and return them."""
     in_url = {name: url.query[name] for name in names if name in url.query}
     in_kw = {name: kw.pop(name) for name in names if name in kw}
     settings = Settings().with_options({**in_url, **in_kw})
@@ -79,7 +79,7 @@ def take_settings(url: URL, kw: dict[str, Any], names: Iterable[str]) -> tuple[S
 
 
 def pool_size(max_size: int | None, kw: dict[str, Any]) -> dict[str, Any]:
-    """The keywords with ``max_size`` said in SQLAlchemy's terms."""
+    """The keywords, with ``max_size`` expressed as SQLAlchemy's ``pool_size``."""
     if max_size is None:
         return kw
     if "pool_size" in kw or "max_overflow" in kw:

@@ -1,4 +1,4 @@
-"""What an error of a server means, by its code: a conflict, a write that may not be, a lost server.
+"""The meaning of a server's error codes: a conflict, a refused write, a lost connection.
 
 https://www.postgresql.org/docs/current/errcodes-appendix.html
 https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html
@@ -27,31 +27,31 @@ CONFLICTS: dict[object, str] = {
 }
 READ_ONLY: tuple[object, ...] = ("25006", 1792)
 LOST: tuple[object, ...] = ("57P01", "57P02", "57P03", 1053, 1927)
-"""The server ends, or has ended this connection. Drivers may still take it for open."""
+"""The server is shutting down or has ended this connection. Drivers may still treat it as open."""
 COMMITTING = "qsession_committing"
 REFUSED = "qsession_refused"
-"""Why a transaction can only be rolled back: a code, and the error that whoever goes on gets."""
+"""Why a transaction can only be rolled back: a code, and the error for later statements."""
 RETURNING = "qsession_returning"
-"""The same, while or after a ROLLBACK TO SAVEPOINT may have made up for it."""
+"""The same, during or after a ROLLBACK TO SAVEPOINT that may have resolved it."""
 NO_SAVEPOINT = 1305
 GONE: tuple[object, ...] = (1213, 1020, NO_SAVEPOINT)
-"""After these, unlike after MySQL's other refusals, the whole transaction is gone on the server.
+"""After these errors, unlike after MySQL's other refusals, the server has ended the transaction.
 
 https://mariadb.com/kb/en/innodb-system-variables/#innodb_snapshot_isolation for 1020.
 """
 
 
 def code_of(error: BaseException) -> object:
-    """The number from a driver of MySQL, the SQLSTATE from one of PostgreSQL, or None."""
+    """The error number from a MySQL driver, the SQLSTATE from a PostgreSQL driver, or None."""
     if error.args and isinstance(error.args[0], int):
         return error.args[0]
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)  # of psycopg2
 
 
 def _code_in(context: ExceptionContext) -> object:
-    """The code of an error of the driver; None for one that the application's own code raised.
+    """The code of an error of the driver; None for an error that other code raised.
 
-    SQLAlchemy reports those as well: a type of a column, for example, may raise anything.
+    SQLAlchemy reports both: a column type of the application, for example, may raise anything.
     """
     error = context.original_exception
     if not isinstance(error, context.dialect.loaded_dbapi.Error):
@@ -61,7 +61,7 @@ def _code_in(context: ExceptionContext) -> object:
 
 
 def explain(context: ExceptionContext) -> Exception | None:
-    """Listens for every error of the driver, the ones of COMMIT included."""
+    """Listens for every error of the driver, also during COMMIT."""
     error = context.original_exception
     code = _code_in(context)
     statement = _shorten(context.statement or "the end of the transaction, such as COMMIT")
@@ -93,7 +93,7 @@ def explain(context: ExceptionContext) -> Exception | None:
             "server itself is read-only, for example a replica."
         )
     if context.connection is None or context.sqlalchemy_exception is None:
-        return None  # it was not opened, or this is a cancellation
+        return None  # there is no connection, or this is a cancellation
     if code in LOST:
         context.is_disconnect = True
     if context.is_disconnect:
@@ -102,7 +102,7 @@ def explain(context: ExceptionContext) -> Exception | None:
 
 
 def _rolls_back_to_savepoint(context: ExceptionContext) -> bool:
-    """Whether it is one of SQLAlchemy's own; the application may have written another one wrong."""
+    """Whether SQLAlchemy itself sent it; one that the application wrote may be wrong."""
     compiled = getattr(context.execution_context, "compiled", None)
     return isinstance(getattr(compiled, "statement", None), RollbackToSavepointClause)
 
@@ -113,10 +113,10 @@ def _already(conflict: ConflictError) -> ConflictError:
 
 
 def _savepoint_failed(connection: Connection, code: object) -> ConflictError | None:
-    """What a ROLLBACK TO SAVEPOINT that failed means; None if its own error says it.
+    """The meaning of a failed ROLLBACK TO SAVEPOINT; None if its own error is clear.
 
-    Where the savepoint is gone, so is what was before it: InnoDB drops the whole transaction at
-    1205, too, with innodb_rollback_on_timeout, and MySQL commits it at DDL.
+    If the savepoint no longer exists, neither does the transaction before it: MySQL commits at DDL,
+    and with innodb_rollback_on_timeout InnoDB also drops the whole transaction at 1205.
     """
     if connection.invalidated:
         return None
@@ -152,27 +152,27 @@ def _fate(connection: Connection) -> str:
 
 
 def forget(connection: Connection, *_: object) -> None:
-    """Listens for the beginning of each transaction, and for its rollback before it is sent."""
+    """Listens for the beginning of each transaction, and for its rollback, before that is sent."""
     if not connection.invalidated:
         for name in (COMMITTING, REFUSED, RETURNING):
             connection.info.pop(name, None)
 
 
 def end_two_phases(connection: Connection, *_: object) -> None:
-    """Listens for each rollback of a transaction in two phases on MySQL or MariaDB.
+    """Listens for each rollback of a two-phase transaction on MySQL or MariaDB.
 
-    Where the server has dropped it, it takes no XA END, with which SQLAlchemy would begin: so the
-    connection is closed (https://dev.mysql.com/doc/refman/8.4/en/xa-states.html).
+    If the server has already dropped it, SQLAlchemy's XA END would fail, so the connection is
+    closed (https://dev.mysql.com/doc/refman/8.4/en/xa-states.html).
     """
     if not connection.invalidated and REFUSED in connection.info:
         connection.invalidate()
 
 
 def refuse_after_conflict(connection: Connection, *_: object) -> None:
-    """Listens for each statement, PREPARE and COMMIT: a transaction that was refused has to end.
+    """Listens for each statement, PREPARE and COMMIT: a refused transaction must end.
 
     MySQL would run the next statement, after a deadlock in a new transaction, and commit it without
-    what came before; PostgreSQL would answer a COMMIT with a rollback, and no error.
+    the earlier ones. PostgreSQL would answer a COMMIT with a rollback, but no error.
     """
     if not connection.invalidated and REFUSED in connection.info:
         _, error = connection.info[REFUSED]
@@ -180,7 +180,7 @@ def refuse_after_conflict(connection: Connection, *_: object) -> None:
 
 
 def note_rollback_to_savepoint(connection: Connection, *_: object) -> None:
-    """Listens for each, before it is sent: what was before the savepoint may still be there."""
+    """Listens for each one, before it is sent: the work before the savepoint may still exist."""
     if connection.invalidated:
         return
     code, _error = connection.info.get(REFUSED, (None, None))

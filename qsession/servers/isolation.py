@@ -1,7 +1,7 @@
-"""How isolated a transaction is on a server: from the options of ours to what the server is told.
+"""The isolation of transactions on a server: how qsession's options are passed to the server.
 
-PostgreSQL is told with the BEGIN that it gets anyway, by SQLAlchemy's own execution options. MySQL
-has no such BEGIN: it is told beforehand, for the next transaction only, in a statement of its own.
+For PostgreSQL, SQLAlchemy's own execution options put it into BEGIN. For MySQL, a separate
+statement before each transaction sets it for the next transaction only.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ ACCESS = "qsession_access"
 
 
 def tell_new_connection(connection: Connection) -> None:
-    """Listens for each new ``Connection``: what the options of its engine ask for.
+    """Listens for each new ``Connection``, and applies the options of its engine.
 
-    SQLAlchemy's own way, ``isolation_level`` among the options of the engine, lets those of an
-    engine win over those of one made from it.
+    The usual way, ``isolation_level`` in the options of the engine, does not work for an engine
+    derived by ``execution_options()``: there the original engine's value wins.
     """
     options = _in_sqlalchemys_terms(connection.dialect, connection.get_execution_options())
     if options.get("postgresql_readonly") is False:
-        del options["postgresql_readonly"]  # as it comes from the pool
+        del options["postgresql_readonly"]  # the default of a pooled connection
     if not options:
         return
     try:
         connection.execution_options(**options)
-    except BaseException as error:  # cancelled: nobody else knows this connection yet
+    except BaseException as error:  # cancelled: no other code knows this connection yet
         connection.invalidate(error)
         raise
 
 
 def tell_connection(connection: Connection, options: dict[str, Any]) -> None:
-    """Listens for ``Connection.execution_options``, which may still be added to.
+    """Listens for ``Connection.execution_options``, and adds options.
 
-    An ``isolation_level`` among the options of the engine stays.
+    An ``isolation_level`` in the options of the engine stays.
     """
     told = _in_sqlalchemys_terms(connection.dialect, options)
     if "isolation_level" in connection.engine.get_execution_options():
@@ -53,8 +53,8 @@ def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str,
     if is_mysql(dialect):
         return told
     if ISOLATION in options and "isolation_level" not in options:
-        # SERIALIZABLE where it only reads, too: with less, PostgreSQL can show such a transaction
-        # a state that no serial order of the others explains.
+        # Also SERIALIZABLE if it only reads: otherwise PostgreSQL can show it a state that is not
+        # consistent with any serial order of the other transactions.
         told["isolation_level"] = options[ISOLATION] or "SERIALIZABLE"
     if ACCESS in options and "postgresql_readonly" in dialect.connection_characteristics:
         told["postgresql_readonly"] = options[ACCESS] == "read"
@@ -62,7 +62,7 @@ def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str,
 
 
 def tell_mysql(connection: Connection, *_: object) -> None:
-    """Listens for the beginning of each transaction on MySQL or MariaDB, in two phases as well."""
+    """Listens for the beginning of each transaction on MySQL or MariaDB, also two-phase ones."""
     parts = _mysql_parts(connection.get_execution_options())
     if not parts:
         return
@@ -72,7 +72,7 @@ def tell_mysql(connection: Connection, *_: object) -> None:
         cursor = connection.connection.cursor()
         cursor.execute(statement)
         cursor.close()
-    except BaseException as error:  # as SQLAlchemy does around a BEGIN of its own
+    except BaseException as error:  # as SQLAlchemy does for its own BEGIN
         connection._handle_dbapi_exception(error, statement, (), cursor, None)
 
 
@@ -80,8 +80,8 @@ def _mysql_parts(options: Mapping[str, Any]) -> list[str]:
     parts = []
     only_reads = options.get(ACCESS) == "read"
     if ISOLATION in options and "isolation_level" not in options:
-        # InnoDB's SERIALIZABLE locks what it reads. A snapshot beside writers that do so is as
-        # serializable, and neither waits for them nor makes them wait.
+        # InnoDB's SERIALIZABLE locks what it reads. If writers do so, a snapshot is serializable as
+        # well, and it neither waits for writers nor makes them wait.
         level = "REPEATABLE READ" if only_reads else "SERIALIZABLE"
         parts.append(f"ISOLATION LEVEL {options[ISOLATION] or level}")
     if only_reads:

@@ -1,6 +1,7 @@
-"""What becomes of a connection whose event loop is not the one that runs: it is thrown away.
+"""Connections that belong to another event loop: they are discarded.
 
-A driver binds a connection to the loop it was opened in, so no other loop can close it properly.
+A driver binds a connection to the loop in which it was opened, so no other loop can close it
+properly.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ class Abandoned:
         self._left: dict[int, tuple[Any, asyncio.AbstractEventLoop]] = {}
 
     def add(self, connection: Any, loop: asyncio.AbstractEventLoop) -> None:
-        """Cut a connection of another loop off, without waiting for anything.
+        """Disconnect a connection of another loop, without waiting.
 
-        The server notices and rolls back what was open. If that loop still runs, the driver does it
-        there. A loop may be closed before it comes to that, and a closed one runs nothing any more:
-        then the socket itself is shut, here or by the next :meth:`sweep`.
+        The server notices, and rolls back its open transaction. If that loop still runs, the driver
+        disconnects there. If the loop is closed before that, the socket itself is shut, here or by
+        the next :meth:`sweep`.
         """
         self.sweep()
         if not loop.is_closed():
             self._left[id(connection)] = connection, loop
-            with suppress(RuntimeError):  # it has been closed in the meantime
+            with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(self._terminate, connection, loop)
                 return
             self._left.pop(id(connection), None)
         _cut(connection)
 
     def sweep(self) -> None:
-        """Cut off what loops have left that are closed by now."""
+        """Disconnect the connections whose loops have been closed."""
         for key, (connection, loop) in list(self._left.items()):
             if loop.is_closed() and self._left.pop(key, None) is not None:
                 _cut(connection)
 
     def _terminate(self, connection: Any, loop: asyncio.AbstractEventLoop) -> None:
-        """In its own loop. What terminating leaves for the loop to do comes before forgetting."""
+        """Terminate it in its own loop. Callbacks of the driver run before it is forgotten."""
         if hasattr(connection, "terminate"):
             connection.terminate()
         else:
@@ -48,9 +49,9 @@ class Abandoned:
 
 
 def _cut(connection: Any) -> None:
-    """Close the socket beneath a connection whose loop runs nothing any more."""
+    """Close the socket of a connection whose loop is closed."""
     driver = connection.driver_connection
-    if hasattr(driver, "pgconn"):  # psycopg: libpq knows no loops
+    if hasattr(driver, "pgconn"):  # psycopg: libpq does not use the loop
         driver.pgconn.finish()
         return
     writer = getattr(driver, "_writer", None)  # aiomysql's; the others have a transport
@@ -59,12 +60,12 @@ def _cut(connection: Any) -> None:
         return
     socket = transport.get_extra_info("socket")
     if socket is not None:
-        with suppress(OSError, TypeError):  # uvloop's is not one, and was closed with its loop
+        with suppress(OSError, TypeError):  # uvloop's is not a real one, and closed with its loop
             socket.shutdown(2)
     with suppress(RuntimeError):
-        transport.abort()  # says that it is closing, then fails to tell its loop
-    # What the loop would have called. Without it the file, or the driver's connection, is closed
-    # by the garbage collector, with a ResourceWarning.
+        transport.abort()  # marks it as closing, then fails to call its loop
+    # The loop would have called this. Without it the garbage collector closes the file, or the
+    # driver's connection, with a ResourceWarning.
     with suppress(Exception):
         lost = getattr(transport, "_call_connection_lost", None)
         (lost or transport.get_protocol().connection_lost)(None)

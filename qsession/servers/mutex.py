@@ -1,4 +1,4 @@
-"""Mutex: what one task does while others wait for it, whatever loops they are in."""
+"""Mutex: a lock between tasks of any event loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qsession.waiting.ticket import Ticket, TicketQueue
 
 
 class Mutex:
-    """A context manager, in greenlets: first come, first served. Cancelled, one leaves the line."""
+    """A context manager, in greenlets. First come, first served. A cancelled task gives up."""
 
     def __init__(self) -> None:
         self._queue = TicketQueue()
@@ -29,11 +29,10 @@ class Mutex:
 
 
 def serve_all_loops(pool: Pool) -> None:
-    """Let the first connections of a pool be opened in several loops at once.
+    """Allow several loops to open the first connections of a pool at the same time.
 
-    SQLAlchemy runs "connect" listeners, its own among them, for one connection first, behind an
-    ``asyncio.Lock``. That belongs to one loop: a task of another one that waits for it is not woken
-    up, or fails.
+    SQLAlchemy runs "connect" listeners for the first connection under an ``asyncio.Lock``. Such a
+    lock belongs to one loop: a task of another loop that waits for it is not woken, or fails.
     """
     for name in ("connect", "first_connect"):
         listeners: Any = getattr(pool.dispatch, name).for_modify(pool.dispatch)

@@ -1,8 +1,8 @@
-"""Opening: who may try to open a connection while the server is away, and when.
+"""Opening: how connections are opened while the server cannot be reached.
 
-While the server answers, connections are opened as they are needed. The attempt that finds it away
-fails at once. From then on one attempt is made at a time, after a pause that grows; the others wait
-for their turn, first come, first served. So nobody storms a server that comes back.
+While the server answers, connections are opened as needed. The first attempt that fails raises its
+error at once. After that, only one attempt runs at a time, after a growing pause; other tasks wait
+for their turn, first come, first served. So a restarted server is not overloaded.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from qsession.errors import QueueTimeout
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 FIRST_PAUSE = 0.05
-"""Seconds: the longest pause after the first failure; it doubles with every further one."""
+"""The longest pause in seconds after the first failure. It doubles with each further failure."""
 LONGEST_PAUSE = 1.0
-"""Seconds: where the doubling ends."""
+"""The limit of this doubling, in seconds."""
 LEAST_PATIENCE = 10.0
-"""Seconds that an attempt may take even where who asked is in a hurry: a connection that needs
-longer than ``queue_timeout`` to open would never be opened."""
+"""Seconds that an attempt may always take, even if ``queue_timeout`` is shorter. Otherwise a slow
+connection would never be opened."""
 
 _jitter = random.SystemRandom().uniform
 
 
 def longest_pause(failures: int) -> float:
-    """Seconds to wait at the most after so many failures in a row."""
+    """The longest pause in seconds after this number of consecutive failures."""
     return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 30)))
 
 
 class Opening:
-    """Whether the server is known to be away, and the line of those who would try."""
+    """The state of the server as far as known, and the line of tasks that wait to try."""
 
     def __init__(self, discard: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
         self._discard = discard
         self._discarding: set[asyncio.Task[None]] = set()
         self.failures = 0
-        """Attempts that failed since the last one that did not."""
+        """The number of consecutive failed attempts."""
         self._not_before = 0.0
         self._last = ""
         self._turn = TicketQueue()
 
     @property
     def waiting(self) -> int:
-        """How many wait for their turn to try."""
+        """The number of tasks that wait to try."""
         return self._turn.waiting
 
     def open(self, connect: Callable[[], Any], deadline: float) -> Any:
-        """What ``connect()`` returns, in a greenlet; its turn has to come by ``deadline``.
+        """Call ``connect()`` in its turn, and return its result. In a greenlet.
 
-        Raises what it raises, or :class:`QueueTimeout` when its turn does not come in time.
-        Cancelled, the turn goes to the next; a connection that comes of the attempt is discarded.
+        Raises its errors, or :class:`QueueTimeout` if the turn does not come by ``deadline``. If
+        cancelled, the turn goes to the next task, and a connection from the attempt is discarded.
         """
         if not self.failures:
             return self._attempt(connect, deadline)
@@ -82,18 +82,18 @@ class Opening:
                 self._within(max(_left(deadline), LEAST_PATIENCE), greenlet_spawn(connect))
             )
         except Exception as error:
-            # Those that were under way at the same time saw one failure, not many.
+            # Concurrent attempts saw the same failure, so they count as one.
             self.failures = max(self.failures, before + 1)
             longest = longest_pause(self.failures)
             self._not_before = time.monotonic() + _jitter(longest / 2, longest)
-            self._last = repr(error)  # not itself: it would keep the frames of its caller
+            self._last = repr(error)  # the error itself would keep the frames of its caller
             raise
         self.failures = 0
         return connection
 
     async def _within(self, seconds: float, attempt: Coroutine[Any, Any, Any]) -> Any:
-        # In a task of its own: a driver that is cancelled between the server's answer and its own
-        # leaves the connection to the garbage collector.
+        # In a separate task: if a driver is cancelled after the server's answer, it leaves the
+        # connection to the garbage collector.
         task = asyncio.ensure_future(attempt)
         try:
             await asyncio.wait([task], timeout=seconds)

@@ -1,4 +1,4 @@
-"""ServerPool: SQLAlchemy's pool with asyncpg's terms: sizes, a fair line, and a limit to it."""
+"""ServerPool: SQLAlchemy's pool with a minimum size, a fair queue, and a limit for the queue."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from qsession.waiting.handoff import running_loop
 
 
 class _Place(_ConnectionRecord):
-    """A place in the pool, with its connection or without."""
+    """A record in the pool, with or without a connection."""
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
-        """As SQLAlchemy's, which loses the place when what resets the connection is cancelled."""
+        """As in SQLAlchemy, but a cancelled reset of the connection does not lose the record."""
         try:
             super().checkin(_fairy_was_created)
         except BaseException as error:
@@ -39,10 +39,10 @@ class _Place(_ConnectionRecord):
 
 
 class ServerPool(AsyncAdaptedQueuePool):
-    """What ``engine.pool`` is on a server. SQLAlchemy's pool arguments keep their meaning.
+    """The class of ``engine.pool`` on a server. SQLAlchemy's pool arguments keep their meaning.
 
-    Who waits for a connection is served in the order of asking. A place in the pool is given out
-    before its connection is opened, so that one that cannot be opened goes to the next who waits.
+    Tasks get connections first come, first served. A task first gets a pool record, and then opens
+    its connection. If that fails, the record goes to the next waiting task.
     """
 
     _queue_class = ConnectionQueue
@@ -67,22 +67,22 @@ class ServerPool(AsyncAdaptedQueuePool):
         self._loops: dict[int, asyncio.AbstractEventLoop] = {}
         """The loop of each open connection, by its id()."""
         self._taken: dict[Any, tuple[float, str]] = {}
-        """The places in use, the oldest first: since when, and by which task."""
+        """The records in use, oldest first: since when, and by which task."""
         self._filling: asyncio.Task[None] | None = None
         self._replaced = False
 
     @property
     def max_size(self) -> int | None:
-        """How many connections there may be at once; None for any number."""
+        """The largest number of connections; None for no limit."""
         return None if self._max_overflow < 0 else self.size() + self._max_overflow
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open, in use or idle."""
+        """The number of open connections, in use or idle."""
         return self.checkedout() + self._pool.open
 
     def stats(self) -> Stats:
-        """The line for connections at this moment, and the counters since the engine was made."""
+        """The present queue for connections, and the counters since the engine was made."""
         waits, counters = self.waits.freeze(), self.counters
         return Stats(
             waiting=self._pool.waiting + self.opening.waiting,
@@ -103,14 +103,14 @@ class ServerPool(AsyncAdaptedQueuePool):
         )
 
     async def fill(self) -> None:
-        """Open connections until ``min_size`` are open; raises the driver's error."""
+        """Open connections until ``min_size`` are open. Raises the errors of the driver."""
         while self._is_filling and self._filling is not None:
             await asyncio.wait([self._filling])
         await greenlet_spawn(self._fill)
 
     @property
     def _is_filling(self) -> bool:
-        """Whether a task of this loop is at it; one of another loop may be stuck with its loop."""
+        """Whether a task of this loop is filling. A task of another loop may never finish."""
         return self._filling is not None and self._filling.get_loop() is running_loop()
 
     def _fill(self) -> None:
@@ -126,7 +126,7 @@ class ServerPool(AsyncAdaptedQueuePool):
             record.checkin(_fairy_was_created=False)
 
     def _vacant(self) -> Any:
-        """A place without a connection; None if there is none."""
+        """A record without a connection; None if there is none."""
         record = self._pool.pick(lambda each: each.dbapi_connection is None)
         if record is None and self._inc_overflow():
             record = self._create_connection()
@@ -136,7 +136,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         return cast("ConnectionPoolEntry", _Place(self, connect=False))
 
     def _open(self, rec: ConnectionPoolEntry) -> Any:
-        """Open the connection of a place; SQLAlchemy calls it when the place has none."""
+        """Open the connection of a record; SQLAlchemy calls this if it has none."""
         dbapi: Any = cast("Any", self._dialect).loaded_dbapi
         deadline: float = vars(rec).get("deadline", time.monotonic() + self._timeout)
         try:
@@ -146,14 +146,14 @@ class ServerPool(AsyncAdaptedQueuePool):
             raise
         except dbapi.Error:
             raise
-        except Exception as error:  # drivers let some through as they come
+        except Exception as error:  # drivers do not wrap all errors
             if isinstance(error, (OSError, asyncio.TimeoutError)) or hasattr(error, "sqlstate"):
                 raise dbapi.OperationalError(f"{type(error).__name__}: {error}") from error
             raise
         loop = asyncio.get_running_loop()
         self._loops[id(connection)] = loop
         if not self._is_filling and self.open_connections < self.settings.min_size:
-            # An eager task would begin in this greenlet, and what it awaits would be lost.
+            # Not an eager task, which would begin in this greenlet and lose what it awaits.
             self._filling = asyncio.Task(greenlet_spawn(self._fill), loop=loop)
             self._filling.add_done_callback(self._filled)
         return connection
@@ -220,7 +220,7 @@ class ServerPool(AsyncAdaptedQueuePool):
             self.counters.holds.observe(time.monotonic() - taken[0])
         try:
             if self._replaced:
-                record.invalidate()  # nobody will dispose of this pool again
+                record.invalidate()  # this pool will not be disposed of again
         finally:
             super()._do_return_conn(record)
 

@@ -1,1 +1,1 @@
-"""Tools for a file that is in use: backup and doctor."""
+"""Tools for a database file that is in use: backup and doctor."""

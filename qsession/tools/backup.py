@@ -1,4 +1,4 @@
-"""Copies of a database that is in use: whole or not at all, checked, and in nobody's way."""
+"""Backups of a database that is in use: complete or absent, checked, and without blocking it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from qsession.sqlite.processes.owners import user_names
 from qsession.tools import integrity
 
 PAGES = 256
-"""Pages that are copied between two calls of ``progress``."""
+"""The number of pages copied between two calls of ``progress``."""
 BUSY_TIMEOUT = 30.0
-"""Seconds to wait for a lock of another process, where the database is not in WAL mode."""
+"""Seconds to wait for a lock of another process, if the database is not in WAL mode."""
 BESIDE = ("-journal", "-wal", "-shm")
-"""What SQLite adds to the name of a database for the files that belong to it."""
+"""The suffixes of the files that SQLite creates beside a database."""
 PROBLEMS = 3
-"""How many of a damaged copy are told."""
+"""The number of problems reported for a damaged copy."""
 NEW = "is to be replaced by a new file"
 
 Progress = Callable[[int, int], object]
-"""Told how many pages are done, of how many."""
+"""A function that gets the number of copied pages and the total."""
 
 
 class BackupError(sqlite3.DatabaseError):
-    """The copy would harm what lies at its place, or is not what it should be and was removed."""
+    """The copy would damage an existing database, or it was damaged and removed."""
 
 
 def back_up(
@@ -69,7 +69,7 @@ def back_up(
     it, or if the copy is damaged; then ``source`` may be damaged, too. After any error, also
     ``KeyboardInterrupt``, ``target`` is unchanged.
     """
-    source, target = Path(source), Path(os.path.realpath(target))  # a link stays, and leads to it
+    source, target = Path(source), Path(os.path.realpath(target))  # a symbolic link stays
     if not source.is_file():
         raise FileNotFoundError(f"the database {str(source)!r} does not exist")
     if target.exists() and target.samefile(source):
@@ -94,7 +94,7 @@ def back_up(
 
 
 def _owner(target: Path) -> str | None:
-    """The database that a file belongs to by its name: it must not be replaced, nor come to be."""
+    """The database to which a file belongs by its name, so that it must not be written."""
     for end in (*BESIDE, *all_names("")):
         whole = str(target)[: -len(end)]
         if target.name.lower().endswith(end) and os.path.isfile(whole):
@@ -104,12 +104,12 @@ def _owner(target: Path) -> str | None:
 
 @contextmanager
 def _taken(target: Path, replace: bool) -> Iterator[Callable[[Path], None]]:
-    """What puts a copy at ``target``; a database there is locked for it.
+    """A function that puts a copy at ``target``. An existing database there is locked first.
 
-    What lies beside a database belongs to it: SQLite would play its ``-wal`` or ``-journal`` back
-    into whatever file has its name later (https://sqlite.org/howtocorrupt.html, 1.4 and 2). An
-    exclusive lock is refused while another connection is open in WAL mode, or in a transaction.
-    One that idles in another mode is not noticed, and finds the copy by SQLite's own rules.
+    Files beside a database belong to it: SQLite would play back its ``-wal`` or ``-journal`` into
+    any later file of that name (https://sqlite.org/howtocorrupt.html, 1.4 and 2). An exclusive lock
+    is refused while another connection is open in WAL mode, or in a transaction. An idle connection
+    in another mode is not noticed; it sees the copy at its next transaction.
     """
     if not target.exists():
         _refuse_what_lies_beside(target, "does not exist")
@@ -118,7 +118,7 @@ def _taken(target: Path, replace: bool) -> Iterator[Callable[[Path], None]]:
     if not target.is_file():
         raise BackupError(f"{str(target)!r} is not a regular file: name another file")
     if os.path.lexists(f"{target}-wal"):
-        with closing(_opened(target, "ro")) as raw:  # "rw" drops a log that it can make no use of
+        with closing(_opened(target, "ro")) as raw:  # "rw" would drop a log that it cannot use
             _refuse_what_lies_beside_unreadable(raw, target)
     with closing(_opened(target, "rw")) as raw:
         is_database = _lock(raw, target)
@@ -133,7 +133,7 @@ def _taken(target: Path, replace: bool) -> Iterator[Callable[[Path], None]]:
 
 
 def _link(target: Path, replace: bool, unfinished: Path) -> None:
-    """Unlike a rename it fails where a file has come to be: an application may be using that."""
+    """Link the copy. Unlike a rename, it fails if a new file exists, which may be in use."""
     if os.path.lexists(target):
         raise FileExistsError(f"another program created {str(target)!r} during the copy")
     _refuse_what_lies_beside(target, "does not exist")
@@ -142,23 +142,24 @@ def _link(target: Path, replace: bool, unfinished: Path) -> None:
     except OSError:
         if not replace or os.path.lexists(target):
             raise
-        unfinished.replace(target)  # a file system without links, as FAT
+        unfinished.replace(target)  # a file system without hard links, such as FAT
 
 
 def _rename(target: Path, unfinished: Path) -> None:
-    # Some builds of SQLite leave them (https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html,
-    # SQLITE_FCNTL_PERSIST_WAL), and an application may have begun to use the file.
+    # Some builds of SQLite leave such files
+    # (https://sqlite.org/c3ref/c_fcntl_begin_atomic_write.html, SQLITE_FCNTL_PERSIST_WAL), and an
+    # application may have begun to use the database.
     _refuse_what_lies_beside(target, NEW, ("-journal", "-wal"))
     _make_alike(unfinished, target)
     unfinished.replace(target)
 
 
 def _take_name(target: Path, before: tuple[int, ...], unfinished: Path) -> None:
-    """Give the copy the name of a database that has others by hard links; they keep what they have.
+    """Give the copy the name of a database with hard links. The other names keep the old content.
 
-    There was no lock during the copy: an application that had started would have waited for it with
-    this file open, to write to it later by the log of the copy. It is noticed here instead. The
-    file leaves WAL mode, so that SQLite refuses to write to it where it has lost its name.
+    There was no lock during the copy: an application would have waited for it with this file open,
+    and later written to it through the WAL of the copy. Instead, writes during the copy are
+    detected here. The file leaves WAL mode, so that SQLite refuses to write to it without its name.
     """
     used = BackupError(
         f"another program wrote to {str(target)!r} during the copy, and its changes were kept: "
@@ -170,15 +171,15 @@ def _take_name(target: Path, before: tuple[int, ...], unfinished: Path) -> None:
         if not _lock(raw, target) or _state(target) != before:
             raise used
         with _without_wal(raw):
-            raw.execute("PRAGMA journal_mode=MEMORY").fetchone()  # lets go of the -journal
-            Path(f"{target}-journal").unlink(missing_ok=True)  # played back, and done with
+            raw.execute("PRAGMA journal_mode=MEMORY").fetchone()  # closes the -journal
+            Path(f"{target}-journal").unlink(missing_ok=True)  # it was already played back
             if os.name == "nt":
-                raw.close()  # a file that is open cannot be replaced there, whoever has it open
+                raw.close()  # Windows cannot replace an open file
             _rename(target, unfinished)
 
 
 def _state(target: Path) -> tuple[int, ...]:
-    """What changes when somebody writes to a database."""
+    """A value that changes when a program writes to a database."""
     wal = Path(f"{target}-wal")
     found = target.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size, wal.stat().st_size if wal.exists() else 0
@@ -190,7 +191,7 @@ def _opened(target: Path, mode: str) -> sqlite3.Connection:
 
 
 def _lock(raw: sqlite3.Connection, target: Path) -> bool:
-    """Lock it until it is closed; False if it is no database, or a damaged one."""
+    """Lock it until it is closed; False if it is not a database, or damaged."""
     try:
         raw.execute("PRAGMA locking_mode=EXCLUSIVE").fetchone()
         raw.execute("BEGIN EXCLUSIVE")  # the lock outlives the transaction
@@ -207,7 +208,7 @@ def _lock(raw: sqlite3.Connection, target: Path) -> bool:
                 "have it open, then copy again"
             )
         raise BackupError(f"{str(target)!r} {why}") from error
-    Path(f"{target}-shm").unlink(missing_ok=True)  # of a program that was killed: nobody has it now
+    Path(f"{target}-shm").unlink(missing_ok=True)  # left by a killed program
     return True
 
 
@@ -230,9 +231,10 @@ def _refuse_what_lies_beside(target: Path, why: str, ends: tuple[str, ...] = BES
 
 
 def _write_into(target: sqlite3.Connection, unfinished: Path) -> None:
-    """Give a database that is locked the content of the copy, in one transaction.
+    """Write the content of the copy into a locked database, in one transaction.
 
-    In WAL mode it could not get another size of page; what its ``-wal`` holds goes into it.
+    The database leaves WAL mode, in which its page size could not change. The content of its
+    ``-wal`` goes into the file first.
     """
     with _without_wal(target), closing(sqlite3.connect(unfinished)) as copy:
         copy.backup(target)
@@ -240,7 +242,7 @@ def _write_into(target: sqlite3.Connection, unfinished: Path) -> None:
 
 @contextmanager
 def _without_wal(raw: sqlite3.Connection) -> Iterator[None]:
-    """It keeps its lock, and gets its journal mode back if the copy fails."""
+    """Leave WAL mode, keep the lock, and restore the journal mode if the copy fails."""
     (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
     raw.execute("PRAGMA synchronous=EXTRA")
     raw.execute("PRAGMA journal_mode=DELETE").fetchone()
@@ -253,12 +255,12 @@ def _without_wal(raw: sqlite3.Connection) -> Iterator[None]:
 
 
 def _create(unfinished: Path, mode: int) -> None:
-    """Whoever may not read the source may not read the copy either, not even a part of it."""
-    _remove(unfinished)  # of a process that had this number and was killed
+    """Create the file with the mode of the source, so that only its readers can read the copy."""
+    _remove(unfinished)  # left by a killed process with this id
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     try:
         os.close(os.open(unfinished, flags, mode & 0o666 | 0o600))
-    except OSError as error:  # the name would mean nothing to anybody
+    except OSError as error:  # name the folder: the user does not know this file name
         raise OSError(error.errno, error.strerror, str(unfinished.parent)) from error
 
 
@@ -268,7 +270,7 @@ def _remove(unfinished: Path) -> None:
 
 
 def _make_alike(unfinished: Path, target: Path) -> None:
-    """Let those who had the file that is replaced, if there is one, have this one."""
+    """Copy owner and mode of the file that is replaced, if there is one."""
     if not target.exists():
         return
     replaced = target.stat()
@@ -325,7 +327,7 @@ def _opened_to_read(source: Path, frozen: str | None) -> sqlite3.Connection:
     if frozen is not None:
         return opened(frozen)
     try:
-        return opened(f"{address}?mode=rw")  # "ro" could not read beside nobody else
+        return opened(f"{address}?mode=rw")  # "ro" fails if no other connection is open
     except sqlite3.OperationalError:
         return opened(f"{address}?mode=ro")
 

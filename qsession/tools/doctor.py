@@ -1,4 +1,4 @@
-"""The health of a database file, looked at without changing it."""
+"""Checks of a database file, which do not change it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from qsession.tools.integrity import quoted
 WAL_LARGE = 64 * 1024 * 1024
 """Bytes."""
 FREE_PAGES = 0.25
-"""The part of the file that may be empty before VACUUM is worth a word."""
+"""The empty part of the file above which VACUUM is suggested."""
 FREE_BYTES = 10 * 1024 * 1024
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for a lock of another process."""
@@ -38,13 +38,13 @@ _WAL_FORMAT = b"\x02\x02"
 _MAGIC = b"SQLite format 3\0"
 _RECOVERY = "see https://sqlite.org/recovery.html, or restore a backup."
 SPACE = 64 * 1024 * 1024
-"""Bytes on the disk below which a WAL has no room to grow."""
+"""Free bytes on the disk below which the WAL has too little room to grow."""
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _FIXED = (3, 51, 3)
 _BACKPORTS = ((3, 44, 6), (3, 50, 7))
 """The versions of SQLite without the bug of https://sqlite.org/wal.html#walresetbug."""
 _PROBLEMS = 5
-"""How many of a damaged database are told."""
+"""The number of problems reported for a damaged database."""
 _STALE = "_alembic_tmp_"
 
 
@@ -53,16 +53,16 @@ class Level(IntEnum):
 
     OK = 0
     NOTE = 1
-    """Nothing to do, but good to know."""
+    """For information; nothing to do."""
     WARNING = 2
     PROBLEM = 3
     BLIND = 4
-    """It could not be looked at."""
+    """It could not be examined."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found, and what to do about it."""
+    """The result of one check, with advice."""
 
     check: str
     level: Level
@@ -90,8 +90,8 @@ def examine(path: str, quick: bool = False) -> list[Finding]:
 
 
 def _of_database(path: str, quick: bool, unused: bool) -> list[Finding]:
-    """What SQLite says. A read-only connection would leave a ``-wal`` and a ``-shm`` beside a file
-    that nobody has open, so that is read as one that does not change.
+    """The checks by SQLite. ``unused``: no program has the file open. It is then opened as
+    immutable, because a read-only connection would leave a ``-wal`` and a ``-shm`` beside it.
     """
     address = f"{Path(path).absolute().as_uri()}?mode=ro{'&immutable=1' * unused}"
     findings: list[Finding] = []
@@ -110,7 +110,7 @@ def _of_database(path: str, quick: bool, unused: bool) -> list[Finding]:
 
 
 def _unreadable(path: str) -> Finding | None:
-    """Why SQLite need not be asked: it would say the same of a file that is not damaged."""
+    """Why the file cannot be read as a database; None if SQLite may try."""
     try:
         with open(path, "rb") as file:
             start = file.read(len(_MAGIC))
@@ -128,7 +128,7 @@ def _unreadable(path: str) -> Finding | None:
 
 
 def _remedy(error: sqlite3.Error, path: str) -> str:
-    """What to do when SQLite refuses to read; only damage is a case for recovery."""
+    """Advice if SQLite cannot read the file. Recovery is only for damage."""
     code = sqlite_code(error)
     if code in (SQLITE_BUSY, SQLITE_LOCKED):
         return "Another process holds an exclusive lock: `qsession who` shows which one."
@@ -155,7 +155,7 @@ def _size(path: str) -> int:
 
 
 def in_bytes(number: float) -> str:
-    """A size, in the unit that fits."""
+    """A size in a suitable unit."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if number >= size:
             return f"{number / size:,.1f} {unit}"
@@ -194,7 +194,7 @@ def _of_file_system(path: str) -> Finding:
 
 
 def _of_space(path: str) -> Finding:
-    """A commit needs room for the WAL, and a checkpoint for what the WAL holds."""
+    """A commit needs room for the WAL, and a checkpoint for the content of the WAL."""
     try:
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free
     except OSError as error:
@@ -211,7 +211,7 @@ def _of_space(path: str) -> Finding:
 
 
 def _is_fixed(version: tuple[int, ...]) -> bool:
-    """Whether SQLite has the fix of the WAL-reset bug, of its own or by backport."""
+    """Whether SQLite has the fix of the WAL-reset bug, perhaps as a backport."""
     return version >= _FIXED or any(
         version[:2] == patched[:2] and version >= patched for patched in _BACKPORTS
     )
@@ -248,8 +248,8 @@ def _of_journal(path: str) -> Iterator[Finding]:
 
 
 def _is_hot(path: str) -> bool:
-    """Whether there is a journal with something to roll back. In journal mode PERSIST the header
-    of one that is done with is overwritten by zeros (https://sqlite.org/fileformat.html, 3).
+    """Whether there is a journal to roll back. In journal mode PERSIST, a finished journal has
+    zeros in its header (https://sqlite.org/fileformat.html, 3).
     """
     try:
         with open(f"{path}-journal", "rb") as file:
@@ -279,10 +279,10 @@ def _of_mode(path: str) -> Finding:
 
 
 def _is_wal(path: str) -> bool:
-    """Whether a file is a database in WAL mode, by its header.
+    """Whether a file is a database in WAL mode, according to its header.
 
-    SQLite would make a ``-wal`` beside it to say so. A process that has it open, too, loses its
-    locks by this (https://sqlite.org/howtocorrupt.html, 2.2).
+    SQLite itself would create a ``-wal`` to tell. If this process has the database open, reading
+    the header drops its locks (https://sqlite.org/howtocorrupt.html, 2.2).
     """
     try:
         with open(path, "rb") as file:
@@ -357,7 +357,7 @@ def _of_content(raw: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
-    """Table by table: one that cannot be checked would hide what is wrong with the others."""
+    """Check table by table, since one that cannot be checked would hide problems of others."""
     broken: dict[tuple[str, str], int] = {}
     mismatched: list[Finding] = []
     unchecked: list[str] = []

@@ -1,9 +1,9 @@
-"""Whether a database is whole, as far as that can be said without the application it belongs to.
+"""Checks the integrity of a database, as far as possible without its application.
 
-An application registers functions and collations on its connections. Without them SQLite cannot
-evaluate the indexes and CHECK constraints that use them, and ``PRAGMA integrity_check`` fails for
-the whole database (https://sqlite.org/pragma.html#pragma_integrity_check). So the tables are
-checked one by one then, and of those that need the application only the structure.
+An application may register functions and collations. Without them SQLite cannot evaluate the
+indexes and CHECK constraints that use them, and ``PRAGMA integrity_check`` fails for the whole
+database (https://sqlite.org/pragma.html#pragma_integrity_check). In that case the tables are
+checked one by one, and only the structure of tables that need the application.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ _SQLITE_ERROR = 1
 _LACKING = re.compile(
     r"(?P<what>no such collation sequence|(?:unknown|no such) function): (?P<name>[^()]+)"
 )
-"""SQLite has one code for all that a statement cannot be prepared for, so the text has to do."""
+"""SQLite has one code for all errors of preparing a statement, so the text must tell."""
 _STRUCTURE = "*** in "
-"""How a line about pages begins. They come before those about the content of tables."""
+"""The beginning of a line about pages. These come before lines about the content of tables."""
 _VIOLATION = re.compile(r"CHECK constraint failed in |(NULL|NUMERIC|TEXT|non-\w+) value in ")
-"""How a line about a row begins that is readable, but not as its table wants it."""
+"""The beginning of a line about a readable row that violates a constraint."""
 _INDEX = re.compile(r"(row \d+|rowid|wrong # of entries|non-unique entry) .*\bindex ")
 _LINES = 1000
-"""How many lines are asked for where some are about violations."""
+"""The number of lines to request if some are about violations."""
 _NAMES = 100
-"""Functions and collations that are stood in for; a database with more is taken for checked."""
+"""The largest number of functions and collations that are replaced by placeholders."""
 
 
 @dataclass(frozen=True)
 class Integrity:
-    """What was found."""
+    """The result of a check."""
 
     problems: tuple[str, ...]
-    """In SQLite's words; none for a database that is whole."""
+    """Problems in SQLite's words; empty for an intact database."""
     unchecked: tuple[str, ...] = ()
-    """Tables whose content cannot be checked without the application; their structure was."""
+    """Tables of which only the structure was checked, because the content needs the application."""
     lacking: tuple[str, ...] = ()
-    """What SQLite said was not there, as ``no such collation sequence: unicase``."""
+    """SQLite's messages about what is missing, such as ``no such collation sequence: unicase``."""
     violations: tuple[str, ...] = ()
-    """Rows that do not keep to a constraint, in SQLite's words. The file is whole all the same."""
+    """Rows that violate a constraint, in SQLite's words. The file itself is intact."""
 
     @property
     def of_indexes(self) -> bool:
-        """Whether all problems are indexes that do not go with their tables."""
+        """Whether all problems are indexes that do not match their tables."""
         return all(_INDEX.match(each) for each in self.problems)
 
 
 def lacks_the_application(error: sqlite3.Error) -> bool:
-    """Whether it says that a function, a collation or a module is not there, rather than damage.
+    """Whether an error means a missing function, collation or module, and not damage.
 
-    Python 3.10 has no code for any error.
+    Python 3.10 has no error codes.
     """
     return sqlite_code(error) in (0, _SQLITE_ERROR) and not isinstance(
         error, (sqlite3.InterfaceError, sqlite3.ProgrammingError)
@@ -62,14 +62,14 @@ def lacks_the_application(error: sqlite3.Error) -> bool:
 
 
 def check(raw: sqlite3.Connection, limit: int) -> Integrity:
-    """Check all of a database; at most ``limit`` problems are told.
+    """Check a whole database. Returns at most ``limit`` problems.
 
-    Meanwhile ``raw``, which nobody else uses, has stand-ins for what is missing. Raises
-    ``sqlite3.Error`` where it cannot be read at all.
+    During the check ``raw``, which must not be used otherwise, has placeholders for missing
+    functions. Raises ``sqlite3.Error`` if the database cannot be read.
     """
     try:
         told = _told(_lines(raw, f"PRAGMA integrity_check({limit})"), limit)
-        if told.violations:  # they must hide no damage behind them
+        if told.violations:  # they must not hide damage
             told = _told(_lines(raw, f"PRAGMA integrity_check({_LINES})"), limit)
         return told
     except sqlite3.Error as error:
@@ -92,18 +92,18 @@ def check(raw: sqlite3.Connection, limit: int) -> Integrity:
 
 
 def tables(raw: sqlite3.Connection) -> list[str]:
-    """The names of the tables, virtual ones apart."""
+    """The names of the tables, without virtual tables."""
     found = raw.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0")
     return [str(name) for (name,) in found]
 
 
 def quoted(name: str) -> str:
-    """A name as a part of a statement."""
+    """A name, quoted for a statement."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def _told(lines: Sequence[str], limit: int) -> Integrity:
-    """What SQLite has said, by what it means."""
+    """The lines from SQLite, as problems and violations."""
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for line in dict.fromkeys(lines):
         kinds[_VIOLATION.match(line) is not None].append(line)
@@ -116,7 +116,7 @@ def _lines(raw: sqlite3.Connection, pragma: str) -> list[str]:
 
 
 def _structure(raw: sqlite3.Connection, limit: int) -> list[str]:
-    """What is wrong with pages, whatever is in them. What the stand-ins compare means nothing."""
+    """Problems of pages, without their content, since placeholders compare nothing."""
     with ExitStack() as stand_ins:
         for _ in range(_NAMES):
             try:

@@ -68,7 +68,7 @@ class Ticket(Waiter):
         self.claimed = False
         """Whether it can no longer be taken away."""
         self.detached = False
-        """Whether somebody else gives it back, whatever becomes of the task that waits."""
+        """Whether other code gives it back, even if the waiting task is cancelled."""
         self.on_granted: Callable[[], bool] | None = None
         """Called when it is granted, in any thread, instead of waking a task. It must not wait. It
         returns False if the owner no longer wants the ticket.
