@@ -224,13 +224,17 @@ class Lane:
         settle(queue.queue, queue.identity, lone, reads=False)
         pool.admission.enter(lone)
         try:
-            self._ask(lone)
-            if ticket.state is not TicketState.REFUSED:
-                timeout = None
-                if ticket.state is not TicketState.RELEASED:
-                    timeout = settings.queue_timeout
-                    queue.watch.start(waits=not isinstance(_owner(queue), LoneWrite))
-                await queue.queue.answer(ticket, lone.future, timeout)
+            try:
+                self._ask(lone)
+                if ticket.state is not TicketState.REFUSED:
+                    timeout = None
+                    if ticket.state is not TicketState.RELEASED:
+                        timeout = settings.queue_timeout
+                        queue.watch.start(waits=not isinstance(_owner(queue), LoneWrite))
+                    await queue.queue.answer(ticket, lone.future, timeout)
+            except BaseException:
+                queue.queue.leave(ticket)  # what has failed is not done later
+                raise
             if lone.outcome is None and lone.error is None:
                 queue.refuse(ticket, settings)
                 return await spawn(self._in_transaction, statement, options, connection, lone)
@@ -286,18 +290,17 @@ class Lane:
 
     def _serve(self, *let_in: Any) -> None:
         """Run the write that holds the ticket, and those that get it next, while the turn lasts."""
-        pool = self.pool
-        self._serves, pool.gathers = True, self._thread
-        pool.write_queue.more_to_come = True
-        later: asyncio.Future[None] | None = None
+        pool, later = self.pool, None
         try:
+            self._serves, pool.gathers = True, self._thread
+            pool.write_queue.more_to_come = True
             while self._granted:
                 later = None if let_in else self._turn.enter(holder=True)
                 if later is not None:
                     later.add_done_callback(self._serve)
                     return
                 let_in = ()
-                self._do(self._granted.popleft())
+                self._do(self._granted[0])
         finally:
             self._serves, pool.gathers = False, None
             if self._granted and later is None:  # interrupted from the keyboard
@@ -320,24 +323,13 @@ class Lane:
 
     def _do(self, lone: LoneWrite) -> None:
         """Run it and pass the ticket on, or leave both to its task."""
-        queue, ticket, runs = self.pool.write_queue, lone.ticket, False
-        try:
-            if ticket.held:  # else it was taken away, or its task was cancelled
-                lone.has_turn = queue.turn.take_now()
-                runs = lone.has_turn and ticket.claim()
-                if lone.has_turn and not runs:  # the turn belongs to the new holder, if any
-                    queue.queue.if_free(partial(queue.turn.release, False))
-        finally:
-            if not runs:
-                lone.answer()
-        if runs:
-            self._run(lone)
-
-    def _run(self, lone: LoneWrite) -> None:
-        pool = self.pool
         lease: Lease | None = None
         try:
-            lease = pool.ready_lease(holder=True)
+            self._granted.popleft()
+            if not self._may_run(lone):
+                lone.answer()
+                return
+            lease = self.pool.ready_lease(holder=True)
             report = None if lease is None else self._report(lone, lease)
             if lease is None or report is None:
                 if lease is not None:
@@ -363,6 +355,18 @@ class Lane:
                 lone.answer()
             elif not lone.future.done():
                 lone.syncer.enlist(lone.commit, lone.future)
+
+    def _may_run(self, lone: LoneWrite) -> bool:
+        """Whether it has both the ticket, which nobody can take away any more, and the turn."""
+        queue, ticket = self.pool.write_queue, lone.ticket
+        if not ticket.held:  # it was taken away, or its task was cancelled
+            return False
+        lone.has_turn = queue.turn.take_now()
+        if lone.has_turn and ticket.claim():
+            return True
+        if lone.has_turn:  # the turn belongs to the new holder, if any
+            queue.queue.if_free(partial(queue.turn.release, False))
+        return False
 
     def _report(self, lone: LoneWrite, lease: Lease) -> Report | None:
         """Run the statement and report; None: a transaction must run it."""
@@ -392,20 +396,20 @@ class Lane:
 
     def _pass_on(self, lone: LoneWrite, lease: Lease | None, when: When) -> None:
         """Give back the connection and the ticket, after a checkpoint if it needs the ticket."""
-        pool = self.pool
-        pool.admission.leave(lone)
-        if lease is not None and when is When.HOLDING:
-            done = partial(_pass_on, pool.write_queue, lone.ticket, lease)
-            lone.ticket.detached = True
-            lease.driver.post(pool.checkpointer.run, done=done)
-            return
+        pool, ticket = self.pool, lone.ticket
         try:
-            if lease is not None and when is When.AFTER:
+            pool.admission.leave(lone)
+            if lease is not None and when is When.HOLDING:
+                done = partial(_pass_on, pool.write_queue, ticket, lease)
+                lease.driver.post(pool.checkpointer.run, done=done)
+                ticket.detached = True
+            elif lease is not None and when is When.AFTER:
                 lease.driver.post(pool.checkpointer.run, done=lease.end)
             elif lease is not None:
                 lease.end()
         finally:
-            pool.write_queue.release(lone.ticket)
+            if not ticket.detached:
+                pool.write_queue.release(ticket)
 
     # Statements that are not simple.
 

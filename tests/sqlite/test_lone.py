@@ -25,11 +25,13 @@ from qsession import (
     create_async_engine,
     create_pool,
 )
+from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.durability import checkpoint
 from qsession.sqlite.durability.wal_file import WalFile
 from qsession.sqlite.lone import Lane
 from qsession.sqlite.processes.turn import FileTurn
 from qsession.sqlite.queue.owner import Owner
+from qsession.sqlite.queue.stall import StallWatch
 from qsession.waiting.ticket import Ticket
 
 ADD = "INSERT INTO notes (body) VALUES ($1)"
@@ -223,7 +225,7 @@ async def test_cancelled_while_a_checkpoint_holds_the_ticket(
 async def test_a_failure_before_it_runs(
     pool: AsyncConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its task goes on with the ticket in another way, and those behind it are done."""
+    """Its task is told, and those behind it are done."""
     take_now, failed = FileTurn.take_now, []
 
     def failing(self: FileTurn) -> bool:
@@ -233,13 +235,54 @@ async def test_a_failure_before_it_runs(
         return take_now(self)
 
     monkeypatch.setattr(FileTurn, "take_now", failing)
-    told: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     ticket = held_elsewhere(pool)
     tasks = await waiting(pool, 0, 1, 2)
     queue_of(pool).release(ticket)
-    assert await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE) == [1, 1, 1]
-    assert bodies(path) == ["0", "1", "2"]
+    done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE)
+    assert isinstance(done[0], MemoryError)
+    assert done[1:] == [1, 1]
+    assert bodies(path) == ["1", "2"]
+
+
+async def test_a_failure_while_it_asks(
+    pool: AsyncConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not done later, when its task has been told that it failed."""
+    ticket = held_elsewhere(pool)
+
+    def fail(self: StallWatch, waits: bool = False) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(StallWatch, "start", fail)
+    with pytest.raises(MemoryError):
+        await pool.execute(ADD, "0")
+    monkeypatch.undo()
+    assert queue_of(pool).waiting == 0
+    queue_of(pool).release(ticket)
+    assert await pool.execute(ADD, "1") == 1
+    assert bodies(path) == ["1"]
+
+
+async def test_a_connection_that_cannot_be_given_back(
+    pool: AsyncConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ticket passes on all the same, and the task is answered: it is committed."""
+    end, failed = Lease.end, []
+
+    def failing(self: Lease) -> None:
+        end(self)
+        if not failed:
+            failed.append(True)
+            raise MemoryError
+
+    monkeypatch.setattr(Lease, "end", failing)
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    ticket = held_elsewhere(pool)
+    tasks = await waiting(pool, 0, 1)
+    queue_of(pool).release(ticket)
+    assert await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE) == [1, 1]
+    assert bodies(path) == ["0", "1"]
     assert isinstance(told[0]["exception"], MemoryError)
 
 
