@@ -18,7 +18,7 @@ _inside: ContextVar[tuple[Scope, ...]] = ContextVar("inside", default=())
 
 
 class Scope:
-    """A connection outside of any transaction, or the inside of a transaction.
+    """A connection outside any transaction, or the inside of a transaction.
 
     Invariant: while `block` is set, this scope's line belongs to it, and no task gets a turn here.
     """

@@ -238,4 +238,4 @@ class ServerPool(AsyncAdaptedQueuePool):
 
 def _task_name() -> str:
     task = asyncio.current_task() if running_loop() is not None else None
-    return "code outside of a task" if task is None else f"task {task.get_name()!r}"
+    return "code outside a task" if task is None else f"task {task.get_name()!r}"

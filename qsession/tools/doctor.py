@@ -71,11 +71,11 @@ class Finding:
 
 
 def examine(path: str, quick: bool = False) -> list[Finding]:
-    """All checks of an existing file; ``quick`` leaves out those that read all of it.
+    """Run all checks on an existing file; ``quick`` skips those that read all of it.
 
-    It is opened read-only, in one snapshot, so an application that uses it goes on. But only one
-    in another process: see `_is_wal`. The file is not changed, nor its journal; of a ``-wal``
-    that was left behind SQLite may build the index, ``-shm``, anew. Blocks.
+    The file is opened read-only, in one snapshot, so applications in other processes can continue.
+    An application in this process must not have it open: see `_is_wal`. The file and its journal
+    are not changed; SQLite may rebuild the ``-shm`` of an old ``-wal``. Blocks the thread.
     """
     findings = [_of_file(path), *_of_links(path), _of_file_system(path), _of_space(path)]
     findings += [_of_library(), *_of_lock_files(path)]
@@ -84,7 +84,7 @@ def examine(path: str, quick: bool = False) -> list[Finding]:
     findings += [_of_mode(path), *_of_journal(path), _of_wal(path)]
     unused = _is_wal(path) and not os.path.exists(f"{path}-wal")
     content = _of_database(path, quick, unused)
-    if unused and os.path.exists(f"{path}-wal"):  # somebody has opened it meanwhile
+    if unused and os.path.exists(f"{path}-wal"):  # a program has opened it meanwhile
         content = _of_database(path, quick, unused=False)
     return findings + content
 

@@ -93,7 +93,7 @@ def current_caller() -> Caller | None:
 def name_of(caller: Caller | None) -> str:
     """A caller in words."""
     if caller is None:
-        return "code outside of a task"
+        return "code outside a task"
     return f"task {caller.get_name()!r}" if isinstance(caller, asyncio.Task) else str(caller)
 
 

@@ -173,7 +173,7 @@ class TicketQueue:
         return True
 
     def dismiss(self, which: Callable[[Ticket], bool] = lambda ticket: True) -> None:
-        """Tell those who would give up to go on without the ticket."""
+        """Tell waiters with ``gives_up`` to continue without the ticket."""
         for ticket in list(self._may_give_up):
             if which(ticket):
                 self._serve(self._dismiss, ticket)

@@ -1,9 +1,9 @@
 """Nesting: a task that has a transaction open, and would wait for itself in a second one.
 
-The ticket of one that has only read is taken away. One that has written is in the way for good:
-then a SELECT goes on without the ticket, and a write is an error at once. The two may belong to two
-engines on one file, where the second one would wait for the turn of the first. A call of a
-synchronous engine stops the event loop of its thread: it would wait in vain for every task there.
+If the first transaction has only read, its ticket is taken away. If it has written, a SELECT in the
+second one runs without the ticket, and a write raises an error at once. The two transactions may
+belong to two engines on one file, where the second one would wait for the turn of the first. A call
+of a synchronous engine blocks the event loop of its thread, so it must not wait for a task there.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Queue(Protocol):
 
 
 _queues: set[weakref.ref[Queue]] = set()
-"""Changed and copied in one step each, by whatever thread."""
+"""Any thread may use it, since adding and copying are atomic."""
 
 
 def note(queue: Queue) -> None:
-    """An engine that may have a transaction open in any loop."""
+    """Register the queue of an engine, which may have open transactions in any loop."""
     _queues.add(weakref.ref(queue, _queues.discard))
 
 
@@ -70,9 +70,9 @@ def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bo
     if not outer.locked_by_driver and outer_queue.take_away(holder):
         return True
     if outer.ticket is not holder:
-        return True  # it was given up: the ticket passes on when SQLite has rolled it back
+        return True  # it was abandoned: the ticket passes on when SQLite has rolled it back
     if not holder.held or not (stands or outer.task is current_caller()):
-        return True  # a task that was started by the holder: it may go on any moment
+        return True  # the holder started this task, and may continue at any moment
     if reads:
         return False
     raise NestedWriteError(_text(outer, transaction))
@@ -90,8 +90,8 @@ def _text(outer: Owner, transaction: Owner) -> str:
         )
     return (
         f"This {what} would wait for ever: a transaction of {name_of(outer.task)} has {there}, and "
-        f"this call, which {here}, stops the event loop of that task. Call the synchronous engine "
-        "in a thread of its own, as with 'await asyncio.to_thread(...)'."
+        f"this call, which {here}, blocks the event loop of that task. Call the synchronous engine "
+        "in a separate thread, for example with 'await asyncio.to_thread(...)'."
     )
 
 
@@ -113,7 +113,7 @@ def _outer(queue: TicketQueue, file: Any) -> tuple[TicketQueue, Ticket] | None:
 def _standing(
     queue: TicketQueue, file: Any, stopped: asyncio.AbstractEventLoop | None
 ) -> tuple[TicketQueue, Ticket] | None:
-    """The held ticket of a task whose loop stands still while this call is answered."""
+    """The held ticket of a task whose loop this call blocks."""
     if stopped is None:
         return None
     for each in list(_queues):

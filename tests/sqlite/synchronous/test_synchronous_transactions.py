@@ -281,7 +281,7 @@ def test_a_call_does_not_wait_for_a_task_whose_loop_it_stops(
 
         holder = asyncio.create_task(hold(), name="holder")
         await wrote.wait()
-        with pytest.raises(NestedWriteError, match=r"task 'holder' .* stops the event loop"):
+        with pytest.raises(NestedWriteError, match=r"task 'holder' .* blocks the event loop"):
             add(engine)
         assert value(engine) == 0
         writing = asyncio.create_task(asyncio.to_thread(add, engine))
