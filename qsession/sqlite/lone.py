@@ -70,6 +70,7 @@ class LoneWrite:
     promised = True
     activity = 0
     site = None
+    stack = ()
     snapshot_since = None
 
     def __init__(self, statement: Statement, lane: Lane) -> None:

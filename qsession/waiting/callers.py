@@ -7,15 +7,21 @@ background while the calling thread waits. Then it is that thread, or the task t
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextvars import ContextVar
+from itertools import islice
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
 from qsession.waiting.handoff import running_loop
+
+DEEP = 64
+"""Frames that are looked at, from the innermost on."""
+_STANDARD = os.path.dirname(threading.__file__) + os.sep
+_ANYIO = f"{os.sep}anyio{os.sep}"
 
 
 class ThreadCaller:
@@ -35,11 +41,7 @@ class ThreadCaller:
         """The present frames of the thread, outermost first."""
         ident = self._thread.ident
         frame = None if ident is None else sys._current_frames().get(ident)
-        found: deque[tuple[CodeType, int]] = deque()
-        while frame is not None:
-            found.appendleft((frame.f_code, frame.f_lineno))
-            frame = frame.f_back
-        return iter(found)
+        return reversed([(each.f_code, each.f_lineno) for each in outwards(frame)])
 
 
 Caller: TypeAlias = "asyncio.Task[Any] | ThreadCaller"
@@ -102,6 +104,23 @@ def frames_of(caller: Caller | None) -> Iterator[tuple[CodeType, int]]:
     if isinstance(caller, ThreadCaller):
         return caller.frames()
     return _frames(None if caller is None else caller.get_coro())
+
+
+def outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and its callers, innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def application_frames(frame: FrameType) -> tuple[FrameType, ...]:
+    """The frames of a job that a thread does: none of what gives one job after the other to it."""
+    own = (each for each in outwards(frame) if not _gives_jobs(each.f_code.co_filename))
+    return tuple(islice(own, DEEP))
+
+
+def _gives_jobs(file: str) -> bool:
+    return (file.startswith(_STANDARD) and "site-packages" not in file) or _ANYIO in file
 
 
 def _frames(awaitable: Any) -> Iterator[tuple[CodeType, int]]:

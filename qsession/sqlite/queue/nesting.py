@@ -16,7 +16,13 @@ from typing import Any, Protocol
 from qsession.errors import NestedWriteError
 from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.owner import Owner
-from qsession.waiting.callers import current_call, current_caller, name_of
+from qsession.waiting.callers import (
+    ThreadCaller,
+    current_call,
+    current_caller,
+    name_of,
+    outwards,
+)
 from qsession.waiting.ticket import Ticket, TicketQueue
 
 
@@ -98,16 +104,29 @@ def _text(outer: Owner, transaction: Owner) -> str:
 def _outer(queue: TicketQueue, file: Any) -> tuple[TicketQueue, Ticket] | None:
     """The ticket that this task holds, or the task that started it, with its queue."""
     holder = queue.holder
-    if holder is not None and holder.owner.task is current_caller():
+    if holder is not None and holder.owner.task is current_caller() and _stands_here(holder.owner):
         return queue, holder
     held = held_here.get()
     ticket = None if held is None else held.ticket()
-    if held is None or ticket is None or not ticket.held:
+    if held is None or ticket is None or not (ticket.held and _stands_here(ticket.owner)):
         return None
     outer = held.queue()
     if outer is not None and (outer is queue or (file is not None and held.file == file)):
         return outer, ticket
     return None
+
+
+def _stands_here(owner: Owner) -> bool:
+    """Whether the code that has begun a transaction waits for the present call.
+
+    Of a task that is known. A thread of a pool runs parts of many requests, one after the other:
+    another one may end the transaction that one part has begun. So it counts whether functions
+    that had called then have not returned yet.
+    """
+    call = current_call()
+    if not isinstance(owner.task, ThreadCaller):
+        return True
+    return call is not None and any(frame in owner.stack for frame in outwards(call.frame))
 
 
 def _standing(

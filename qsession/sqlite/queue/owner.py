@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
+from types import FrameType
 from typing import Protocol
 
 from qsession.waiting.callers import Caller
@@ -25,6 +27,11 @@ class Owner(Protocol):
     @property
     def ticket(self) -> Ticket | None:
         """The ticket of its present work."""
+
+    @property
+    def stack(self) -> Collection[FrameType]:
+        """Where a thread stood when it took the ticket: frames of the application."""
+        ...
 
     @property
     def wrote(self) -> bool: ...

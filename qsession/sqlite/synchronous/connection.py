@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any, TypeVar
 
 from qsession.errors import QSessionError
-from qsession.sqlite.connection import RoutedConnection
+from qsession.sqlite.connection import Home, RoutedConnection
 from qsession.sqlite.driver.physical import DriverConnection
 from qsession.sqlite.synchronous.cursor import SynchronousCursor, SynchronousStream
 from qsession.sqlite.transaction.decide import State
 from qsession.waiting.background import background
+from qsession.waiting.callers import application_frames
 
 T = TypeVar("T")
 
@@ -23,7 +26,12 @@ class SynchronousConnection(RoutedConnection):
     Methods that do not wait run in the thread itself.
     """
 
-    __slots__ = ()
+    __slots__ = ("stack",)
+
+    def __init__(self, pool: Home) -> None:
+        super().__init__(pool)
+        self.stack: tuple[FrameType, ...] = ()
+        """Where its thread stood when its transaction took the ticket."""
 
     def wait_for(self, function: Callable[[], T]) -> T:
         """Run a function on that loop and wait for it. Raises its errors.
@@ -36,6 +44,10 @@ class SynchronousConnection(RoutedConnection):
             return background.run(function, self._lose)
         finally:
             transaction.in_call = False
+            if transaction.ticket is None:
+                self.stack = ()
+            elif not self.stack:
+                self.stack = application_frames(sys._getframe())
 
     def _lose(self) -> None:
         """Roll back after an interrupted call that succeeded, since its caller cannot know that."""

@@ -12,10 +12,11 @@ import sqlite3
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 from sqlalchemy.util import await_only
@@ -191,6 +192,14 @@ class Transaction:
     def is_untouched(self) -> bool:
         """Whether nothing was sent since its last end, and nothing is kept from before."""
         return self.work.access is None and self._kept is None and self._last is None
+
+    @property
+    def stack(self) -> Collection[FrameType]:
+        """Where a thread stood when it took the ticket: frames of the application.
+
+        The connection has them, as they may refer to it: nothing of it may be kept by the queue.
+        """
+        return getattr(self.connection(), "stack", ())
 
     @property
     def ends_at_once(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -231,6 +232,28 @@ def test_a_thread_does_not_wait_for_itself(engine: Engine, made: Make, same: boo
         outer.execute(READ)
         add(other)  # the ticket of one that has only read is taken away
     assert value(engine) == 3
+
+
+@pytest.mark.parametrize("wrote", [False, True])
+def test_a_thread_of_a_pool_does_parts_of_many_transactions(
+    engine: Engine, made: Make, wrote: bool
+) -> None:
+    """One part has written, or read; the next job of the thread is another's, and has to wait."""
+    writing = made(access="write", stall_after=60)
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        one, other = writing.connect(), writing.connect()
+        first.submit(one.execute, ADD if wrote else READ).result()
+        waiting = first.submit(other.execute, ADD)
+        until(lambda: qsession.stats(writing).waiting == 1)
+        assert qsession.stats(writing).taken_away == 0
+        if not wrote:
+            second.submit(one.execute, ADD).result()
+        second.submit(one.commit).result()
+        waiting.result()
+        first.submit(other.commit).result()
+        one.close()
+        other.close()
+    assert value(engine) == 2
 
 
 def test_a_task_does_not_wait_for_itself_in_a_call_that_stops_its_loop(engine: Engine) -> None:
