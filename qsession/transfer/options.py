@@ -75,7 +75,7 @@ def url_of(given: str | URL) -> URL:
     try:
         return with_driver(given)
     except ValueError as error:  # the port is no number
-        raise exc.ArgumentError(f"this is no URL of a database: {error}") from None
+        raise exc.ArgumentError(f"this is not a database URL: {error}") from None
 
 
 def refuse_wrong_urls(source: URL, target: URL) -> None:
