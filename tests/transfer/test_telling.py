@@ -150,7 +150,7 @@ def test_a_driver_that_is_not_installed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("text.db", "file is not a database"), ("folder", "is no file")],
+    [("text.db", "file is not a database"), ("folder", "not a regular file")],
 )
 def test_a_source_that_is_no_database(tmp_path: Path, name: str, expected: str) -> None:
     """A sentence, not a traceback."""
