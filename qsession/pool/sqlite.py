@@ -137,9 +137,12 @@ class SQLiteLink:
         return take(await self._run(statement_of(*bind_in_order(sql, args, named))))
 
     def bind_many(self, sql: str, rows: Iterable[Given]) -> Statement | None:
-        statement = statement_of(*bind_many_in_order(sql, rows))
+        sql, found = bind_many_in_order(sql, rows)
+        if len(found) < 2:  # one set of parameters is no executemany, as in SQLAlchemy
+            return statement_of(sql, found[0]) if found else None
+        statement = statement_of(sql, found)
         statement.many = True
-        return statement if statement.parameters else None
+        return statement
 
     async def run_many(self, bound: Statement) -> None:
         await self._run(bound)

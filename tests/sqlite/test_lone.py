@@ -673,6 +673,20 @@ async def test_who_listens_is_told(path: Path, ways: list[str]) -> None:
     await pool.close()
 
 
+@pytest.mark.parametrize("listens", [False, True])
+async def test_executemany_of_one_set(pool: AsyncConnectionPool, path: Path, listens: bool) -> None:
+    """It may be a SELECT as well, whether it goes through SQLAlchemy's connection or not."""
+    if listens:
+        event.listen(pool.engine.sync_engine, "before_cursor_execute", lambda *_: None)
+    await pool.executemany(ADD, [])
+    await pool.executemany("SELECT $1", [("a",)])
+    await pool.executemany(ADD, [("a",)])
+    with pytest.raises(IntegrityError) as caught:
+        await pool.executemany(ADD, [("a",)])
+    assert caught.value.params == ("a",)
+    assert bodies(path) == ["a"]
+
+
 async def test_who_listens_to_the_pool_is_told(path: Path) -> None:
     """Of each connection that is taken and given back."""
     pool = await ready(path)
