@@ -192,6 +192,8 @@ class RoutedConnection(PoolProxiedConnection):
         self._detached = True
 
     def __del__(self) -> None:
+        if not hasattr(self, "transaction"):
+            return  # interrupted while it was made
         work = self.transaction.work
         lease, told = work.lease, work.is_open or bool(self.streams)
         if told or lease is not None or work.ticket is not None or self._open:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,7 @@ from threads import Interrupted, interruptible, result, start, until
 import qsession
 from qsession import QSessionError
 from qsession.sqlite.cursor import RoutedCursor
+from qsession.sqlite.synchronous.connection import SynchronousConnection
 from qsession.sqlite.transaction import sending
 
 COUNT = text("SELECT count(*) FROM notes")
@@ -33,6 +35,13 @@ def notes(engine: Engine) -> int:
 def write(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(NOTE)
+
+
+def test_interrupted_while_a_connection_is_made() -> None:
+    """There is nothing to give back, and nothing is complained of."""
+    connection = SynchronousConnection.__new__(SynchronousConnection)
+    del connection
+    gc.collect()
 
 
 def test_interrupted_in_the_line(engine: Engine) -> None:
