@@ -8,7 +8,6 @@ first call starts it, and in a forked child the first call there.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import sys
 import threading
@@ -171,6 +170,8 @@ class Background:
     def _leave_to_parent(self) -> None:
         """Leave the loop to the parent. Closing it, even at exit, would affect the parent."""
         if self._loop is not None:
+            import ctypes  # not above: it would cost every program that imports qsession
+
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loop))
         self._begin_anew()
 
