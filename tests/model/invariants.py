@@ -39,8 +39,9 @@ def check(engine: Any) -> None:
             raise Broken(f"{work} has no connection")
     for waiter in queue.waiters():
         work = getattr(waiter.owner, "work", None)
-        # The rest of a stream is fetched before its connection is given back.
-        lease = None if work is None else work.lease
+        # The rest of a stream is fetched before its connection is given back. A transaction stays
+        # on its connection if it gave up the ticket to wait for one: the reserve was kept.
+        lease = None if work is None or work.stays else work.lease
         if lease is not None and not lease.streams and waiter.owner._kept is None:
             raise Broken(f"{work} waits for the ticket, and has a connection")
     most = pool.size() + pool._max_overflow + 1
