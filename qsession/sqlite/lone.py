@@ -22,7 +22,7 @@ from qsession import errors
 from qsession.sqlite.connection import RoutedConnection
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import BUDGET, LONG_WRITE
-from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.driver.physical import SUSPECT, DriverConnection
 from qsession.sqlite.driver.setup import Sync
 from qsession.sqlite.durability.checkpoint import When
 from qsession.sqlite.durability.syncer import Syncer
@@ -38,10 +38,6 @@ from qsession.sqlite.transaction.transaction import Transaction
 from qsession.waiting.greenlets import spawn
 from qsession.waiting.pacing import turns
 from qsession.waiting.ticket import Ticket, TicketState
-
-_SUSPECT = frozenset(
-    (errors.SQLITE_IOERR, errors.SQLITE_CORRUPT, errors.SQLITE_CANTOPEN, errors.SQLITE_NOTADB)
-)
 
 
 class LoneWrite:
@@ -206,7 +202,7 @@ class Lane:
     def _look_at(self, report: Report, lease: Lease) -> None:
         """After an error: check the connection."""
         assert report.error is not None
-        if errors.sqlite_code(report.error) in _SUSPECT:
+        if errors.sqlite_code(report.error) in SUSPECT:
             lease.driver.suspect = True
         if report.in_transaction:
             lease.tidy(sending.clean_up)

@@ -21,12 +21,17 @@ from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
+from qsession import errors
 from qsession.sqlite.driver.job import Job
 from qsession.sqlite.driver.pace import STEPS
 from qsession.sqlite.driver.setup import FULL, Sync
 from qsession.sqlite.processes import fork
 from qsession.waiting.handoff import running_loop, to_end
 
+SUSPECT = frozenset(
+    (errors.SQLITE_IOERR, errors.SQLITE_CORRUPT, errors.SQLITE_CANTOPEN, errors.SQLITE_NOTADB)
+)
+"""After these errors a connection is not used again."""
 INTERRUPT_AGAIN = 0.005
 """Seconds after which a cancelled statement that still runs is interrupted again."""
 

@@ -26,7 +26,7 @@ from qsession import errors
 from qsession.config import Access, Settings, check_access, check_priority, check_reads
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import BUDGET, Pace
-from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.driver.physical import SUSPECT, DriverConnection
 from qsession.sqlite.driver.setup import Sync, attached_to_itself, pragma, sync_after_setting
 from qsession.sqlite.durability.checkpoint import Checkpointer, When
 from qsession.sqlite.durability.syncer import Syncer, recover
@@ -69,10 +69,6 @@ from qsession.waiting.ticket import Ticket
 BUSY_RETRY = 0.005
 """Seconds between two attempts to get a lock that a program without qsession holds."""
 
-_SUSPECT = frozenset(
-    (errors.SQLITE_IOERR, errors.SQLITE_CORRUPT, errors.SQLITE_CANTOPEN, errors.SQLITE_NOTADB)
-)
-"""After these errors a connection is not used again."""
 _READS = (Kind.READ, Kind.UNKNOWN)
 _SETTINGS = (Kind.SET, Kind.SET_IN_FILE)
 _PIN = Statement("(the driver's connection)", kind=Kind.WRITE)
@@ -775,7 +771,7 @@ class Transaction:
         work, error = self.work, report.error
         assert error is not None
         elsewhere = statement.kind in (Kind.SET, Kind.COPY)  # ATTACH, VACUUM INTO: another file
-        if report.code in _SUSPECT and not elsewhere:
+        if report.code in SUSPECT and not elsewhere:
             lease.driver.suspect = True
             if self._kept is not None:
                 self._lose_kept(error)
@@ -1036,7 +1032,7 @@ class Transaction:
             if error is None:
                 return
             if errors.sqlite_code(error) != errors.SQLITE_BUSY:
-                driver.suspect |= errors.sqlite_code(error) in _SUSPECT
+                driver.suspect |= errors.sqlite_code(error) in SUSPECT
                 if not ended.in_transaction:
                     self._dropped(error)
                 raise self._pool.explain(error)
