@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ways
 from copy_databases import database
 from engines import Make
 from folders import ROOT
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from qsession import create_async_engine
-from qsession.sqlite.lone import Lane
-from qsession.sqlite.transaction.transaction import Transaction
 
 # Programs that a test starts, in whatever folder, use this checkout.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -32,10 +31,11 @@ if os.environ.get("QSESSION_TEST_LOOP") == "uvloop":
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
-if os.environ.get("QSESSION_TEST_WAYS") == "general":
-    Transaction._read_shortly = lambda *_: None  # type: ignore[method-assign]
-    Transaction._run_behind_write = lambda *_: None  # type: ignore[method-assign]
-    Lane._is_simple = lambda *_: False  # type: ignore[method-assign]
+@pytest.fixture
+def short_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short ways are taken, however the suite is run: the test is one of them."""
+    for (owner, name), function in ways.SHORT.items():
+        monkeypatch.setattr(owner, name, function)
 
 
 @pytest.fixture

@@ -125,6 +125,7 @@ def bodies(path: Path) -> list[str]:
     return [body for (body,) in rows(path, BODIES)]
 
 
+@pytest.mark.usefixtures("short_ways")
 async def test_writes_follow_one_another(
     pool: AsyncConnectionPool, path: Path, ways: list[str]
 ) -> None:
@@ -197,6 +198,7 @@ async def test_cancelled_while_it_waits(pool: AsyncConnectionPool, path: Path, t
             assert isinstance(done[number], asyncio.CancelledError)
 
 
+@pytest.mark.usefixtures("short_ways")
 async def test_cancelled_while_a_checkpoint_holds_the_ticket(
     pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +265,7 @@ async def test_a_failure_while_it_asks(
     assert bodies(path) == ["1"]
 
 
+@pytest.mark.usefixtures("short_ways")
 async def test_a_connection_that_cannot_be_given_back(
     pool: AsyncConnectionPool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,6 +452,7 @@ async def test_cancelled_while_the_disk_is_waited_for(
     await pool.close()
 
 
+@pytest.mark.usefixtures("short_ways")
 async def test_the_disk_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All whom the fsync would have covered are told; the next commit makes up for it."""
     pool = await ready(path)
@@ -584,6 +588,7 @@ async def test_many_loops(path: Path) -> None:
     await pool.close()
 
 
+@pytest.mark.usefixtures("short_ways")
 async def test_a_loop_that_ends_leaves_the_line(pool: AsyncConnectionPool, path: Path) -> None:
     """Writes of a loop that was closed in the middle keep nobody from writing."""
     ticket = held_elsewhere(pool)
@@ -609,6 +614,7 @@ async def test_a_loop_that_ends_leaves_the_line(pool: AsyncConnectionPool, path:
     assert repr(pool).endswith("0 acquired>")
 
 
+@pytest.mark.usefixtures("short_ways")
 def test_a_loop_that_ended_in_the_same_thread(path: Path) -> None:
     """As above, where the next loop runs in the thread of the one that was closed."""
     loop = asyncio.new_event_loop()
@@ -640,6 +646,7 @@ async def test_settings_that_are_not_simple(path: Path, ways: list[str]) -> None
     await pool.close()
 
 
+@pytest.mark.usefixtures("short_ways")
 async def test_durability_normal(path: Path, ways: list[str]) -> None:
     """Nobody waits for the disk, and the loop turns all the same."""
     pool = await ready(path, durability="normal")

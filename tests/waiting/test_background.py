@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
 
 import pytest
@@ -118,9 +119,17 @@ async def test_the_caller_is_the_task_where_a_loop_runs() -> None:
     assert background.run(current_caller) is asyncio.current_task()
 
 
+def run_interrupted(function: Callable[[], None], seen: list[str]) -> None:
+    """Run it, and interrupt the thread once it has noted something."""
+    with interruptible() as interrupt_when:
+        interrupt_when(lambda: seen)
+        with pytest.raises(Interrupted):
+            background.run(function, lambda: seen.append("lost"))
+
+
 def test_interrupted_it_is_cancelled_and_its_end_is_waited_for() -> None:
     """The exception of the signal handler goes on only when nothing runs any more."""
-    seen = []
+    seen: list[str] = []
 
     def function() -> None:
         seen.append("begun")
@@ -131,17 +140,14 @@ def test_interrupted_it_is_cancelled_and_its_end_is_waited_for() -> None:
             seen.append("cleaned up")
             raise
 
-    with interruptible() as interrupt_when:
-        interrupt_when(lambda: seen)
-        with pytest.raises(Interrupted):
-            background.run(function, lambda: seen.append("lost"))
+    run_interrupted(function, seen)
     assert seen == ["begun", "cleaned up"]
     assert background.run(lambda: "works") == "works"
 
 
 def test_what_an_interrupted_thread_does_not_get_to_know_is_told() -> None:
     """A function that runs to its end through the cancellation, as a COMMIT does."""
-    seen = []
+    seen: list[str] = []
 
     def function() -> None:
         seen.append("begun")
@@ -150,10 +156,7 @@ def test_what_an_interrupted_thread_does_not_get_to_know_is_told() -> None:
         except asyncio.CancelledError:
             seen.append("ended well")
 
-    with interruptible() as interrupt_when:
-        interrupt_when(lambda: seen)
-        with pytest.raises(Interrupted):
-            background.run(function, lambda: seen.append("lost"))
+    run_interrupted(function, seen)
     assert seen == ["begun", "ended well", "lost"]
 
 

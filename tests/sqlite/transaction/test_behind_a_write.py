@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Any
 
 import pytest
@@ -20,8 +19,6 @@ from qsession.sqlite.transaction.sending import Outcome
 from qsession.sqlite.transaction.statement import Statement
 from qsession.sqlite.transaction.transaction import Transaction
 
-GENERAL = os.environ.get("QSESSION_TEST_WAYS") == "general"
-"""Whether the short ways are turned off."""
 AGES = 3600.0
 INSERT = text("INSERT INTO notes (id) VALUES (:id)")
 ADDED = text("INSERT INTO notes (id) VALUES (:id) RETURNING id")
@@ -30,7 +27,7 @@ COUNT = select(func.count()).select_from(notes)
 
 
 @pytest.fixture
-def direct(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def direct(monkeypatch: pytest.MonkeyPatch, short_ways: None) -> list[str]:
     """The texts that were sent in this way; every machine is quick."""
     monkeypatch.setattr(pace, "SHORT", AGES)
     monkeypatch.setattr(pace, "BUDGET", AGES)
@@ -72,7 +69,7 @@ async def test_rows_and_numbers(make: Make, direct: list[str]) -> None:
         assert (await connection.execute(ADDED, {"id": 8})).scalar_one() == 8
         assert (await connection.execute(NOTHING)).rowcount == 0
         assert await connection.scalar(COUNT) == 3
-    assert len(direct) == (0 if GENERAL else 4)
+    assert len(direct) == 4
     async with engine.connect() as connection:
         assert await connection.scalar(COUNT) == 3
 
