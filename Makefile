@@ -1,11 +1,13 @@
 # make demo      see it work: 200 tasks moving money, on the stock engine and on qsession, 20 s
-# make test      the test suite;  PYTEST_ARGS="-x -k name" narrows it
+# make test      the test suite in three processes;  PYTEST_ARGS="-n 0 -x -k name" narrows it, in one
 # make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1,
 #                once without the short ways of short statements, and once on uvloop
+# make apps      Prefect, google-adk, openai-agents, advanced-alchemy, APScheduler 4, agno and Phoenix on the engine, some minutes
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
 # make bench     measure against other libraries, about a quarter of an hour;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy
 # make docs      the site of the documentation, in .make/site;  it also gets what the examples of the pages need
+# make pictures  take the pictures of the dashboard's page again, in Chromium
 # make dist      the archives of a release in dist/, looked at by twine
 # make release   the same, then the tag of the version; CONTRIBUTING.md says what comes before and after
 # make clean     remove what make made
@@ -24,10 +26,13 @@ PYTHON ?= $(shell $(FIND_PYTHON))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
+# Much of the suite waits: for a disk, a server, a child process. A file stays in one process.
+PYTEST := $(BIN)/python -m pytest
+SHARED := -n 3 --dist loadfile
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test test-all storm bench check docs dist release clean
+.PHONY: help demo test test-all apps storm bench check docs pictures dist release clean
 
 help:
 	@sed -n '/^# make/,/^$$/s/^# //p' Makefile
@@ -65,11 +70,21 @@ demo: .venv/demo
 
 # SQLAlchemy's dialect suite brings its own pytest plugin, so it runs in a process of its own.
 test: .venv/dev
-	$(BIN)/python -m pytest tests --ignore=tests/compliance $(PYTEST_ARGS)
-	if [[ -d tests/compliance ]]; then $(BIN)/python -m pytest tests/compliance && $(BIN)/python -m pytest tests/compliance --db synchronous; fi
+	$(PYTEST) tests --ignore=tests/compliance --ignore=tests/apps $(SHARED) $(PYTEST_ARGS)
+	if [[ -d tests/compliance ]]; then $(PYTEST) tests/compliance && $(PYTEST) tests/compliance --db synchronous; fi
 
 test-all:
 	.ci/matrix $(PYTEST_ARGS)
+
+# An environment of its own, since these programs bring much along: a gigabyte.
+apps: .make/apps/made
+	.make/apps/bin/python -m pytest -c tests/apps/pytest.ini tests/apps $(PYTEST_ARGS)
+
+.make/apps/made: tests/apps/requirements.txt pyproject.toml
+	@if [[ -z "$(PYTHON)" ]]; then echo "No fitting Python: need 3.10 or newer."; exit 1; fi
+	"$(PYTHON)" -m venv --clear .make/apps
+	.make/apps/bin/python -m pip --disable-pip-version-check --quiet install -r tests/apps/requirements.txt --editable .
+	touch $@
 
 # CRASH_SEED and POWER_SEED, which the tests print, repeat the choices of a run.
 storm: .venv/dev
@@ -94,6 +109,9 @@ docs: .venv/docs
 .venv/docs: .venv/made pyproject.toml
 	$(PIP) install --editable '.[docs]'
 	touch $@
+
+pictures: .venv/dev
+	$(BIN)/python tests/ext/dashboard/pictures.py
 
 dist: .venv/dist
 	rm -rf dist

@@ -74,7 +74,7 @@ def run(names: list[str], setup: Setup, out: Path | None) -> None:
     if not console.is_terminal:
         console = Console(width=WIDTH)
     machine = describe(setup.directory)
-    console.print(f"{machine['processors']}; {machine['disk']}", highlight=False)
+    console.print(f"{machine['processors']}; {machine['disk']}", highlight=False, markup=False)
     sizes = f"{setup.tasks} tasks, rounds: {setup.rounds}, scale {setup.scale:g}"
     console.print(f"{sizes}, but where a comparison says otherwise", highlight=False)
     for name in names or comparisons.NAMES:

@@ -27,6 +27,8 @@ class Setup:
     def say(self, text: str, *, passing: bool = False) -> None:
         """Tell how far it is; what is passing is shown only on a terminal."""
         if console.is_terminal:
-            console.print(f"\r\x1b[2K{text}", end="" if passing else "\n", highlight=False)
+            console.print(
+                f"\r\x1b[2K{text}", end="" if passing else "\n", highlight=False, markup=False
+            )
         elif not passing:
-            console.print(text, highlight=False)
+            console.print(text, highlight=False, markup=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 from typing import Annotated, Any
 
 try:
@@ -95,6 +97,9 @@ app.command(rich_help_panel=PROJECT)(bench)
 
 def main() -> None:
     """Run the command; the console script calls this."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have what its encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from sqlalchemy.exc import ArgumentError
@@ -12,6 +13,7 @@ from sqlalchemy.exc import ArgumentError
 Access = Literal["read", "write", "auto"]
 Durability = Literal["full", "normal", "strict"]
 Reads = Literal["latest", "snapshot"]
+Checkpoints = Literal["own", "external"]
 Isolation = Literal["SERIALIZABLE", "REPEATABLE READ", "READ COMMITTED"]
 ACCESSES = get_args(Access)
 ISOLATIONS = get_args(Isolation)
@@ -63,11 +65,18 @@ class Settings:
     max_waiting: int | None = None
     """How many tasks may wait; the next one gets `QueueFull`. ``None``: no limit."""
     stall_after: float = 0.25
-    """How long a holder that has only read may idle while others wait. Then it loses the ticket."""
+    """How long a holder that has only read may idle while others wait. Then it loses the ticket.
+
+    In access ``auto`` the time is divided by the number of those who wait.
+    """
     warn_after: float = 5.0
     """How long a holder that has written may idle while others wait before a warning is logged."""
     wal_warn: int | None = 64 * 1024 * 1024
-    """The size of the WAL in bytes above which a long reader is logged; ``off``: never."""
+    """The size of the WAL in bytes above which a long reader is logged, or with
+    ``checkpoints="external"`` that nobody restarts it; ``off``: never."""
+    checkpoints: Checkpoints = "own"
+    """Who moves the WAL into the database file. ``own``: qsession. ``external``: another program,
+    such as Litestream. Then qsession never runs a checkpoint: see docs/howto/litestream.md."""
     inline: bool = True
     """Whether statements known to be short run on the event loop instead of in a thread."""
     max_hold: float | None = None
@@ -76,6 +85,9 @@ class Settings:
     """How many connections to a server are opened in advance and kept. No effect on SQLite."""
     max_size: int | None = None
     """The largest number of connections: ``pool_size`` without overflow. ``None``: not set."""
+    pooler: bool = False
+    """Whether a pooler such as PgBouncer in transaction mode stands before PostgreSQL: then no
+    statement is prepared for later. No effect elsewhere."""
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -94,13 +106,56 @@ class Settings:
         """A copy with the settings in ``options`` changed; unknown names are an error."""
         for name in options:
             if name not in NAMES:
-                raise ArgumentError(
-                    f"{name!r} is not a setting of qsession. The settings are {', '.join(NAMES)}"
-                )
+                raise _unknown(name)
         return replace(self, **options) if options else self
 
 
+@lru_cache(maxsize=1_000)
+def check_options(names: tuple[str, ...]) -> None:
+    """Raise `ArgumentError` if a name begins as an execution option of qsession, and is none.
+
+    Cached, because each transaction asks for the options that it was given.
+    """
+    for name in names:
+        if name.startswith("qsession_") and name not in OPTIONS and name not in _OF_SESSIONS:
+            raise ArgumentError(
+                f"{name!r} is not an execution option of qsession. The options are "
+                f"{', '.join(OPTIONS)}. Other settings belong to the engine"
+            )
+
+
+def check_spelling(names: Iterable[str]) -> None:
+    """Raise `ArgumentError` if a parameter of a URL for SQLite looks like a misspelt setting.
+
+    SQLAlchemy passes others to the driver or to SQLite, or warns that it ignores them.
+    """
+    for name in set(names) - _OF_SQLITE:
+        from difflib import get_close_matches
+
+        if get_close_matches(name.lower(), NAMES, cutoff=0.8):
+            raise _unknown(name)
+
+
+def _unknown(name: str) -> ArgumentError:
+    return ArgumentError(
+        f"{name!r} is not a setting of qsession. The settings are {', '.join(NAMES)}"
+    )
+
+
 NAMES = tuple(field.name for field in fields(Settings))
+OPTIONS = ("qsession_access", "qsession_reads", "qsession_priority")
+"""The execution options. ``reads`` and ``priority`` have no effect on a server."""
+_OF_SESSIONS = ("qsession_isolation", "qsession_locks")
+"""Execution options that sessions and integrations of qsession set."""
+_OF_SQLITE = frozenset(
+    (
+        *("uri", "timeout", "isolation_level", "detect_types", "check_same_thread"),
+        *("cached_statements", "mode", "cache", "vfs", "immutable", "nolock", "psow", "modeof"),
+    )
+)
+"""Parameters of Python's driver, and of SQLite (https://sqlite.org/uri.html)."""
+OF_SERVERS = ("min_size", "max_size", "pooler")
+"""The settings that SQLite's dialect does not know."""
 
 
 def _one_of(*allowed: str) -> Callable[[Any], str]:
@@ -172,10 +227,12 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "stall_after": _seconds,
     "warn_after": _seconds,
     "wal_warn": _count_or_off,
+    "checkpoints": _one_of(*get_args(Checkpoints)),
     "inline": _flag,
     "max_hold": _seconds_or_off,
     "min_size": _none_or_more,
     "max_size": _one_or_more_or_off,
+    "pooler": _flag,
 }
 _ALLOWED = {
     "access": "one of 'read', 'write', 'auto'",
@@ -186,8 +243,10 @@ _ALLOWED = {
     "stall_after": _TIME,
     "warn_after": _TIME,
     "wal_warn": "a number of bytes, or 'off'",
+    "checkpoints": "one of 'own', 'external'",
     "inline": "true or false",
     "max_hold": f"{_TIME}, or None for no limit",
     "min_size": "a whole number, 0 or more",
     "max_size": "a whole number, 1 or more, or None",
+    "pooler": "true or false",
 }

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
+    from sqlalchemy import URL, MetaData
 
     from qsession.transfer.events import Listener, Report
+
+
+class Declarative(Protocol):
+    """A declarative base, by what is needed of it."""
+
+    @property
+    def metadata(self) -> MetaData: ...
 
 
 async def copy(
     source: str | URL,
     target: str | URL,
     *,
-    metadata: Any = None,
+    metadata: MetaData | Declarative | str | None = None,
     resume: bool = False,
     replace: bool = False,
     verify: bool = False,

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, cast, overload
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeGuard, cast, overload
 
+import sqlalchemy.ext.asyncio
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.engine import create_engine as _create_engine
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.ext.asyncio import create_async_engine as _create_async_engine
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import greenlet_spawn
 
 from qsession.by_url import offer
-from qsession.servers.creation import (
-    create_server_engine,
-    create_synchronous_server_engine,
-    pool_size,
-    take_settings,
-)
-from qsession.servers.failures import REFUSED
-from qsession.servers.pool import ServerPool
-from qsession.statistics import Stats
-from qsession.urls import with_driver
-from qsession.waiting.background import background
+from qsession.config import OF_SERVERS
+from qsession.creation import pool_size, take_settings, wrapped
+from qsession.errors import REFUSED
+from qsession.urls import database_at, with_driver
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+    from sqlalchemy.pool import Pool
 
+    from qsession.servers.pool import ServerPool
+    from qsession.servers.replicas import ReplicatedEngine
     from qsession.sqlite.pool import WriteQueuePool
+    from qsession.sqlite.synchronous.pool import SynchronousPool
+    from qsession.statistics import Stats
 
-# The entry point does the same; this is for a copy of the package that was never installed. The
-# dialect is imported with the first engine.
+# The entry point does the same; this is for a copy of the package that was never installed.
 registry.register("sqlite.qsession", "qsession.sqlite.dialect", "QSessionDialect")
 
 
@@ -45,6 +44,19 @@ def is_queued(engine: AsyncEngine | Engine) -> bool:
 def is_ours(engine: AsyncEngine) -> bool:
     """Whether `create_async_engine` made the engine, or its URL is ``sqlite+qsession://``."""
     return isinstance(engine, QueuedAsyncEngine) or is_queued(engine)
+
+
+# `sqlite/` and `servers/` are imported with the first engine that needs them. Here their classes
+# are told by what they have.
+
+
+def is_replicated(engine: object) -> TypeGuard[ReplicatedEngine]:
+    """Whether an engine reads from replicas."""
+    return hasattr(engine, "replicas")
+
+
+def _is_on_server(pool: Pool) -> TypeGuard[ServerPool]:
+    return hasattr(pool, "is_on_server")
 
 
 class QueuedAsyncConnection(AsyncConnection):
@@ -102,8 +114,10 @@ class QueuedAsyncEngine(AsyncEngine):
         """
         async with self.connect():
             pass
-        if isinstance(self.pool, ServerPool):
+        if _is_on_server(self.pool):
             await self.pool.fill()
+        if is_replicated(self.sync_engine):
+            await self.sync_engine.replicas.fill()
 
     async def drain(self, timeout: float | None = None) -> None:
         """Accept no new transactions, and wait for the present ones, also those in the queue.
@@ -132,20 +146,38 @@ class QueuedAsyncEngine(AsyncEngine):
         return QueuedAsyncEngine(self.sync_engine.execution_options(**opt))
 
 
-def create_async_engine(url: str | URL, **kw: Any) -> QueuedAsyncEngine:
+def create_async_engine(
+    url: str | URL,
+    *,
+    read_urls: Sequence[str | URL] | None = None,
+    max_lag: float | None = None,
+    **kw: Any,
+) -> QueuedAsyncEngine:
     """SQLAlchemy's ``create_async_engine``, which also takes the names in `Settings`.
 
     ``sqlite://`` and ``sqlite+aiosqlite://`` become ``sqlite+qsession://``. Any other URL names a
     server, which orders the writers itself: see docs/howto/servers.md. A URL without a driver, such
-    as ``postgres://``, ``postgresql://`` or ``mysql://``, gets an asyncio driver. Raises
-    `sqlalchemy.exc.ArgumentError` for a value that is not allowed.
+    as ``postgres://``, ``postgresql://`` or ``mysql://``, gets an asyncio driver.
+
+    ``read_urls``, for PostgreSQL: streaming replicas. Transactions with access ``read`` go to them,
+    or to the primary if none can serve: one that is down, that is more than ``max_lag`` seconds
+    behind, or that does not have yet what the task has committed. See docs/howto/replicas.md.
+
+    Raises `sqlalchemy.exc.ArgumentError` for a value that is not allowed.
     """
     url = with_driver(url)
-    if url.drivername == "sqlite+qsession":
-        sizes, url = take_settings(url, kw, ("min_size", "max_size"))
-        engine = _create_async_engine(url, **pool_size(sizes.max_size, kw))
+    replicated = read_urls is not None or max_lag is not None
+    if url.drivername == "sqlite+qsession" and not replicated:
+        sizes, url = take_settings(url, kw, OF_SERVERS)
+        create = wrapped(_create_async_engine, sqlalchemy.ext.asyncio)
+        engine = create(url, **pool_size(sizes.max_size, kw))
     else:
-        engine = create_server_engine(url, kw)
+        from qsession.servers.creation import create_replicated_engine, create_server_engine
+
+        if replicated:
+            engine = create_replicated_engine(url, read_urls, max_lag, kw)
+        else:
+            engine = create_server_engine(url, kw)
     return QueuedAsyncEngine(engine.sync_engine)
 
 
@@ -164,10 +196,14 @@ def create_engine(url: str | URL, **kw: Any) -> Engine:
     for a setting that is not allowed.
     """
     url = make_url(url)
+    if "read_urls" in kw or "max_lag" in kw:
+        raise ArgumentError("read_urls and max_lag work with create_async_engine only")
     if url.get_backend_name() != "sqlite":
+        from qsession.servers.creation import create_synchronous_server_engine
+
         return create_synchronous_server_engine(url, kw)
-    sizes, url = take_settings(url.set(drivername="sqlite+qsession"), kw, ("min_size", "max_size"))
-    return _create_engine(url, **pool_size(sizes.max_size, kw))
+    sizes, url = take_settings(url.set(drivername="sqlite+qsession"), kw, OF_SERVERS)
+    return wrapped(_create_engine, sqlalchemy)(url, **pool_size(sizes.max_size, kw))
 
 
 def stats(engine: AsyncEngine | Engine) -> Stats:
@@ -175,8 +211,10 @@ def stats(engine: AsyncEngine | Engine) -> Stats:
 
     Raises `sqlalchemy.exc.InvalidRequestError` for an engine that is not qsession's.
     """
-    if isinstance(engine.pool, ServerPool):
-        return engine.pool.stats()
+    if _is_on_server(engine.pool):
+        plain = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        replicas = plain.replicas.stats() if is_replicated(plain) else ()
+        return replace(engine.pool.stats(), replicas=replicas)
     return _write_queue(engine, "to look at").stats()
 
 
@@ -191,11 +229,18 @@ def drain(engine: AsyncEngine | Engine, timeout: float | None = None) -> Awaitab
     same errors, and `sqlalchemy.exc.InvalidRequestError` for an engine without qsession's write
     queue. Interrupted: as if cancelled.
     """
-    draining = _write_queue(engine, "to drain").drain(timeout)
+    pool = _write_queue(engine, "to drain")
     if engine.dialect.is_async:
-        return draining
-    background.run(lambda: await_only(draining))
+        return pool.drain(timeout)
+    cast("SynchronousPool", pool).wait_for_drain(timeout)
     return None
+
+
+def database_of(engine: Engine) -> str:
+    """What the events of an engine have as their ``database``. A file is known when it is open."""
+    if not is_queued(engine):
+        return database_at(engine.url)
+    return _write_queue(engine, "to name").write_queue.place
 
 
 def refusal(connection: Connection) -> BaseException | None:

@@ -29,11 +29,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sqlalchemy import exc
 
 # https://sqlite.org/rescode.html. Python 3.10 has no names for the codes.
+SQLITE_ERROR = 1
 SQLITE_BUSY = 5
 SQLITE_LOCKED = 6
 SQLITE_READONLY = 8
@@ -47,6 +49,11 @@ SQLITE_NOTADB = 26
 SQLITE_ABORT_ROLLBACK = 516
 SQLITE_BUSY_SNAPSHOT = 517
 SQLITE_IOERR_FSYNC = 1034
+
+REFUSED = "qsession_refused"
+"""The key in the ``info`` of a connection to a server for why its transaction can only be rolled
+back: a code, and the error for later statements.
+"""
 
 
 class QSessionError(exc.SQLAlchemyError):
@@ -141,6 +148,22 @@ class EngineDraining(QSessionError, exc.InvalidRequestError):
     """A transaction tried to begin after ``engine.drain()`` was called."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One row that the target cannot take as it is."""
+
+    table: str
+    column: str
+    row: str
+    """The primary key, as ``id=7``, or the number of the row where there is none."""
+    value: str
+    """As Python writes it, cut short."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.column}, {self.row}: {self.value}: {self.reason}"
+
+
 class CopyError(QSessionError):
     """A copy to another database was refused, or failed.
 
@@ -150,13 +173,13 @@ class CopyError(QSessionError):
     def __init__(
         self,
         message: str,
-        problems: Sequence[Any] = (),
+        problems: Sequence[Problem] = (),
         counts: Mapping[tuple[str, str, str], int] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.problems = tuple(problems)
-        """Rows of the source that do not fit, as ``transfer.Problem``: examples of each kind."""
+        """Rows of the source that do not fit, examples of each kind."""
         self.counts = dict(counts or {})
         """The total number of such rows, by table, column and reason."""
 
@@ -165,7 +188,11 @@ class CopyError(QSessionError):
 
 
 class UncommittedChangesWarning(UserWarning):
-    """A ``qsession()`` block ended without an error, and its changes were never committed."""
+    """A ``qsession()`` block ended without an error, and its changes were never committed.
+
+    On SQLite also: a connection was closed, and lost what Python's ``sqlite3`` would have committed
+    at once.
+    """
 
 
 class PlainEngineWarning(UserWarning):

@@ -87,6 +87,34 @@ class Holder:
 
 
 @dataclass(frozen=True)
+class ReplicaStats:
+    """One replica of a server at one moment, and how often it was read."""
+
+    server: str
+    """Its product, host, port and database."""
+    down: bool
+    """Whether it could not be reached at the last attempt."""
+    lag: float | None
+    """For how many seconds it may have been behind when it was last asked; None: not known."""
+    reads: int
+    """How often a connection to it was taken."""
+    waiting: int
+    size: int
+    in_use: int
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A transaction that waits for the write ticket now."""
+
+    task: str
+    waited: float
+    """Seconds since it asked."""
+    statement: str
+    """The statement that has to wait."""
+
+
+@dataclass(frozen=True)
 class Stats:
     """The write queue of an engine at one moment, and its counters since the engine was made.
 
@@ -98,6 +126,7 @@ class Stats:
     holder: Holder | None
     acquired: int
     timeouts: int
+    """Waits that ended in `QueueTimeout`. A `QueueFull` is not counted here."""
     conflicts: int
     validations: int
     """How often a transaction repeated its reads before its first write, to compare them."""
@@ -117,6 +146,8 @@ class Stats:
     """Open connections of the pool."""
     in_use: int = 0
     """Open connections that are in use."""
+    replicas: tuple[ReplicaStats, ...] = ()
+    """The servers of ``read_urls``. All other numbers are about the primary."""
 
 
 @dataclass

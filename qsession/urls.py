@@ -20,17 +20,25 @@ _DRIVERS = {
 """The asyncio drivers for a URL without one, such as hosting services give out."""
 
 
+def parsed(given: str | URL) -> URL:
+    """The URL.
+
+    Raises `sqlalchemy.exc.ArgumentError`, or ``ValueError`` if the port is not a number. The
+    message does not show the port, which may be part of a password.
+    """
+    try:
+        return make_url(given)
+    except ValueError:
+        raise ValueError(f"the port is not a number. {_ENCODE}") from None
+
+
 def with_driver(given: str | URL) -> URL:
     """The URL with an asyncio driver. A URL that names another driver keeps it.
 
     The first installed driver is chosen; if none is installed, the first one, so that the import
-    error names it. Raises `sqlalchemy.exc.ArgumentError`, or ``ValueError`` if the port is
-    not a number. The message does not show the port, which may be part of a password.
+    error names it. Raises what `parsed` raises.
     """
-    try:
-        url = make_url(given)
-    except ValueError:
-        raise ValueError(f"the port is not a number. {_ENCODE}") from None
+    url = parsed(given)
     drivers = _DRIVERS.get(url.drivername)
     if drivers is not None:
         installed = (each for each in drivers if len(drivers) == 1 or find_spec(_module(each)))
@@ -62,3 +70,8 @@ def place_of(url: URL) -> str:
     at = host if isinstance(host, str) else ", ".join(host)
     at = f"[{at}]" if ":" in at and url.host else at
     return f"{_PRODUCTS.get(backend, backend)} at {at}{f':{url.port}' if url.port else ''}"
+
+
+def database_at(url: URL) -> str:
+    """The database of a server, in events: ``PostgreSQL at db.example:5432/shop``."""
+    return f"{place_of(url)}/{url.database or ''}"

@@ -1,4 +1,4 @@
-"""Cancelling a task at its n-th suspension, and what must be true of an engine afterwards."""
+"""A file with tables and an engine on it, and what must be true of them after a cancellation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import gc
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
-from enum import Enum
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -17,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from qsession import create_async_engine
 from qsession.sqlite.queue.prediction import Guess
+from qsession.testing import assert_free
 
 PATIENCE = 20.0
 """Seconds after which something that should have ended is taken for stuck."""
@@ -27,15 +27,6 @@ MARKS = 3
 READ = text("SELECT id, value FROM items ORDER BY id")
 ENDLESS = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n")
 COUNT_ENDLESSLY = text(f"SELECT count(*) FROM ({ENDLESS.text})")
-
-
-class When(Enum):
-    """The moment at which a task that is about to wait gets cancelled."""
-
-    ASKED = "asked"  # as soon as it waits
-    ANSWERED = "answered"  # what it waits for is there, but it has not seen it yet
-    TWICE = "twice"  # as soon as it waits, and once more in the middle of its clean-up
-    ALL = "all"  # as soon as it waits, and every other task with it, as a loop does at its end
 
 
 class Base(DeclarativeBase):
@@ -101,65 +92,6 @@ class Bench:
         await settled(self.engine)
 
 
-class _CancelAt:
-    """Runs a coroutine and cancels its task at its ``n``-th suspension."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], n: int, when: When) -> None:
-        self.coroutine = coroutine
-        self.n = n
-        self.when = when
-        self.suspensions = 0
-        self.spared = asyncio.current_task()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        error: BaseException | None = None
-        while True:
-            try:
-                if error is None:
-                    awaited = self.coroutine.send(None)
-                else:
-                    awaited = self.coroutine.throw(error)
-            except StopIteration as end:
-                return end.value
-            self.suspensions += 1
-            again = self.when is When.TWICE and self.suspensions == self.n + 1
-            if self.suspensions == self.n or again:
-                self._cancel(awaited)
-            error = None
-            try:
-                yield awaited
-            except BaseException as thrown:
-                error = thrown
-
-    def _cancel(self, awaited: Any) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        if self.when is When.ALL:
-            for each in asyncio.all_tasks() - {self.spared}:
-                each.cancel()
-        elif self.when is not When.ANSWERED:
-            task.cancel()
-        elif awaited is None:
-            asyncio.get_running_loop().call_soon(task.cancel)
-        else:  # runs before the callback that wakes the task up, which is added later
-            awaited.add_done_callback(lambda _: task.cancel())
-
-
-async def cancel_at(coroutine: Coroutine[Any, Any, Any], n: int, when: When) -> bool:
-    """Whether the coroutine had ended before its ``n``-th suspension."""
-    run = _CancelAt(coroutine, n, when)
-
-    async def drive() -> None:
-        await run
-
-    try:
-        await asyncio.create_task(drive())
-    except asyncio.CancelledError:
-        assert run.suspensions >= n
-        return False
-    return run.suspensions < n
-
-
 async def eventually(condition: Callable[[], bool], what: Callable[[], str] = str) -> None:
     """Give the loop and the threads turns until ``condition`` holds."""
     deadline = time.monotonic() + PATIENCE
@@ -202,17 +134,6 @@ async def collected(engine: Any) -> None:
 def connection_threads() -> set[threading.Thread]:
     """The threads of aiosqlite's connections."""
     return {each for each in threading.enumerate() if "_connection_worker_thread" in each.name}
-
-
-def assert_free(path: Any) -> None:
-    """From outside, the file can be written to, and is whole."""
-    outside = sqlite3.connect(path, timeout=0.2, isolation_level=None)
-    try:
-        outside.execute("BEGIN IMMEDIATE")
-        outside.execute("ROLLBACK")
-        assert outside.execute("PRAGMA quick_check").fetchall() == [("ok",)]
-    finally:
-        outside.close()
 
 
 def rows(path: Any, sql: str) -> list[Any]:

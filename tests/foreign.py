@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+
+from qsession.testing import Program
 
 PRELUDE = """
 import sqlite3, sys, threading
@@ -15,11 +14,6 @@ path = sys.argv[1]
 
 def connect(timeout=0):
     return sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
-
-def held():
-    "Say so, and wait until it is to be let go."
-    print("held", flush=True)
-    sys.stdin.readline()
 
 def until_busy():
     "Return when somebody holds the write lock."
@@ -106,35 +100,9 @@ print(raw.execute("PRAGMA journal_mode=DELETE").fetchone()[0], flush=True)
 """
 
 
-@contextlib.contextmanager
-def program(path: Path, code: str) -> Iterator[subprocess.Popen[str]]:
-    """A program that has got as far as "held"; it is killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + code, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def let_go(process: subprocess.Popen[str]) -> None:
-    """Tell it to go on."""
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def crash(process: subprocess.Popen[str]) -> None:
-    """End it as a crash would."""
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def program(path: Path, code: str) -> Program:
+    """A program on a file, with what the prelude defines, up to its ``held()``."""
+    return Program(PRELUDE + code, path)
 
 
 def run(path: Path, code: str) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,16 @@ from typer.testing import CliRunner
 pytest.importorskip("rich")
 pytest.importorskip("psutil")
 
-from benchmarks import comparisons, fairness, lone_writer, report, scaling, slow_fsync, throughput
+from benchmarks import (
+    comparisons,
+    fairness,
+    lone_writer,
+    report,
+    scaling,
+    slow_fsync,
+    subscribers,
+    throughput,
+)
 from benchmarks.disks import HERE, SLOW, SLOWER
 from benchmarks.load import Kind, lateness, load
 from benchmarks.measure import run
@@ -30,6 +39,7 @@ from benchmarks.peers.sqlalchemy_async import OursOrm
 from benchmarks.processes import jain
 from benchmarks.setup import Setup
 from benchmarks.summary import Report, at_least, at_most, quantile, ratio
+from qsession import events
 from qsession.cli import app
 
 
@@ -264,6 +274,16 @@ async def test_lateness_is_seen(clock: list[float]) -> None:
         clock[0] += 5.0
     assert max(late) == pytest.approx(5.0, abs=0.01)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_subscribers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them has a figure, and is gone afterwards."""
+    monkeypatch.setattr(subscribers, "BLOCKS", 1)
+    monkeypatch.setattr(subscribers, "INSERTS", 4)
+    found = await subscribers.measure(tmp_path / "a.db", tasks=2, plain=True)
+    assert list(found) == list(subscribers.SUBSCRIBERS)
+    assert min(found.values()) > 0
+    assert not events.observers
 
 
 def test_thresholds_of_the_collector_are_set_back() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import ArgumentError
 
-from qsession.config import NAMES, Settings
+from qsession.config import NAMES, Settings, check_options, check_spelling
 
 GOOD = [
     ("access", "read", "read"),
@@ -25,6 +25,8 @@ GOOD = [
     ("max_waiting", "off", None),
     ("max_waiting", 3.0, 3),
     ("stall_after", "0.1", 0.1),
+    ("checkpoints", "external", "external"),
+    ("checkpoints", "own", "own"),
     ("warn_after", 2, 2.0),
     ("max_hold", "None", None),
     ("max_hold", "", None),
@@ -36,6 +38,7 @@ BAD = [
     ("access", None, "one of 'read', 'write', 'auto'"),
     ("access", ["read"], "one of 'read', 'write', 'auto'"),
     ("durability", "fast", "one of 'full', 'normal', 'strict'"),
+    ("checkpoints", "none", "one of 'own', 'external'"),
     ("reads", "newest", "one of 'latest', 'snapshot'"),
     ("queue_timeout", -1, "a number of seconds, 0 or more"),
     ("queue_timeout", "soon", "a number of seconds, 0 or more"),
@@ -90,3 +93,26 @@ def test_an_unknown_name_is_refused() -> None:
     """A misspelt setting is an error that lists those there are."""
     with pytest.raises(ArgumentError, match="'queue_time' is not a setting of qsession"):
         Settings().with_options({"queue_time": 1})
+
+
+@pytest.mark.parametrize("name", ["queue_timout", "max_wating", "Access", "acess", "durabilty"])
+def test_a_parameter_of_a_url_that_looks_like_a_setting_is_refused(name: str) -> None:
+    """It would have no effect, and SQLAlchemy 2.0 does not even warn."""
+    with pytest.raises(ArgumentError, match=f"'{name}' is not a setting of qsession"):
+        check_spelling(["timeout", name])
+
+
+def test_parameters_of_sqlite_are_left_alone() -> None:
+    """Those of the driver, those of SQLite (https://sqlite.org/uri.html), and of others."""
+    check_spelling(["uri", "timeout", "isolation_level", "detect_types", "cached_statements"])
+    check_spelling(["check_same_thread", "mode", "cache", "vfs", "immutable", "nolock", "psow"])
+    check_spelling(["modeof", "key", "_timeout", "_busy_timeout", "_journal_mode", "synchronous"])
+
+
+def test_names_of_other_packages_are_no_options_of_ours() -> None:
+    """Only what begins as ours is looked at."""
+    check_options(("compiled_cache", "isolation_level", "_sa_orm_load_options", "access"))
+    check_options(("qsession_access", "qsession_reads", "qsession_priority", "qsession_isolation"))
+    for _ in range(2):  # names are cached, and refused again all the same
+        with pytest.raises(ArgumentError, match="'qsession_acces' is not an execution option"):
+            check_options(("compiled_cache", "qsession_acces"))

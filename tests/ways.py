@@ -11,11 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from qsession.sqlite.lone import Lane
-from qsession.sqlite.transaction.transaction import Transaction
 
 GENERAL: dict[tuple[type, str], Callable[..., Any]] = {
-    (Transaction, "_read_shortly"): lambda *_: None,
-    (Transaction, "_run_behind_write"): lambda *_: None,
     (Lane, "_is_simple"): lambda *_: False,
 }
 SHORT = {(owner, name): getattr(owner, name) for owner, name in GENERAL}

@@ -1,1 +1,1 @@
-"""Two services on one database file."""
+"""Five processes on one database file: see README.md."""

@@ -59,7 +59,11 @@ def backup(
 
 
 def _copy(file: Path, target: Path, force: bool) -> tuple[str, ...]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    columns = (
+        TextColumn("{task.description}", markup=False),  # it has the name of a file
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+    )
     console = Console(stderr=True)
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True,

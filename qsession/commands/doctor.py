@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from qsession.commands.server_health import examine_server
 from qsession.commands.target import Database, file_of, url_of
@@ -52,17 +53,13 @@ def _shown(target: str) -> str:
 
 
 def _print(findings: list[Finding], target: str) -> None:
-    table = Table(box=None, pad_edge=False, title=_shown(target), title_justify="left")
+    table = Table(box=None, pad_edge=False, title=Text(_shown(target)), title_justify="left")
     for name in ("", "check", "found"):
         table.add_column(name, overflow="fold")
     for each in findings:
         colour = _COLOURS.get(each.level, "red")
-        advice = f"\n[italic]{_escape(each.advice)}[/]" if each.advice else ""
-        table.add_row(
-            f"[{colour}]{each.level.name.lower()}[/]", each.check, _escape(each.found) + advice
-        )
+        told = Text(each.found)
+        if each.advice:
+            told.append(f"\n{each.advice}", style="italic")
+        table.add_row(Text(each.level.name.lower(), style=colour), each.check, told)
     Console().print(table)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")

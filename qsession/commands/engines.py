@@ -1,5 +1,6 @@
-"""Asks the processes on a file about their engines, for ``qsession who`` and ``qsession top``.
+"""Asks the processes on a file about their engines, and says in words what each one does.
 
+For ``qsession who``, ``qsession top`` and the dashboard; so it needs nothing but this package.
 :mod:`qsession.sqlite.processes.status` answers.
 """
 
@@ -86,3 +87,29 @@ def _fits(told: Any, form: Any) -> bool:
     if isinstance(form, tuple):
         return any(_fits(told, each) for each in form)
     return told is None if form is None else isinstance(told, form)
+
+
+def in_words(engine: dict[str, Any], foreign: list[int]) -> str:
+    """What an engine does now. ``foreign``: processes without qsession that hold the lock."""
+    holder = engine["holder"]
+    if holder is None:
+        does = "idle"
+    elif engine["turn"] == "waits":
+        does = f"waits for another process: {holder['task']}, {holder['statement']!r}"
+    elif foreign and engine["turn"] == "holds":
+        others = ", ".join(map(str, foreign))
+        does = (
+            f"waits for SQLite's lock, held by pid {others}: {holder['task']}, "
+            f"for {holder['held']:.1f} s, {holder['statement']!r}"
+        )
+    else:
+        did = "writing" if holder["wrote"] else "holding the ticket, only read so far"
+        does = (
+            f"{did}: {holder['task']}, for {holder['held']:.1f} s, {holder['statement']!r}, "
+            f"at {holder['where']}"
+        )
+    if engine["waiting"]:
+        does += f"; {engine['waiting']:,} wait behind it"
+    if engine["readers"]:
+        does += f"; {engine['readers']:,} read"
+    return does + ("; draining" if engine["draining"] else "")

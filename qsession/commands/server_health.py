@@ -13,6 +13,8 @@ from qsession.urls import place_of
 
 async def examine_server(url: URL) -> list[Finding]:
     """Check whether it answers, its version, and its isolation level."""
+    from qsession.transfer.wording import product_of  # only a server needs it
+
     shown = place_of(url)
     try:
         engine = create_async_engine(url, connect_args={})
@@ -37,7 +39,7 @@ async def examine_server(url: URL) -> list[Finding]:
         await engine.dispose()
     return [
         Finding("connection", Level.OK, f"{shown} answers"),
-        Finding("version", Level.OK, f"{engine.dialect.name} {version}"),
+        Finding("version", Level.OK, f"{product_of(engine.dialect)} {version}"),
         Finding("isolation", Level.NOTE, f"{isolation}, unless a session sets another level"),
         Finding("the rest", Level.NOTE, "the server manages its own files, log and integrity"),
     ]

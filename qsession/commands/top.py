@@ -10,13 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qsession.commands.engines import engines_on
+from qsession.commands.engines import engines_on, in_words
 from qsession.commands.target import Database, above_zero, file_of
-from qsession.commands.who import in_words
 from qsession.sqlite.processes.owners import command_line, lock_holders
 from qsession.statistics import Histogram
 
@@ -49,9 +47,11 @@ def top(
                 live.update(view(path, before, now, at - looked), refresh=True)
                 before, looked = now, at
                 if number == count:
-                    return
+                    break
         except KeyboardInterrupt:
-            return
+            pass
+    if not console.is_terminal:  # rich ends its last line in a terminal only
+        console.line()
 
 
 def look(path: str) -> _Seen:
@@ -85,7 +85,7 @@ def view(path: str, before: _Seen, now: _Seen, seconds: float) -> Group:
             f"{_grown(old, engine, 'syncs') / seconds:,.0f}",
             f"{_grown(old, engine, 'conflicts'):,}",
             f"{waits.quantile(0.99) * 1000:,.1f} ms" if waits.count else "",
-            escape(in_words(engine, foreign)),
+            Text(in_words(engine, foreign)),
         )
     commands = [f"{pid}: {command_line(pid)}" for pid in pids]
     commands += [f"{pid}: holds SQLite's write lock: {command_line(pid)}" for pid in foreign]

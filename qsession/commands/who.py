@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from qsession.commands.engines import engines_on
+from qsession.commands.engines import engines_on, in_words
 from qsession.commands.target import Database, file_of
 from qsession.sqlite.processes.owners import command_line, lock_holders, users
 
@@ -58,7 +58,7 @@ def who(
     table.add_column("command", overflow="fold", max_width=40)
     table.add_column("does", overflow="fold")
     for each in found:
-        table.add_row(str(each.pid), escape(each.command), escape(each.does()))
+        table.add_row(str(each.pid), Text(each.command), Text(each.does()))
     Console().print(table)
 
 
@@ -72,29 +72,3 @@ def processes(path: str) -> list[Process]:
     return [
         Process(pid, command_line(pid), pid in locks, foreign, told.get(pid, [])) for pid in pids
     ]
-
-
-def in_words(engine: dict[str, Any], foreign: list[int]) -> str:
-    """What an engine does now. ``foreign``: processes without qsession that hold the lock."""
-    holder = engine["holder"]
-    if holder is None:
-        does = "idle"
-    elif engine["turn"] == "waits":
-        does = f"waits for another process: {holder['task']}, {holder['statement']!r}"
-    elif foreign and engine["turn"] == "holds":
-        others = ", ".join(map(str, foreign))
-        does = (
-            f"waits for SQLite's lock, held by pid {others}: {holder['task']}, "
-            f"for {holder['held']:.1f} s, {holder['statement']!r}"
-        )
-    else:
-        did = "writing" if holder["wrote"] else "holding the ticket, only read so far"
-        does = (
-            f"{did}: {holder['task']}, for {holder['held']:.1f} s, {holder['statement']!r}, "
-            f"at {holder['where']}"
-        )
-    if engine["waiting"]:
-        does += f"; {engine['waiting']:,} wait behind it"
-    if engine["readers"]:
-        does += f"; {engine['readers']:,} read"
-    return does + ("; draining" if engine["draining"] else "")

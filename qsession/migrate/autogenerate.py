@@ -18,6 +18,11 @@ NO_DIFFERENCE = "Empty: the database already matches the models."
 logger = logging.getLogger("qsession")
 
 
+def not_of_litestream(name: str | None, kind: str, _parents: object) -> bool:
+    """Alembic's ``include_name``: a migration must not drop the tables that Litestream has made."""
+    return kind != "table" or not (name or "").startswith("_litestream_")
+
+
 def explained(
     metadata: MetaData | Sequence[MetaData] | None, process: Callable[..., None] | None
 ) -> Callable[..., None]:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from qsession.engine import QueuedAsyncEngine, create_async_engine, is_queued
 from qsession.migrate import gate, servers
-from qsession.migrate.autogenerate import explained
+from qsession.migrate.autogenerate import explained, not_of_litestream
 from qsession.migrate.configuration import database_of, options_of
 from qsession.migrate.sqlite import (
     back_up,
@@ -129,7 +129,8 @@ async def upgrade(
         try:
             command.upgrade(alembic_config, revision)
         except RuntimeError as error:
-            if "running event loop" not in str(error):
+            called = alembic_config.attributes[_CAME]
+            if called or "running event loop" not in str(error):  # it is of a migration
                 raise
             raise util.CommandError(_OTHER_ENV) from error  # by its asyncio.run()
         else:
@@ -276,7 +277,11 @@ def _defaults(dialect: Dialect | type[Dialect]) -> dict[str, Any]:
     """Alembic's options for a database, unless env.py sets them."""
     if dialect.name != "sqlite":
         return {}
-    return {"render_as_batch": True, "transactional_ddl": dialect.driver == "qsession"}
+    return {
+        "render_as_batch": True,
+        "transactional_ddl": dialect.driver == "qsession",
+        "include_name": not_of_litestream,
+    }
 
 
 def _at_target() -> bool:

@@ -38,6 +38,8 @@ def engine_beside(engine: Engine) -> Iterator[Engine]:
         yield Engine(pool, engine.dialect, engine.url)
     finally:
         pool.close()  # not dispose(), which would delete a memory database
+        if (syncer := pool.running_syncer) is not None:
+            syncer.close()
 
 
 @contextlib.contextmanager

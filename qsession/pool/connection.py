@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 
+from qsession.engine import database_of, is_replicated
 from qsession.errors import ConflictError
 from qsession.pool.link import Link, Take
 from qsession.pool.running import Running
@@ -55,6 +56,11 @@ class PoolConnection(Statements):
     def in_transaction(self) -> bool:
         """Whether any task has a `transaction` open on it."""
         return self._scope.block is not None
+
+    @property
+    def _database(self) -> str:
+        """The database, in events."""
+        return database_of(self._engine)
 
     @property
     def in_conflict(self) -> bool:
@@ -148,13 +154,15 @@ class PoolConnection(Statements):
                 f"isolation={isolation!r} is not allowed: use one of {', '.join(_LEVELS)}"
             )
         backend = self._engine.dialect.name
+        access = "read" if readonly or self._access == "read" else "write"
         if backend == "sqlite":
             level = "SERIALIZABLE"
         elif not level:
-            # InnoDB's SERIALIZABLE locks what it reads; a snapshot needs no locks.
-            on_mysql = backend in ("mysql", "mariadb")
-            level = "REPEATABLE READ" if readonly and on_mysql else "SERIALIZABLE"
-        access = "read" if readonly or self._access == "read" else "write"
+            # InnoDB's SERIALIZABLE locks what it reads, and no replica of PostgreSQL offers it.
+            snapshot = readonly and backend in ("mysql", "mariadb")
+            if access == "read" and is_replicated(self._engine):
+                snapshot = True
+            level = "REPEATABLE READ" if snapshot else "SERIALIZABLE"
         options = {"isolation_level": level, "qsession_access": access}
         return {**options, "qsession_locks": True} if self.locks_first else options
 

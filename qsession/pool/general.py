@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, RootTransaction, TextClause
 from sqlalchemy import Transaction as SQLTransaction
 from sqlalchemy.exc import DBAPIError
 
+from qsession.engine import is_replicated
 from qsession.pool.link import Take
 from qsession.pool.parameters import Given, bind, bind_many
 from qsession.waiting.greenlets import spawn
@@ -19,8 +21,14 @@ T = TypeVar("T")
 class GeneralLink:
     """A connection of SQLAlchemy, in AUTOCOMMIT mode outside transactions."""
 
-    def __init__(self, engine: Engine, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, engine: Engine, options: Mapping[str, Any], to_read: bool | None = None
+    ) -> None:
         self._engine = engine
+        self._connect = engine.connect
+        if to_read is not None and is_replicated(engine):
+            access = {"qsession_access": "read" if to_read else "write"}
+            self._connect = partial(engine.connect_for, access)
         self._outside = {**options, "isolation_level": "AUTOCOMMIT"}
         self._connection: Connection | None = None
         self.in_transaction = False
@@ -70,7 +78,7 @@ class GeneralLink:
 
     def _open(self) -> Connection:
         if self._connection is None:
-            self._connection = self._engine.connect()
+            self._connection = self._connect()
             self._commit_each_statement(self._connection)
         return self._connection
 

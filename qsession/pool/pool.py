@@ -15,7 +15,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Concatenate, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from qsession.pool.sqlite import Direct
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 ENVIRONMENT = ("QSESSION_URL", "DATABASE_URL")
@@ -139,17 +140,36 @@ class AsyncConnectionPool(Statements):
         self, *, isolation: str | None = None, readonly: bool = False
     ) -> AsyncIterator[PoolConnection]:
         """A connection with an open transaction: see `PoolConnection.transaction`."""
+        to_read = readonly or self._settings.access == "read"
+        to_read = to_read and (isolation or "").upper() != "SERIALIZABLE"  # no replica offers that
         async with (
-            self.acquire() as connection,
+            Acquisition(self, None, to_read) as connection,
             connection.transaction(isolation=isolation, readonly=readonly),
         ):
             yield connection
 
+    @overload
     async def run(
         self,
         fn: Callable[Concatenate[PoolConnection, ...], Awaitable[_T]],
         *args: Any,
-        attempts: int = retry.ATTEMPTS,
+        attempts: int,
+        **kw: Any,
+    ) -> _T: ...
+
+    @overload
+    async def run(
+        self,
+        fn: Callable[Concatenate[PoolConnection, _P], Awaitable[_T]],
+        *args: _P.args,
+        **kw: _P.kwargs,
+    ) -> _T: ...
+
+    async def run(
+        self,
+        fn: Callable[..., Awaitable[_T]],
+        *args: Any,
+        attempts: Any = retry.ATTEMPTS,
         **kw: Any,
     ) -> _T:
         """Call ``fn(connection, *args, **kw)`` in a transaction, commit, and return its result.
@@ -191,19 +211,19 @@ class AsyncConnectionPool(Statements):
             running.end()
             self._forget(running)
 
-    def _admit(self) -> PoolConnection:
+    def _admit(self, to_read: bool | None = None) -> PoolConnection:
         self._refuse_unless_open()
         engine, settings, direct = self._engine.sync_engine, self._settings, self._direct
         if direct is None or direct.is_observed:
-            link: Link = GeneralLink(engine, {"qsession_access": settings.access})
+            link: Link = GeneralLink(engine, {"qsession_access": settings.access}, to_read)
         else:
             link = direct.link()
         connection = PoolConnection(engine, link, settings.access, settings.queue_timeout)
         self._acquired[connection] = None
         return connection
 
-    async def _acquire(self, timeout: float | None) -> PoolConnection:
-        connection = self._admit()
+    async def _acquire(self, timeout: float | None, to_read: bool | None = None) -> PoolConnection:
+        connection = self._admit(to_read)
         try:
             if timeout is None:
                 await connection._open()
@@ -259,7 +279,12 @@ class AsyncConnectionPool(Statements):
         await to_end(self._dispose())
 
     async def terminate(self) -> None:
-        """Close all connections, even those in use; open transactions are rolled back."""
+        """Close all connections, even those in use; open transactions are rolled back.
+
+        A running statement is interrupted. If it runs outside a transaction it may have taken
+        effect, or still do so on a server: the request to cancel it has a connection of its own,
+        and may arrive before the statement.
+        """
         self._state = _State.CLOSED
         for user in list(self._acquired):
             await user._terminate()
@@ -273,15 +298,18 @@ class AsyncConnectionPool(Statements):
 class Acquisition:
     """The result of `AsyncConnectionPool.acquire`: await it, or use it in ``async with``."""
 
-    def __init__(self, pool: AsyncConnectionPool, timeout: float | None) -> None:
+    def __init__(
+        self, pool: AsyncConnectionPool, timeout: float | None, to_read: bool | None = None
+    ) -> None:
         self._pool = pool
         self._timeout = timeout
+        self._to_read = to_read
 
     def __await__(self) -> Generator[Any, None, PoolConnection]:
         return self._pool._acquire(self._timeout).__await__()
 
     async def __aenter__(self) -> PoolConnection:
-        self._connection = await self._pool._acquire(self._timeout)
+        self._connection = await self._pool._acquire(self._timeout, self._to_read)
         return self._connection
 
     async def __aexit__(self, type_: object, value: object, traceback: object) -> None:

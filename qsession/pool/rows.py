@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Row
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.exc import NoSuchColumnError
+
+if TYPE_CHECKING:
+    from qsession.rows import AnyRow
 
 
 class Answer(Protocol):
@@ -21,9 +24,9 @@ class Answer(Protocol):
     def rowcount(self) -> int:
         """The number of changed rows; -1 if unknown."""
 
-    def all(self) -> Sequence[Row[Any]]: ...
+    def all(self) -> Sequence[AnyRow]: ...
 
-    def first(self) -> Row[Any] | None: ...
+    def first(self) -> AnyRow | None: ...
 
 
 class Found:
@@ -40,12 +43,12 @@ class Found:
     def returns_rows(self) -> bool:
         return self._description is not None
 
-    def all(self) -> list[Row[Any]]:
+    def all(self) -> list[AnyRow]:
         columns = self._columns()
         index = columns._key_to_index
         return [Row(columns, None, index, row) for row in self._rows]
 
-    def first(self) -> Row[Any] | None:
+    def first(self) -> AnyRow | None:
         if not self._rows:
             return None
         columns = self._columns()

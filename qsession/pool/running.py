@@ -8,6 +8,8 @@ import weakref
 from contextlib import suppress
 from typing import Any, cast
 
+from qsession.waiting.handoff import this_task
+
 
 class Running:
     """The statement of the current task, until `end`. Its reference to the task is weak."""
@@ -15,7 +17,7 @@ class Running:
     __slots__ = ("_broken_off", "_ended", "_task")
 
     def __init__(self) -> None:
-        self._task = weakref.ref(cast("asyncio.Task[Any]", asyncio.current_task()))
+        self._task = weakref.ref(cast("asyncio.Task[Any]", this_task()))
         self._broken_off = False
         self._ended = False
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from qsession.errors import QueueTimeout
 from qsession.session.line import Line
+from qsession.waiting.handoff import this_task
 
 _inside: ContextVar[tuple[Scope, ...]] = ContextVar("inside", default=())
 """The open transactions that contain the current task, or the task that started it."""
@@ -30,7 +31,7 @@ class Scope:
         self.block: Scope | None = None
         """The open transaction in this scope."""
         self.open = True
-        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.task: asyncio.Task[Any] | None = this_task()
         """The task that began it."""
 
     def _admits(self) -> bool:
@@ -56,7 +57,7 @@ class Scope:
         up to twice that, during the wait. With ``closing`` it does not wait for transactions. If
         cancelled, the task leaves the line.
         """
-        task = asyncio.current_task()
+        task = this_task()
         while True:
             scope = self._innermost(closing)
             if scope.line.owner is None:

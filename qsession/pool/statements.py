@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
-
-from sqlalchemy import Row
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qsession.pool.link import Take
 from qsession.pool.rows import Answer
+
+if TYPE_CHECKING:
+    from qsession.rows import AnyRow
 
 _T = TypeVar("_T")
 
@@ -36,14 +37,14 @@ class Statements:
         """
         return await self._run(_count, sql, args, named)
 
-    async def fetch(self, sql: str, /, *args: Any, **named: Any) -> list[Row[Any]]:
+    async def fetch(self, sql: str, /, *args: Any, **named: Any) -> list[AnyRow]:
         """All rows. Each is a named tuple; ``row._mapping`` is a mapping of the same values.
 
         Empty for a statement that returns no rows.
         """
         return await self._run(_all, sql, args, named)
 
-    async def fetchrow(self, sql: str, /, *args: Any, **named: Any) -> Row[Any] | None:
+    async def fetchrow(self, sql: str, /, *args: Any, **named: Any) -> AnyRow | None:
         """The first row, or None if there is none."""
         return await self._run(_first, sql, args, named)
 
@@ -70,11 +71,11 @@ def _count(result: Answer) -> int:
     return len(result.all()) if result.returns_rows else max(result.rowcount, 0)
 
 
-def _all(result: Answer) -> list[Row[Any]]:
+def _all(result: Answer) -> list[AnyRow]:
     return list(result.all()) if result.returns_rows else []
 
 
-def _first(result: Answer) -> Row[Any] | None:
+def _first(result: Answer) -> AnyRow | None:
     return result.first() if result.returns_rows else None
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
-from qsession.config import check_access
+from qsession.config import check_access, check_options
 
 ISOLATION = "qsession_isolation"
 ACCESS = "qsession_access"
@@ -23,7 +23,7 @@ def tell_new_connection(connection: Connection) -> None:
     The usual way, ``isolation_level`` in the options of the engine, does not work for an engine
     derived by ``execution_options()``: there the original engine's value wins.
     """
-    options = _in_sqlalchemys_terms(connection.dialect, connection.get_execution_options())
+    options = _in_sqlalchemys_terms(connection.engine, connection.get_execution_options())
     if options.get("postgresql_readonly") is False:
         del options["postgresql_readonly"]  # the default of a pooled connection
     if not options:
@@ -40,13 +40,20 @@ def tell_connection(connection: Connection, options: dict[str, Any]) -> None:
 
     An ``isolation_level`` in the options of the engine stays.
     """
-    told = _in_sqlalchemys_terms(connection.dialect, options)
+    check_options(tuple(options))
+    told = _in_sqlalchemys_terms(connection.engine, options)
     if "isolation_level" in connection.engine.get_execution_options():
         told.pop("isolation_level", None)
     options.update(told)
 
 
-def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_engine(_engine: Engine, options: Mapping[str, Any]) -> None:
+    """Listens for ``Engine.execution_options``, and refuses a misspelt one."""
+    check_options(tuple(options))
+
+
+def _in_sqlalchemys_terms(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
+    dialect: Any = engine.dialect
     told: dict[str, Any] = {}
     if ACCESS in options:
         check_access(ACCESS, options[ACCESS])
@@ -54,8 +61,11 @@ def _in_sqlalchemys_terms(dialect: Any, options: Mapping[str, Any]) -> dict[str,
         return told
     if ISOLATION in options and "isolation_level" not in options:
         # Also SERIALIZABLE if it only reads: otherwise PostgreSQL can show it a state that is not
-        # consistent with any serial order of the other transactions.
-        told["isolation_level"] = options[ISOLATION] or "SERIALIZABLE"
+        # consistent with any serial order of the other transactions. No replica offers that, and
+        # a reader is to get the same from each server.
+        snapshot = options.get(ACCESS) == "read" and hasattr(engine, "replicas")
+        level = "REPEATABLE READ" if snapshot else "SERIALIZABLE"
+        told["isolation_level"] = options[ISOLATION] or level
     if ACCESS in options and "postgresql_readonly" in dialect.connection_characteristics:
         told["postgresql_readonly"] = options[ACCESS] == "read"
     return told

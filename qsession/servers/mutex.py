@@ -28,12 +28,13 @@ class Mutex:
         self._queue.release(holder)
 
 
-def serve_all_loops(pool: Pool) -> None:
+def serve_all_loops(pool: Pool, mutex: Mutex) -> None:
     """Allow several loops to open the first connections of a pool at the same time.
 
     SQLAlchemy runs "connect" listeners for the first connection under an ``asyncio.Lock``. Such a
-    lock belongs to one loop: a task of another loop that waits for it is not woken, or fails.
+    lock belongs to one loop: a task of another loop that waits for it is not woken, or fails. Pools
+    with one dialect share a mutex: the first connection of all initializes the dialect.
     """
     for name in ("connect", "first_connect"):
         listeners: Any = getattr(pool.dispatch, name).for_modify(pool.dispatch)
-        listeners._exec_once_mutex = Mutex()
+        listeners._exec_once_mutex = mutex

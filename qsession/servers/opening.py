@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from qsession.errors import QueueTimeout
+from qsession.waiting.handoff import this_loop
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 FIRST_PAUSE = 0.05
@@ -45,6 +46,15 @@ class Opening:
         self._not_before = 0.0
         self._last = ""
         self._turn = TicketQueue()
+        self.patience: float | None = None
+        """For a server that others can stand in for: how many seconds an attempt may take. A task
+        whose turn it is not gets an error at once. None: tasks wait for their turn."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the server was not reached, and it is not time yet for another attempt."""
+        early = time.monotonic() < self._not_before
+        return self.failures > 0 and (early or self._turn.holder is not None)
 
     @property
     def waiting(self) -> int:
@@ -57,8 +67,11 @@ class Opening:
         Raises its errors, or :class:`QueueTimeout` if the turn does not come by ``deadline``. If
         cancelled, the turn goes to the next task, and a connection from the attempt is discarded.
         """
+        this_loop()  # raises if there is none
         if not self.failures:
             return self._attempt(connect, deadline)
+        if self.patience is not None and self.is_away:
+            raise ConnectionError(f"the server could not be reached a moment ago: {self._last}")
         ticket = Ticket(self)
         state = self._turn.take(ticket)
         if state is not TicketState.HELD:
@@ -77,19 +90,22 @@ class Opening:
 
     def _attempt(self, connect: Callable[[], Any], deadline: float) -> Any:
         before = self.failures
+        seconds = self.patience or max(_left(deadline), LEAST_PATIENCE)
         try:
-            connection = await_only(
-                self._within(max(_left(deadline), LEAST_PATIENCE), greenlet_spawn(connect))
-            )
+            connection = await_only(self._within(seconds, greenlet_spawn(connect)))
         except Exception as error:
-            # Concurrent attempts saw the same failure, so they count as one.
-            self.failures = max(self.failures, before + 1)
-            longest = longest_pause(self.failures)
-            self._not_before = time.monotonic() + _jitter(longest / 2, longest)
-            self._last = repr(error)  # the error itself would keep the frames of its caller
+            self.fail(error, before)
             raise
         self.failures = 0
         return connection
+
+    def fail(self, error: Exception, before: int) -> None:
+        """Note that the server was not reached, after ``before`` consecutive failures."""
+        # Concurrent attempts saw the same failure, so they count as one.
+        self.failures = max(self.failures, before + 1)
+        longest = longest_pause(self.failures)
+        self._not_before = time.monotonic() + _jitter(longest / 2, longest)
+        self._last = repr(error)  # the error itself would keep the frames of its caller
 
     async def _within(self, seconds: float, attempt: Coroutine[Any, Any, Any]) -> Any:
         # In a separate task: if a driver is cancelled after the server's answer, it leaves the

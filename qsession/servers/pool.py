@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -13,10 +14,11 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.pool.base import _ConnectionRecord
 from sqlalchemy.util import greenlet_spawn
 
+from qsession import events
 from qsession.config import Settings
 from qsession.errors import QueueFull, QueueTimeout
 from qsession.servers.loops import Abandoned
-from qsession.servers.mutex import serve_all_loops
+from qsession.servers.mutex import Mutex, serve_all_loops
 from qsession.servers.opening import Opening
 from qsession.statistics import Counters, HistogramRecorder, Stats
 from qsession.waiting.connection_queue import ConnectionQueue
@@ -25,6 +27,21 @@ from qsession.waiting.handoff import running_loop
 
 class _Place(_ConnectionRecord):
     """A record in the pool, with or without a connection."""
+
+    def __init__(self, pool: ServerPool) -> None:
+        super().__init__(pool, connect=False)
+        self._dbapi: Any = cast("Any", pool._dialect).loaded_dbapi
+
+    def get_connection(self) -> Any:
+        """As in SQLAlchemy, which asks asyncpg for more before it wraps the errors of asyncpg."""
+        try:
+            return super().get_connection()
+        except self._dbapi.Error:
+            raise
+        except Exception as error:
+            if _is_asyncpgs(error):
+                raise _wrapped(self._dbapi, error) from error
+            raise
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """As in SQLAlchemy, but a cancelled reset of the connection does not lose the record."""
@@ -45,19 +62,24 @@ class ServerPool(AsyncAdaptedQueuePool):
     its connection. If that fails, the record goes to the next waiting task.
     """
 
+    is_on_server = True
+    """What tells it from other pools where this module is not imported."""
     _queue_class = ConnectionQueue
     _sqla_logger_namespace = "sqlalchemy.pool.impl.ServerPool"
     _pool: ConnectionQueue
 
     def __init__(self, creator: Any, settings: Settings | None = None, **kw: Any) -> None:
         super().__init__(creator, **kw)
-        serve_all_loops(self)
+        self._first = Mutex()
+        serve_all_loops(self, self._first)
         self.settings = settings or Settings()
         if 0 < self.size() < self.settings.min_size:
             raise ArgumentError(
                 f"min_size={self.settings.min_size!r} is not allowed: it is larger than "
                 f"pool_size={self.size()}"
             )
+        self.database = ""
+        """The database, in events."""
         self.counters = Counters()
         self.waits = HistogramRecorder()
         self.opening = Opening(self._discard)
@@ -81,11 +103,21 @@ class ServerPool(AsyncAdaptedQueuePool):
         """The number of open connections, in use or idle."""
         return self.checkedout() + self._pool.open
 
+    @property
+    def waiting(self) -> int:
+        """The number of tasks that wait for a connection."""
+        return self._pool.waiting
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all connections that there may be are in use."""
+        return self._pool.empty() and 0 <= self._max_overflow <= self._overflow
+
     def stats(self) -> Stats:
         """The present queue for connections, and the counters since the engine was made."""
         waits, counters = self.waits.freeze(), self.counters
         return Stats(
-            waiting=self._pool.waiting + self.opening.waiting,
+            waiting=self.waiting + self.opening.waiting,
             holder=None,
             acquired=waits.count,
             timeouts=counters.timeouts,
@@ -133,7 +165,7 @@ class ServerPool(AsyncAdaptedQueuePool):
         return record
 
     def _create_connection(self) -> ConnectionPoolEntry:
-        return cast("ConnectionPoolEntry", _Place(self, connect=False))
+        return cast("ConnectionPoolEntry", _Place(self))
 
     def _open(self, rec: ConnectionPoolEntry) -> Any:
         """Open the connection of a record; SQLAlchemy calls this if it has none."""
@@ -147,8 +179,8 @@ class ServerPool(AsyncAdaptedQueuePool):
         except dbapi.Error:
             raise
         except Exception as error:  # drivers do not wrap all errors
-            if isinstance(error, (OSError, asyncio.TimeoutError)) or hasattr(error, "sqlstate"):
-                raise dbapi.OperationalError(f"{type(error).__name__}: {error}") from error
+            if isinstance(error, (OSError, asyncio.TimeoutError)) or _is_asyncpgs(error):
+                raise _wrapped(dbapi, error) from error
             raise
         loop = asyncio.get_running_loop()
         self._loops[id(connection)] = loop
@@ -171,23 +203,32 @@ class ServerPool(AsyncAdaptedQueuePool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         limit = self.settings.max_waiting
-        exhausted = self._pool.empty() and 0 <= self._max_overflow <= self._overflow
-        if limit is not None and exhausted and self._pool.waiting >= limit:
+        exhausted = self.is_exhausted
+        if limit is not None and exhausted and self.waiting >= limit:
+            if events.observers:
+                events.emit(events.ConnectionWait(self.database, 0.0, "full"))
             raise QueueFull(
-                f"{self._pool.waiting} tasks are already waiting for a connection (max_waiting). "
+                f"{self.waiting} tasks are already waiting for a connection (max_waiting). "
                 f"{self._who_has_them()} Try again later, or reject the request."
             )
-        began = time.monotonic()
+        began, outcome = time.monotonic(), "cancelled"
         try:
             record: Any = super()._do_get()
+            outcome = "granted"
         except QueueTimeout:
+            outcome = "timeout"
             raise
         except PoolTimeout:
             self.counters.timeouts += 1
+            outcome = "timeout"
             raise QueueTimeout(
-                f"No connection became free within {self._timeout:g} s; {self._pool.waiting} more "
+                f"No connection became free within {self._timeout:g} s; {self.waiting} more "
                 f"tasks are waiting. {self._who_has_them()}"
             ) from None
+        finally:
+            if exhausted and events.observers:
+                took = time.monotonic() - began
+                events.emit(events.ConnectionWait(self.database, took, outcome))
         now = time.monotonic()
         self.waits.observe(now - began)
         record.deadline = began + self._timeout
@@ -224,16 +265,50 @@ class ServerPool(AsyncAdaptedQueuePool):
         finally:
             super()._do_return_conn(record)
 
+    def _invalidate(self, connection: Any, exception: Any = None, _checkin: bool = True) -> None:
+        """As in SQLAlchemy, which calls the pool of the engine, also for a replica's connection."""
+        pool = getattr(connection, "_pool", self)
+        if pool is self:
+            super()._invalidate(connection, exception, _checkin)
+        else:
+            pool._invalidate(connection, exception, _checkin)
+
     def recreate(self) -> ServerPool:
         pool = super().recreate()
         assert isinstance(pool, ServerPool)
         pool.settings, pool.counters, pool.waits = self.settings, self.counters, self.waits
         pool.opening, pool.abandoned = self.opening, self.abandoned
-        self.abandoned.sweep()
+        pool.database = self.database
+        self.retire()
+        return pool
+
+    def beside(self, database: str, connect: Callable[..., Any]) -> ServerPool:
+        """A pool as this one, for another server. Listeners of this one hear of both."""
+        pool = super().recreate()
+        assert isinstance(pool, ServerPool)
+        pool.settings, pool.database = self.settings, database
+        pool._connect = pool._should_wrap_creator(connect)
+        del vars(pool)["dispatch"]  # a copy of the present listeners
+        pool.dispatch = pool.dispatch._join(self.dispatch)
+        serve_all_loops(pool, self._first)
+        return pool
+
+    def retire(self) -> None:
+        """Close the connections that are in use when they come back."""
         self._replaced = True
+        self.abandoned.sweep()
         if self._is_filling and self._filling is not None:
             self._filling.cancel()
-        return pool
+
+
+def _is_asyncpgs(error: Exception) -> bool:
+    """Whether asyncpg raised it, also where it is no server's error: there is no primary."""
+    return type(error).__module__.partition(".")[0] == "asyncpg" or hasattr(error, "sqlstate")
+
+
+def _wrapped(dbapi: Any, error: Exception) -> Exception:
+    wrapped: Exception = dbapi.OperationalError(f"{type(error).__name__}: {error}")
+    return wrapped
 
 
 def _task_name() -> str:

@@ -14,11 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import TextClause, event, exc
+from sqlalchemy import TextClause, event, exc, inspect
 from sqlalchemy.engine import CursorResult, Engine
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, sessionmaker
 
-from qsession.engine import refusal
+from qsession.engine import is_replicated, refusal
 from qsession.session.line import Line, in_turn_from_greenlet
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -55,6 +55,20 @@ def _has_changed_rows(result: object) -> bool:
     return isinstance(result, CursorResult) and not result.returns_rows and result.rowcount > 0
 
 
+def refusal_of(session: Session) -> BaseException | None:
+    """Why the transaction of a session can only be rolled back, even if other code has caught that
+    error; None if it can continue.
+    """
+    transaction = session.get_transaction()
+    if transaction is None:
+        return None
+    if transaction._rollback_exception is not None:  # a flush has failed
+        return transaction._rollback_exception
+    connections = {each[0] for each in transaction._connections.values()}
+    refused = (refusal(each) for each in connections)
+    return next((each for each in refused if each is not None), None)
+
+
 class InnerTransaction(SessionTransaction):
     """The transaction of an `InnerSession`; it passes the session's mode to its connections."""
 
@@ -64,6 +78,8 @@ class InnerTransaction(SessionTransaction):
         """As in SQLAlchemy. A connection to which the session is bound keeps its options."""
         if bind not in self._connections and isinstance(bind, Engine):
             execution_options = {**self.session.mode, **(execution_options or {})}
+            if is_replicated(bind):
+                bind = bind.for_session(execution_options)
         return super()._connection_for_bind(bind, execution_options)
 
 
@@ -84,6 +100,13 @@ class InnerSession(Session):
         scalar = in_turn_from_greenlet(_noting_writes(Session.scalar))
     scalars = in_turn_from_greenlet(_noting_writes(Session.scalars))
 
+    def _bulk_save_mappings(self, mapper: Any, mappings: Any, *args: Any, **kw: Any) -> None:
+        """As in SQLAlchemy, for all its bulk methods. They are no flush, so it is noted here."""
+        mappings = list(mappings)
+        super()._bulk_save_mappings(mapper, mappings, *args, **kw)
+        if mappings:
+            self.note(f"bulk save of {inspect(mapper).class_.__name__}")
+
     def _autobegin_t(self, begin: bool = False) -> SessionTransaction:
         """As in SQLAlchemy. Only the outermost transaction takes connections from engines."""
         if self._transaction is not None or not (begin or self.autobegin):
@@ -93,17 +116,8 @@ class InnerSession(Session):
 
     @property
     def refusal(self) -> BaseException | None:
-        """Why its transaction can only be rolled back, even if other code has caught that error;
-        None if it can continue.
-        """
-        transaction = self.get_transaction()
-        if transaction is None:
-            return None
-        if transaction._rollback_exception is not None:  # a flush has failed
-            return transaction._rollback_exception
-        connections = {each[0] for each in transaction._connections.values()}
-        refused = (refusal(each) for each in connections)
-        return next((each for each in refused if each is not None), None)
+        """As `refusal_of`."""
+        return refusal_of(self)
 
     def note(self, what: str) -> None:
         """Record a write of the current transaction."""
@@ -181,6 +195,8 @@ def inner_maker(asked: Any) -> Any:
 
     Raises `sqlalchemy.exc.ArgumentError` for any other callable.
     """
+    if asked is Session:
+        return InnerSession
     if isinstance(asked, sessionmaker):
         maker = copy.copy(asked)
         maker.class_ = inner_class(asked.class_)

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncMappingResult, AsyncResult, AsyncScalarR
 from sqlalchemy.util import await_only
 
 from qsession.errors import ConflictError
+from qsession.waiting.handoff import this_task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -79,13 +80,13 @@ def in_turn(operation: _F) -> _F:
     @functools.wraps(operation)
     async def queued(self: Any, *args: Any, **kw: Any) -> Any:
         line: Line = self.line
-        task = asyncio.current_task()
-        if line.owner is task:
+        owner = line.owner
+        if owner is None:
+            line.owner = this_task()
+        elif asyncio.current_task(owner.get_loop()) is owner:
             return await operation(self, *args, **kw)
-        if line.owner is None:
-            line.owner = task
         else:
-            await line.wait(task)
+            await line.wait(this_task())
         try:
             return await operation(self, *args, **kw)
         except ConflictError:

@@ -22,9 +22,18 @@ from qsession.session import retry
 from qsession.session.sharing import Bind, QSession, SessionBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+    from alembic.config import Config
+    from sqlalchemy import Executable
+
+    from qsession.observation.observation import Observation
+    from qsession.rows import AnyRow
 
 __all__ = ["QSession", "SessionMaker", "qsession"]
+
+LOOK_EVERY = 0.05
+"""Seconds between two checks for commits of other programs."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -146,12 +155,31 @@ class SessionMaker(async_sessionmaker[QSession]):
         """A new session that reads a snapshot without waiting; a write raises `ReadOnlyError`."""
         return self(**{**kw, "access": "read"})
 
+    @overload
     async def run(
         self,
         fn: Callable[Concatenate[QSession, ...], Awaitable[_T]],
         /,
         *args: Any,
-        attempts: int = retry.ATTEMPTS,
+        attempts: int,
+        **kw: Any,
+    ) -> _T: ...
+
+    @overload
+    async def run(
+        self,
+        fn: Callable[Concatenate[QSession, _P], Awaitable[_T]],
+        /,
+        *args: _P.args,
+        **kw: _P.kwargs,
+    ) -> _T: ...
+
+    async def run(
+        self,
+        fn: Callable[..., Awaitable[_T]],
+        /,
+        *args: Any,
+        attempts: Any = retry.ATTEMPTS,
         **kw: Any,
     ) -> _T:
         """Call ``fn(session, *args, **kw)`` in a transaction, commit, and return its result.
@@ -200,14 +228,73 @@ class SessionMaker(async_sessionmaker[QSession]):
 
         return transaction
 
+    def observe(
+        self,
+        statement: Executable,
+        params: Any = None,
+        *,
+        tables: Sequence[object] | None = None,
+        engine: AsyncEngine | None = None,
+        distinct: bool = True,
+        look_every: float = LOOK_EVERY,
+    ) -> Observation[AnyRow]:
+        """The result of a statement now, and again after each commit that may have changed it.
+
+        Use it as ``async for rows in qsession.observe(select(...))``; `Observation` says what the
+        results promise. A result equal to the last one is not repeated, unless ``distinct`` is
+        False. On SQLite the database itself says which tables the statement reads, also for
+        textual SQL, views, and relationships that are loaded eagerly. ``tables`` replaces that:
+        tables, mapped classes or names; an empty list means that every commit counts.
+
+        Commits of this process wake it at once. On SQLite, commits of other programs are looked for
+        every ``look_every`` seconds, only while somebody observes, and on one connection for all
+        observers of a file. On PostgreSQL, triggers tell of commits: see `install_triggers` in
+        `qsession.observation`. ``engine``: another engine than that of this maker.
+
+        Nothing is sent before the first step of the loop. Raises `sqlalchemy.exc.ArgumentError` for
+        a wrong argument, and `sqlalchemy.exc.InvalidRequestError` if the database does not tell of
+        commits; on PostgreSQL in the first step, if a table has no trigger.
+        """
+        from qsession.observation.observation import Observation, source_of
+
+        bind = self.engine if engine is None else engine
+        source, names = source_of(bind, look_every), tables
+        if names is not None:
+            names = list(names)
+        return Observation(source, self._reader_of(bind), statement, params, names, distinct)
+
+    async def changed(
+        self,
+        *tables: object,
+        engine: AsyncEngine | None = None,
+        look_every: float = LOOK_EVERY,
+    ) -> None:
+        """Wait for the next commit that may have changed one of the tables.
+
+        ``tables``: tables, mapped classes or names; without any, every commit counts. A commit
+        counts from the moment at which this first waits. Between your last read and this call a
+        commit is not seen: use `observe` if you read. ``engine`` and ``look_every``: as there.
+
+        Raises `sqlalchemy.exc.InvalidRequestError` if the engine is disposed of meanwhile, or if
+        the database does not tell of commits. A cancellation has no effect on anything else.
+        """
+        from qsession.observation.observation import changed, source_of
+
+        bind = self.engine if engine is None else engine
+        await changed(source_of(bind, look_every), self._reader_of(bind), tables)
+
+    def _reader_of(self, engine: AsyncEngine) -> Callable[[], QSession]:
+        binds = {"binds": None} if "binds" in self.kw else {}
+        return functools.partial(self.reader, bind=engine, isolation="REPEATABLE READ", **binds)
+
     async def upgrade(
         self,
         revision: str = "head",
         *,
-        url: Any = None,
+        url: str | URL | None = None,
         engine: AsyncEngine | None = None,
-        config: Any = None,
-        backup: Any = None,
+        config: str | os.PathLike[str] | Config | None = None,
+        backup: str | os.PathLike[str] | None = None,
     ) -> None:
         """Run the Alembic migrations up to `revision`, by default on this maker's engine.
 

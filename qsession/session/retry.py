@@ -39,10 +39,14 @@ class _MayConflict(Protocol):
         """The conflict of the transaction, even if other code has caught the error; else None."""
         ...
 
+    @property
+    def _database(self) -> str:
+        """The database, in events."""
+        ...
+
 
 _S = TypeVar("_S", bound=_MayConflict)
 _T = TypeVar("_T")
-_Group: Any = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11
 _jitter = random.SystemRandom().uniform
 
 
@@ -51,22 +55,34 @@ def longest_pause(attempt: int) -> float:
     return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempt - 1, 30)))
 
 
-def is_conflict(error: BaseException) -> bool:
+def pause(attempt: int) -> float:
+    """Seconds to wait after attempt number `attempt`: a random time, so that rivals part."""
+    return _jitter(0, longest_pause(attempt))
+
+
+def is_conflict(error: BaseException, _above: frozenset[int] = frozenset()) -> bool:
     """Whether an error is a conflict, after which the transaction can be run again.
 
     Libraries wrap SQLAlchemy's errors in their own, so the causes of an error count as well, even
-    behind ``from None``. A group counts if each error in it is a conflict.
+    behind ``from None``. A group counts if each error in it is a conflict. An error may come of a
+    group that it is in: Starlette raises the only error of a group by itself.
     """
-    seen: set[int] = set()
+    seen = _above
     each: BaseException | None = error
     while each is not None and id(each) not in seen:
         if isinstance(each, ConflictError):
             return True
-        if isinstance(each, _Group):
-            return all(is_conflict(member) for member in each.exceptions)
-        seen.add(id(each))
+        seen |= {id(each)}
+        if isinstance(each, group_class()):
+            return all(is_conflict(member, seen) for member in each.exceptions)
         each = each.__cause__ or each.__context__
     return False
+
+
+def group_class() -> Any:
+    """The class of groups. On Python 3.10 it comes with a package, if anybody has imported it."""
+    backport = sys.modules.get("exceptiongroup")
+    return getattr(builtins, "BaseExceptionGroup", getattr(backport, "BaseExceptionGroup", ()))
 
 
 def check_attempts(attempts: Any) -> int:
@@ -108,7 +124,12 @@ async def run(
             if attempt == attempts:
                 _tell(error, attempt)
                 raise
-        await asyncio.sleep(_jitter(0, longest_pause(attempt)))
+        seconds = pause(attempt)
+        from qsession import events  # here: the engine has imported them, a session alone need not
+
+        if events.observers:
+            events.emit(events.Retry(session._database, attempt, seconds))
+        await asyncio.sleep(seconds)
     raise AssertionError
 
 

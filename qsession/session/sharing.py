@@ -6,7 +6,7 @@ import asyncio
 import functools
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import (
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio.session import _AsyncSessionContextManager
 from sqlalchemy.util import EMPTY_DICT
 
 from qsession.config import ISOLATIONS, Access, Isolation, check_access, check_priority
-from qsession.engine import QueuedAsyncConnection
+from qsession.engine import QueuedAsyncConnection, database_of
 from qsession.errors import UncommittedChangesWarning
 from qsession.session.inner import InnerSession, inner_maker
 from qsession.session.line import Line, SharedResult, in_turn
@@ -37,6 +37,8 @@ Bind = AsyncEngine | AsyncConnection
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def _of_inner(operation: _F) -> _F:
@@ -44,8 +46,8 @@ def _of_inner(operation: _F) -> _F:
     name = operation.__name__
 
     @functools.wraps(operation)
-    async def run(self: AsyncSession, *args: Any, **kw: Any) -> Any:
-        return await spawn(getattr(self.sync_session, name), *args, **kw)
+    def run(self: AsyncSession, *args: Any, **kw: Any) -> Any:
+        return spawn(getattr(self.sync_session, name), *args, **kw)
 
     return cast("_F", run)
 
@@ -114,9 +116,9 @@ class QSession(AsyncSession):
 
     **Leaving the block.** ``async with`` closes the session after the operations that other tasks
     have already called. If the block ends without an error but with uncommitted changes,
-    `UncommittedChangesWarning` is emitted. It covers changes of the ORM, executed INSERT, UPDATE
-    and DELETE constructs, and textual SQL that changed rows and returned none. It does not cover
-    statements on `connection`.
+    `UncommittedChangesWarning` is emitted. It covers changes of the ORM and its bulk methods,
+    executed INSERT, UPDATE and DELETE constructs, and textual SQL that changed rows and returned
+    none. It does not cover statements on `connection`.
 
     Cancellation: an operation that is cancelled while it waits for its turn has no effect. A
     cancellation while the block ends is raised after the session is closed.
@@ -171,7 +173,9 @@ class QSession(AsyncSession):
     invalidate = in_turn(_of_inner(AsyncSession.invalidate))
 
     @in_turn
-    async def run_sync(self, fn: Any, *arg: Any, **kw: Any) -> Any:
+    async def run_sync(
+        self, fn: Callable[Concatenate[Session, _P], _T], *arg: _P.args, **kw: _P.kwargs
+    ) -> _T:
         """As `AsyncSession.run_sync`."""
         return await spawn(fn, self.sync_session, *arg, **kw)
 
@@ -191,6 +195,12 @@ class QSession(AsyncSession):
         inner = self.sync_session
         assert isinstance(inner, InnerSession)
         inner.mode = {**inner.mode, "qsession_locks": locks}
+
+    @property
+    def _database(self) -> str:
+        """The database, in events; of several, none."""
+        bind = self.sync_session.bind
+        return "" if bind is None else database_of(bind.engine)
 
     @property
     def in_conflict(self) -> bool:
@@ -230,16 +240,18 @@ class QSession(AsyncSession):
         )
         return QueuedAsyncConnection._retrieve_proxy_for_target(sync_connection)
 
-    async def stream(self, statement: Any, params: Any = None, **kw: Any) -> SharedResult:
-        """As `AsyncSession.stream`; each fetch waits for its turn in the session."""
-        options = {**(kw.pop("execution_options", None) or {}), "stream_results": True}
-        result = SharedResult(
-            await self.run_sync(
-                lambda inner: inner.execute(statement, params, execution_options=options, **kw)
+    if not TYPE_CHECKING:  # its overloads stay the same
+
+        async def stream(self, statement: Any, params: Any = None, **kw: Any) -> SharedResult:
+            """As `AsyncSession.stream`; each fetch waits for its turn in the session."""
+            options = {**(kw.pop("execution_options", None) or {}), "stream_results": True}
+            result = SharedResult(
+                await self.run_sync(
+                    lambda inner: inner.execute(statement, params, execution_options=options, **kw)
+                )
             )
-        )
-        result.line = self.line
-        return result
+            result.line = self.line
+            return result
 
     def add(self, instance: object, _warn: bool = True) -> None:
         """As `AsyncSession.add`. Objects added while another task flushes are in the next flush."""

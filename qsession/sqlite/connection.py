@@ -34,12 +34,11 @@ class RoutedConnection(PoolProxiedConnection):
     """A connection whose transactions each take a physical connection from the pool."""
 
     __slots__ = (  # with a __dict__, which is created when other code sets an attribute
-        "__dict__", "__weakref__", "_detached", "_isolation_level", "_open", "_pool", "_record",
-        "streams", "transaction",
+        "__dict__", "__weakref__", "_detached", "_isolation_level", "_pool", "_record", "streams",
+        "transaction",
     )  # fmt: skip
 
     def __init__(self, pool: Home) -> None:
-        self._open = True
         self._detached = False
         self._pool = pool
         self.transaction = Transaction(pool, weakref.ref(self))
@@ -63,11 +62,11 @@ class RoutedConnection(PoolProxiedConnection):
 
     @property
     def dbapi_connection(self) -> Any:  # type: ignore[override]
-        return self if self._open else None
+        return None if self.transaction.closed else self
 
     @property
     def is_valid(self) -> bool:
-        return self._open
+        return not self.transaction.closed
 
     @property
     def is_detached(self) -> bool:
@@ -142,23 +141,25 @@ class RoutedConnection(PoolProxiedConnection):
 
     def _close_special(self, transaction_reset: bool = False) -> None:
         """Close. ``transaction_reset``: SQLAlchemy has already ended the transaction."""
-        if not self._open:
+        transaction = self.transaction
+        if transaction.closed:
             return
         try:
-            if not (self.transaction.ends_at_once or in_greenlet()):
-                self.transaction.abandon()  # as from engine.raw_connection(): nothing can wait
+            if not (transaction.ends_at_once or in_greenlet()):
+                transaction.abandon()  # as from engine.raw_connection(): nothing can wait
             elif not transaction_reset:
                 self._pool.reset(self)
         finally:
-            self._open = False
-            self._close_streams()
+            transaction.closed = True
+            if self.streams:
+                self._close_streams()
             try:
-                if self.transaction.work.state is not State.IDLE:
-                    self.transaction.rollback()
+                if transaction.work.state is not State.IDLE:
+                    transaction.rollback()
                 while self._record is not None and self._record.finalize_callback:
                     self._record.finalize_callback.pop()(self)
             finally:
-                self.transaction.let_go()
+                transaction.let_go()
 
     _checkin = _close_special
 
@@ -170,9 +171,9 @@ class RoutedConnection(PoolProxiedConnection):
         """Roll back without waiting. If the application calls this, the physical connection is
         closed. After a cancelled statement it can be used again.
         """
-        if not self._open or soft:
+        if self.transaction.closed or soft:
             return
-        self._open = False
+        self.transaction.closed = True
         lease = self.transaction.work.lease
         if lease is not None and (e is None or isinstance(e, Exception)):
             lease.driver.suspect = True
@@ -194,9 +195,10 @@ class RoutedConnection(PoolProxiedConnection):
     def __del__(self) -> None:
         if not hasattr(self, "transaction"):
             return  # interrupted while it was made
-        work = self.transaction.work
-        lease, told = work.lease, work.is_open or bool(self.streams)
-        if told or lease is not None or work.ticket is not None or self._open:
+        work, streams, told = self.transaction.work, self.streams, False
+        lease, closed = work.lease, self.transaction.closed
+        if work.state is not State.IDLE or lease or work.ticket or streams or not closed:
+            told = work.is_open or bool(streams)
             self._leave()
         if not told or (lease is not None and lease.driver.inherited):
             return  # there is nothing to undo, or in a forked child it belongs to the parent

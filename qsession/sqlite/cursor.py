@@ -12,7 +12,7 @@ from sqlalchemy import util
 
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.transaction.digest import StreamDigest
-from qsession.sqlite.transaction.sending import Outcome, fetch
+from qsession.sqlite.transaction.sending import fetch
 from qsession.sqlite.transaction.statement import Statement, kind_of
 from qsession.sqlite.transaction.transaction import Transaction
 
@@ -57,16 +57,14 @@ class RoutedCursor:
         statement = Statement(
             sql, parameters or (), kind, words, many, self.stream, nowait, context
         )
-        self._take(self._connection.transaction.execute(statement, options))
-
-    def _take(self, outcome: Outcome) -> None:
+        outcome = self._connection.transaction.execute(statement, options)
         self._rows = outcome.rows
         self.description = outcome.description
         self.rowcount = outcome.rowcount
         self.lastrowid = outcome.lastrowid
 
-    def _fetch(self, size: int | None) -> None:
-        """Fetch more rows, or all for ``size`` None. Here all rows are already fetched."""
+    def _fetch(self, size: int) -> None:
+        """Fetch more rows. Here all rows are already fetched."""
 
     def _one_by_one(self) -> deque[Any]:
         """The remaining rows as a deque. Fetching all at once does not need this copy."""
@@ -87,7 +85,6 @@ class RoutedCursor:
         return [rows.popleft() for _ in range(min(wanted, len(rows)))]
 
     def fetchall(self) -> list[Any]:
-        self._fetch(None)
         rows, self._rows = self._rows, []
         return rows if isinstance(rows, list) else list(rows)
 
@@ -140,11 +137,16 @@ class StreamCursor(RoutedCursor):
     def _fetch(self, size: int | None) -> None:
         if self._cut_off:
             raise sqlite3.InterfaceError(
-                "The remaining rows of this stream were lost when its transaction was rolled back."
+                "The remaining rows of this stream were lost: its transaction was rolled back, or "
+                "its session gave its connection back. Read a stream to its end first."
             )
         if self._cursor is not None and self._lease is not None:
             self._rows.extend(self._lease.driver.run(fetch, self._cursor, size, self._seen))
             self._connection.transaction.statements.activity += 1
+
+    def fetchall(self) -> list[Any]:
+        self._fetch(None)
+        return super().fetchall()
 
     def read_to_end(self) -> None:
         """Fetch the remaining rows at once, and give up the connection. In a greenlet."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy.dialects.sqlite.aiosqlite import (
     SQLiteDialect_aiosqlite,
     SQLiteExecutionContext_aiosqlite,
 )
-from sqlalchemy.engine import URL, Dialect, Engine
+from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from qsession.config import NAMES, Settings
+from qsession.config import NAMES, Settings, check_options, check_spelling
 from qsession.errors import QueueTimeout
 from qsession.sqlite.connection import RoutedConnection
 from qsession.sqlite.cursor import RoutedCursor
@@ -57,7 +58,7 @@ class QSessionExecutionContext(SQLiteExecutionContext_aiosqlite):
         sets = getattr(self, "compiled_parameters", None)
         if sets and (len(sets) > MANY or len(sets[0]) > WIDE) and in_greenlet():
             await_only(asyncio.sleep(A_TURN))
-        return super().create_default_cursor()
+        return self._dbapi_connection.cursor()
 
 
 class QSessionDialect(SQLiteDialect_aiosqlite):
@@ -78,6 +79,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         stall_after: Any = None,
         warn_after: Any = None,
         wal_warn: Any = None,
+        checkpoints: Any = None,
         inline: Any = None,
         max_hold: Any = None,
         **kw: Any,
@@ -143,6 +145,7 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         self._given = {**settings, **self._given}
         self.settings = Settings().with_options(self._given)
         url = url.difference_update_query(settings)
+        check_spelling(url.query)
         self._memory = memory_database(url)
         if self._memory is not None:
             url = url.set(database="memory.db").difference_update_query(
@@ -192,7 +195,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         if self._memory is not None:
             synchronous = OFF
         deadline = time.monotonic() + self.settings.queue_timeout
-        while not driver.run(prepare, synchronous):
+        external = self.settings.checkpoints == "external"
+        while not driver.run(prepare, synchronous, external):
             if time.monotonic() >= deadline:
                 owner = lock_owner(path_of(self.database))
                 advice = f" {_EXCLUSIVE}" if "this process" in owner else ""
@@ -251,6 +255,16 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
             cursor.run(statement, parameters, context, many=True)
         else:
             cursor.executemany(statement, parameters)
+
+    def set_engine_execution_options(self, engine: Engine, opts: Mapping[str, Any]) -> None:
+        check_options(tuple(opts))
+        super().set_engine_execution_options(engine, opts)
+
+    def set_connection_execution_options(
+        self, connection: Connection, opts: Mapping[str, Any]
+    ) -> None:
+        check_options(tuple(opts))
+        super().set_connection_execution_options(connection, opts)
 
     def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
         if isinstance(dbapi_connection, RoutedConnection):

@@ -10,6 +10,7 @@ transaction in a greenlet, with the ticket if it was already granted.
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from functools import partial
 from threading import get_ident
 from typing import Any, cast
 
-from qsession import errors
+from qsession import errors, events
+from qsession.sqlite.changes.commits import Witness
 from qsession.sqlite.connection import RoutedConnection
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import BUDGET, LONG_WRITE
@@ -39,6 +41,9 @@ from qsession.waiting.greenlets import spawn
 from qsession.waiting.pacing import turns
 from qsession.waiting.ticket import Ticket, TicketState
 
+_NOT_GRANTED = {TicketState.EXPIRED: "timeout", TicketState.REFUSED: "full"}
+"""How a wait for the ticket has ended, in events."""
+
 
 class LoneWrite:
     """A write that waits for the ticket or for the disk. It is the owner of its ticket.
@@ -49,6 +54,7 @@ class LoneWrite:
     __slots__ = (
         "_task",
         "commit",
+        "committed_at",
         "driver",
         "error",
         "future",
@@ -63,7 +69,7 @@ class LoneWrite:
 
     wrote = False
     locked_by_driver = False
-    promised = True
+    promised = insists = True
     activity = 0
     site = None
     stack = ()
@@ -84,6 +90,7 @@ class LoneWrite:
         self.error: Exception | None = None
         self.commit = 0
         """The number of its commit."""
+        self.committed_at = 0.0
         self.driver: DriverConnection | None = None
         self.syncer: Syncer | None = None
         """The syncer that confirms the commit; None if SQLite itself syncs it, or no one does."""
@@ -218,13 +225,13 @@ class Lane:
         pool, queue, settings = self.pool, self.pool.write_queue, self.pool.settings
         lone = LoneWrite(statement, self)
         ticket = lone.ticket
+        timeout: float | None = None
         settle(queue.queue, queue.identity, lone, reads=False)
         pool.admission.enter(lone)
         try:
             try:
                 self._ask(lone)
                 if ticket.state is not TicketState.REFUSED:
-                    timeout = None
                     if ticket.state is not TicketState.RELEASED:
                         timeout = settings.queue_timeout
                         queue.watch.start(waits=not isinstance(_owner(queue), LoneWrite))
@@ -237,6 +244,8 @@ class Lane:
                 return await spawn(self._in_transaction, statement, options, connection, lone)
         finally:
             pool.admission.leave(lone)
+            if events.observers:
+                self._tell(lone, waited=timeout is not None)
         if lone.syncer is not None:
             await self._after_sync(lone)
         error, lone.error = lone.error, None
@@ -247,6 +256,26 @@ class Lane:
                 del error  # its traceback refers to this frame
         assert lone.outcome is not None
         return lone.outcome
+
+    def _tell(self, lone: LoneWrite, waited: bool) -> None:
+        """Tell the subscribers of events how long it waited for the ticket and for the disk.
+
+        Its task wakes only once, for both.
+        """
+        ticket, now = lone.ticket, time.monotonic()
+        if waited or ticket.state is TicketState.REFUSED:
+            outcome = (
+                "granted" if ticket.granted_at else _NOT_GRANTED.get(ticket.state, "cancelled")
+            )
+            until = ticket.granted_at or now
+            seconds = until - ticket.asked_at
+            self.pool.write_queue.tell_of_wait(ticket, seconds, outcome, ago=now - until)
+        if lone.syncer is not None and lone.committed_at:
+            if not lone.future.done() or lone.future.cancelled():
+                outcome = "cancelled"
+            else:
+                outcome = "confirmed" if lone.future.result() is None else "failed"
+            events.emit(events.DiskWait(lone.syncer.database, now - lone.committed_at, outcome))
 
     async def _after_sync(self, lone: LoneWrite) -> None:
         failure: Exception | None = lone.future.result()
@@ -373,7 +402,12 @@ class Lane:
         if driver.syncer is not None and driver.syncer.failed:
             return None
         self.pool.check_file(driver)
-        report = self._runner.run_here(driver, Plan(lone.statement, budget=LONG_WRITE))
+        plan = Plan(lone.statement, budget=LONG_WRITE)
+        commits = self.pool.write_queue.commits
+        if commits.observed:
+            sent = {lone.statement.sql: lone.statement.parameters}
+            plan.witness = Witness(commits, driver, sent)
+        report = self._runner.run_here(driver, plan)
         return None if report is None or report.busy else report
 
     def _take_note(self, lone: LoneWrite, lease: Lease, report: Report) -> When:
@@ -389,6 +423,8 @@ class Lane:
         if driver.sync is Sync.SHARED:
             lone.driver, lone.syncer = driver, pool.syncer(driver)
             lone.commit = lone.syncer.committed()
+            if events.observers:
+                lone.committed_at = time.monotonic()
         return pool.checkpointer.due()
 
     def _pass_on(self, lone: LoneWrite, lease: Lease | None, when: When) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import threading
 import time
@@ -37,7 +36,7 @@ from qsession.sqlite.transaction.transaction import Transaction
 from qsession.statistics import Stats
 from qsession.waiting.callers import name_of
 from qsession.waiting.connection_queue import ConnectionQueue
-from qsession.waiting.handoff import running_loop, to_end
+from qsession.waiting.handoff import running_loop, this_loop, to_end
 from qsession.waiting.pacing import turns
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
@@ -55,7 +54,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     transactions that wait for the ticket. The same connection is used for most writes, so its page
     cache is warm.
 
-    Invariant: at most ``pool_size + max_overflow + 1`` connections are open.
+    Invariant: at most ``pool_size + max_overflow + 1`` connections are open, and one more while
+    somebody observes the file.
     """
 
     _queue_class = ConnectionQueue
@@ -67,6 +67,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         super().__init__(creator, **kw)
         create = self._invoke_creator
         self._invoke_creator = lambda record: self._dialect.dbapi.adopt(create(record))
+        self.settings: Settings = self._dialect.settings
         self._keeps_idle = keeps_idle
         """False replaces NullPool: a connection is closed when its transaction ends."""
         self._replaced = False
@@ -87,27 +88,23 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         self._pool.limit = 0
         self._pool.use_lifo = True  # the last one used has the warmest cache; others may be closed
         self._reserved = ConnectionQueue()
-        self._reserved.put(self._create_connection(reserved=True))
+        self._reserve: Any = self._create_connection(reserved=True)
+        self._reserved.put(self._reserve)
         self._resting: dict[Transaction, Lease] = {}
         self._leases: set[Lease] = set()
         """The leases in use. Without these references, the garbage collector could close the
         connection of an unclosed session before it collects the session.
         """
-        self._reserve_lease: Lease | None = None
-        """The lease of the reserved connection, while it is in use."""
         self._initialized = False
         self._initializing = TicketQueue()
         self._syncer: Syncer | None = None
         self.gathers: int | None = None
         """The thread whose loop runs lone writes now. It triggers the sync itself afterwards."""
         self.admission = Admission()
-        self.checkpointer = Checkpointer(self._warn_of_wal, self.settings.wal_warn)
+        external = self.settings.checkpoints == "external"
+        warn = self._warn_of_growth if external else self._warn_of_wal
+        self.checkpointer = Checkpointer(warn, self.settings.wal_warn, external)
         self.write_queue = WriteQueue(self.settings, self.database)
-
-    @property
-    def settings(self) -> Settings:
-        settings: Settings = self._dialect.settings
-        return settings
 
     @property
     def database(self) -> str:
@@ -131,11 +128,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             self._initialize()
         connection = RoutedConnection(self)
         if in_greenlet():
-            turn = turns.of(asyncio.get_running_loop())
-            future = turn.enter()
-            if future is not None:
-                await_only(future)
-            connection.transaction.runner.admitted = turn.mark
+            connection.transaction.runner.admit()
         return connection
 
     def _initialize(self) -> None:
@@ -149,6 +142,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         try:
             if not self._initialized:
                 self.lease(holder=False).end()
+                self.settings = self._dialect.settings  # its timeout is known by now
                 self._initialized = True
                 status.serve()
         finally:
@@ -159,8 +153,8 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     @property
     def reserve_is_kept(self) -> bool:
         """Whether the reserved connection stays with a user that has set something on it."""
-        lease = self._reserve_lease
-        return lease is not None and lease.kept
+        kept: bool = self._reserve.kept
+        return kept
 
     def lease(self, holder: bool, keeps: bool = False) -> Lease:
         """Wait up to ``pool_timeout`` seconds for a connection. In a greenlet.
@@ -169,6 +163,9 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         connection will stay with its user, which gets the reserved one only if there is no other.
         If the pool has listeners, SQLAlchemy's own checkout is used.
         """
+        ready = None if keeps else self.ready_lease(holder)
+        if ready is not None:
+            return ready
         if self._is_observed:
             self._asking.how = holder, keeps
             proxied: Any = super().connect()
@@ -197,40 +194,45 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         record = (holder and self._reserved.take()) or self._pool.take()
         if record is None:
             return None
-        driver = record.dbapi_connection
-        past = max(self._invalidate_time, record._soft_invalidate_time)
-        if driver is None or not (driver.is_ready and driver.quiet) or past > record.starttime:
+        driver, since = record.dbapi_connection, record.starttime
+        past = self._invalidate_time > since or record._soft_invalidate_time > since
+        if driver is None or past or not (driver.is_ready and driver.quiet):
             self._do_return_conn(record)
             return None
         return self._leased(record, self._checkin)
 
+    def spare(self) -> DriverConnection:
+        """A new connection beside those of the pool, for observers. In a greenlet.
+
+        The caller closes it by ``terminate()``.
+        """
+        record: Any = self._create_connection()
+        driver: DriverConnection = record.get_connection()
+        try:
+            self._make_ready(driver, record)
+        except BaseException:
+            driver.terminate()
+            raise
+        return driver
+
     def idle_lease(self) -> Lease | None:
         """An idle connection, without waiting; None if there is none."""
-        record = self._pool.pick(lambda each: each.dbapi_connection is not None)
-        if record is None or record.dbapi_connection.suspect:
-            return None
-        return self._leased(record, self._checkin)
+        record = self._pool.pick(_is_sound)
+        return None if record is None else self._leased(record, self._checkin)
 
     def _leased(self, record: Any, give_back: Callable[[Lease], None]) -> Lease:
         lease = Lease(record, give_back)
         self._leases.add(lease)
-        if lease.reserved:
-            self._reserve_lease = lease
         return lease
 
-    def _forget(self, lease: Lease) -> None:
-        self._leases.discard(lease)
-        if self._reserve_lease is lease:
-            self._reserve_lease = None
-
     def _checkin(self, lease: Lease) -> None:
-        self._forget(lease)
+        self._leases.discard(lease)
         if lease.driver.suspect:
             lease.record.invalidate()
         self._do_return_conn(lease.record)
 
     def _end_observed(self, proxied: Any, lease: Lease) -> None:
-        self._forget(lease)
+        self._leases.discard(lease)
         try:
             if lease.driver.suspect:
                 proxied.invalidate()
@@ -247,6 +249,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """
         record: Any = _ConnectionRecord(self, connect=False)
         record.home, record.reserved, record.idle_since = self._pool, reserved, 0.0
+        record.kept = False  # whether it stays with its user past the end of a transaction
         return cast("ConnectionPoolEntry", record)
 
     def _do_get(self) -> Any:
@@ -317,19 +320,19 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             if self._replaced or not self._keeps_idle:  # this pool will not be disposed of again
                 self._shut(record)
         finally:
-            self._take_back(record)
-
-    def _take_back(self, record: Any) -> None:
-        if record.reserved or self._reserved.waiting:
-            self._reserved.put(record)
-            return
-        record.idle_since = time.monotonic()
-        self._pool.put(record)
-        if self._pool.qsize() > self.size():
-            self._trim(record.idle_since - KEEP_IDLE)
+            if record.reserved or self._reserved.waiting:
+                self._reserved.put(record)
+            else:
+                record.idle_since = time.monotonic()
+                self._pool.put(record)
+                if self._overflow > 0 and self._pool.qsize() > self._pool.maxsize:
+                    self._trim(record.idle_since - KEEP_IDLE)
 
     def _trim(self, past: float) -> None:
         """Close a connection beyond ``pool_size`` that was idle for long."""
+        coldest = self._pool.coldest
+        if coldest is None or coldest.idle_since > past:
+            return  # asked for each transaction, so not by looking at all of them
         record = self._pool.pick(lambda each: each.idle_since <= past)
         if record is not None:
             self._close(record)
@@ -465,6 +468,21 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
             "an unknown task" if task is None else name_of(task),
         )
 
+    def _warn_of_growth(self, size: int) -> None:
+        """Log that nobody runs the checkpoints that are left to another program."""
+        now = time.monotonic()
+        ages = [now - since for each in self.admission if (since := each.snapshot_since)]
+        reader = f" (the oldest here is {max(ages):.1f} s old)" if ages else ""
+        self.logger.warning(
+            "The WAL of %r has grown to %d MiB. With checkpoints='external', another program must "
+            "move it into the file. If it goes on growing, look whether that program runs, and "
+            "whether a long reader is in its way%s. If there is no such program, remove the "
+            "setting, or the WAL fills the disk.",
+            self.database,
+            size >> 20,
+            reader,
+        )
+
     def stats(self) -> Stats:
         used = len(self._leases)
         size, in_use = used + self._pool.open + self._reserved.open, used - len(self._resting)
@@ -513,6 +531,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
 
     def close_idle(self) -> None:
         """Close idle connections in this thread, because the process is about to fork."""
+        self.write_queue.commits.close(fork.PATIENCE)
         for record in self._take_idle():
             fork.close(record)
             self._put_back(record)
@@ -530,6 +549,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         The pool can be used again, as after a cancelled ``engine.dispose()``.
         """
         if in_greenlet():
+            this_loop()  # raises if there is none
             await_only(to_end(greenlet_spawn(self._dispose)))
         else:
             self._dispose()
@@ -550,12 +570,19 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         if self._syncer is not None:
             self._syncer.close()
         self.write_queue.turn.close()
+        self.write_queue.commits.leave(self)
         self._dialect.discard_memory()
 
     def status(self) -> str:
         queue = self.write_queue.queue
         held = "held" if queue.holder is not None else "free"
         return f"{super().status()} Write ticket: {held} Writers waiting: {queue.waiting}"
+
+
+def _is_sound(record: Any) -> bool:
+    """Whether its connection is open, and no error may have damaged its state."""
+    driver: DriverConnection | None = record.dbapi_connection
+    return driver is not None and not driver.suspect
 
 
 def _identity(driver: DriverConnection) -> tuple[int, ...] | None:

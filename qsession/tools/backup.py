@@ -182,7 +182,7 @@ def _state(target: Path) -> tuple[int, ...]:
     """A value that changes when a program writes to a database."""
     wal = Path(f"{target}-wal")
     found = target.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size, wal.stat().st_size if wal.exists() else 0
+    return found.st_ino, found.st_mtime_ns, found.st_size, _size(wal)
 
 
 def _opened(target: Path, mode: str) -> sqlite3.Connection:
@@ -326,10 +326,17 @@ def _opened_to_read(source: Path, frozen: str | None) -> sqlite3.Connection:
     address = source.absolute().as_uri()
     if frozen is not None:
         return opened(frozen)
+    if _size(Path(f"{source}-wal")):  # "rw" moves it into the file if it is the last to close
+        with suppress(sqlite3.OperationalError):
+            return opened(f"{address}?mode=ro")
     try:
         return opened(f"{address}?mode=rw")  # "ro" fails if no other connection is open
     except sqlite3.OperationalError:
         return opened(f"{address}?mode=ro")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _flush(path: Path) -> None:

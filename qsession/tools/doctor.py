@@ -100,13 +100,23 @@ def _of_database(path: str, quick: bool, unused: bool) -> list[Finding]:
             sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT, isolation_level=None)
         ) as raw:
             raw.execute("BEGIN")
-            for check in _CHECKS if quick else (*_CHECKS, _of_content):
-                findings += check(raw)
+            for check in _CHECKS if quick else (*_CHECKS, *_OF_ALL):
+                try:
+                    findings += check(raw)
+                except sqlite3.Error as error:
+                    if sqlite_code(error) != SQLITE_CORRUPT:
+                        raise
+                    unread = _unread(error, path)  # but what the other checks look at may be there
+                    if unread not in findings:
+                        findings.append(unread)
     except sqlite3.Error as error:
-        findings.append(
-            Finding("content", Level.BLIND, f"SQLite cannot read it: {error}", _remedy(error, path))
-        )
+        findings.append(_unread(error, path))
     return findings
+
+
+def _unread(error: sqlite3.Error, path: str) -> Finding:
+    found = f"SQLite cannot read it: {error}"
+    return Finding("content", Level.BLIND, found, _remedy(error, path))
 
 
 def _unreadable(path: str) -> Finding | None:
@@ -353,7 +363,6 @@ def _of_content(raw: sqlite3.Connection) -> Iterator[Finding]:
     if found.violations:
         advice = "The file is intact. These rows were written without the constraint: correct them."
         yield Finding("constraints", Level.WARNING, "; ".join(found.violations), advice)
-    yield from _of_foreign_keys(raw)
 
 
 def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
@@ -362,6 +371,7 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
     mismatched: list[Finding] = []
     unchecked: list[str] = []
     lacking: dict[str, None] = {}
+    unread: dict[str, str] = {}
     for child in integrity.tables(raw):
         try:
             for _, _, parent, _ in raw.execute(f"PRAGMA foreign_key_check({quoted(child)})"):
@@ -373,6 +383,8 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
             elif integrity.lacks_the_application(error):
                 unchecked.append(child)
                 lacking[str(error)] = None
+            elif sqlite_code(error) == SQLITE_CORRUPT:
+                unread[child] = str(error)
             else:
                 raise
     for (child, parent), count in broken.items():
@@ -380,9 +392,13 @@ def _of_foreign_keys(raw: sqlite3.Connection) -> Iterator[Finding]:
         found = f"{count:,} rows of {child!r} refer to rows of {parent!r} that do not exist"
         yield Finding("foreign keys", Level.PROBLEM, found, advice)
     yield from mismatched
+    for child, told in unread.items():
+        advice = f"Keep a copy of the file, and {_RECOVERY}"
+        found = f"those of {child!r} could not be checked: {told}"
+        yield Finding("foreign keys", Level.PROBLEM, found, advice)
     if unchecked:
         yield Finding("foreign keys", Level.NOTE, _without_application(unchecked, lacking))
-    elif not (broken or mismatched):
+    elif not (broken or mismatched or unread):
         yield Finding("foreign keys", Level.OK, "ok")
 
 
@@ -398,3 +414,5 @@ _CHECKS: tuple[Callable[[sqlite3.Connection], Iterator[Finding]], ...] = (
     _of_pages,
     _of_migrations,
 )
+_OF_ALL = (_of_content, _of_foreign_keys)
+"""Those that read the whole file."""

@@ -11,12 +11,11 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 
-from qsession.errors import sqlite_code
+from qsession.errors import SQLITE_CORRUPT, SQLITE_ERROR, sqlite_code
 
-_SQLITE_ERROR = 1
 _LACKING = re.compile(
     r"(?P<what>no such collation sequence|(?:unknown|no such) function): (?P<name>[^()]+)"
 )
@@ -56,7 +55,7 @@ def lacks_the_application(error: sqlite3.Error) -> bool:
 
     Python 3.10 has no error codes.
     """
-    return sqlite_code(error) in (0, _SQLITE_ERROR) and not isinstance(
+    return sqlite_code(error) in (0, SQLITE_ERROR) and not isinstance(
         error, (sqlite3.InterfaceError, sqlite3.ProgrammingError)
     )
 
@@ -65,12 +64,12 @@ def check(raw: sqlite3.Connection, limit: int) -> Integrity:
     """Check a whole database. Returns at most ``limit`` problems.
 
     During the check ``raw``, which must not be used otherwise, has placeholders for missing
-    functions. Raises ``sqlite3.Error`` if the database cannot be read.
+    functions. Raises ``sqlite3.Error`` if the database cannot be read, and nothing was found.
     """
     try:
-        told = _told(_lines(raw, f"PRAGMA integrity_check({limit})"), limit)
+        told = _told(_all_lines(raw, limit), limit)
         if told.violations:  # they must not hide damage
-            told = _told(_lines(raw, f"PRAGMA integrity_check({_LINES})"), limit)
+            told = _told(_all_lines(raw, _LINES, limit), limit)
         return told
     except sqlite3.Error as error:
         if not lacks_the_application(error):
@@ -82,6 +81,9 @@ def check(raw: sqlite3.Connection, limit: int) -> Integrity:
         try:
             lines += _lines(raw, f"PRAGMA integrity_check({quoted(name)})")
         except sqlite3.Error as error:
+            if sqlite_code(error) == SQLITE_CORRUPT:
+                lines.append(f"table {name!r}: {error}")
+                continue
             if not lacks_the_application(error):
                 raise
             unchecked.append(name)
@@ -115,12 +117,29 @@ def _lines(raw: sqlite3.Connection, pragma: str) -> list[str]:
     return [] if found == ["ok"] else found
 
 
+def _all_lines(raw: sqlite3.Connection, limit: int, fewer: int = 0) -> list[str]:
+    """The lines about the whole database. ``fewer``: as ``limit``, for a damaged one.
+
+    At a page that it cannot read SQLite ends with an error behind what it has found, and Python
+    loses the last line. If it is to find no more than that, it ends before the error.
+    """
+    try:
+        return _lines(raw, f"PRAGMA integrity_check({limit})")
+    except sqlite3.Error as error:
+        if sqlite_code(error) != SQLITE_CORRUPT:
+            raise
+        for number in range(fewer or limit - 1, 0, -1):
+            with suppress(sqlite3.Error):
+                return _lines(raw, f"PRAGMA integrity_check({number})")
+        raise
+
+
 def _structure(raw: sqlite3.Connection, limit: int) -> list[str]:
     """Problems of pages, without their content, since placeholders compare nothing."""
     with ExitStack() as stand_ins:
         for _ in range(_NAMES):
             try:
-                found = _lines(raw, f"PRAGMA integrity_check({limit})")
+                found = _all_lines(raw, limit)
                 return [line for line in found if line.startswith(_STRUCTURE)]
             except sqlite3.Error as error:
                 lacking = _LACKING.match(str(error))

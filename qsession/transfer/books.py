@@ -37,10 +37,16 @@ books = Table(
     Column("completing", Text),
 )
 _STATEMENT = "statement "
+FOLLOW = "--follow"
+"""The name of the row that says that the target is behind a source which is followed."""
 
 
 class SourceChanged(CopyError):
     """The source does not hold any more what was copied, so nothing can go on from there."""
+
+
+class TakenOver(CopyError):
+    """Another copy has made the target its own, while a source was followed."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,36 @@ async def begin(target: AsyncConnection, names: list[str], completing: Completin
         for number, (table, statement) in enumerate(completing, 1)
     ]
     await target.execute(insert(books), rows)
+
+
+async def begin_following(
+    target: AsyncConnection, token: str, rows: int, completing: Completing
+) -> None:
+    """Note that the target has ``rows`` rows of the source that knows ``token``, and is behind.
+
+    ``completing``: the statements that bring its foreign keys back.
+    """
+    await begin(target, [FOLLOW], completing)
+    await target.execute(
+        update(books).where(books.c.name == FOLLOW).values(rows_done=rows, digest=token)
+    )
+
+
+async def note_following(target: AsyncConnection, token: str, changes: int) -> None:
+    """Add ``changes`` to the rows, in the transaction that writes them and before it does.
+
+    Raises :class:`TakenOver` if another copy was here in the meantime: its rows are to stay.
+    """
+    rows = books.c.rows_done + max(changes, 1)  # MySQL does not count a row that stays as it is
+    noting = update(books).where(books.c.name == FOLLOW, books.c.digest == token)
+    noted = 0
+    if await are_there(target):
+        noted = (await target.execute(noting.values(rows_done=rows))).rowcount
+    if not noted:
+        raise TakenOver(
+            "another copy into this database was at work since this one began to follow. This one "
+            "stopped, and wrote nothing more"
+        )
 
 
 def _row(name: str, completing: str | None = None) -> dict[str, object]:

@@ -13,6 +13,10 @@ class Stage(Enum):
     COPYING = "copying"
     CHECKING = "checking"  # it writes nothing, or no more
     VERIFYING = "verifying"
+    FOLLOWING = "following"  # rows are changes here
+    COMPARING = "comparing"
+    SWITCHING = "switching"  # writers wait
+    GOING_BACK = "going back"  # they still wait
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,20 @@ class TableReport:
     """Rows of these that an earlier run had copied."""
     checksum: str = ""
     """Of its rows, where one was taken; the same in every kind of database."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A source that was followed, and left."""
+
+    rows: int | None
+    """That were compared with the source, all in one state. None: an earlier run did that."""
+    changes: int
+    """That were applied after the first copy."""
+    waited: float
+    """Seconds for which writers waited at the switch."""
+    notes: tuple[str, ...]
+    seconds: float
 
 
 @dataclass(frozen=True)

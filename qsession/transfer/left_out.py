@@ -49,7 +49,12 @@ _OF_MYSQL = text(
     ORDER BY 1, 2
     """
 )
-_TRIGGERS_OF_SQLITE = text("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY 1")
+_TRIGGERS_OF_SQLITE = text(
+    "SELECT name FROM sqlite_master WHERE type = 'trigger' "
+    r"AND name NOT LIKE 'qsession\_follow%' ESCAPE '\' "
+    r"AND name NOT LIKE 'qsession\_moved%' ESCAPE '\' ORDER BY 1"
+)
+"""Without those of a copy that follows."""
 _REST = {
     "postgresql": _OF_POSTGRESQL,
     "mysql": _OF_MYSQL,

@@ -54,9 +54,9 @@ def _load(named: Any) -> MetaData:
         ) from error
 
 
-def _zone_of(name: str | None) -> tzinfo | None:
-    if name is None:
-        return None
+def _zone_of(name: str | tzinfo | None) -> tzinfo | None:
+    if name is None or isinstance(name, tzinfo):
+        return name
     if name.upper() == "UTC":
         return timezone.utc
     try:

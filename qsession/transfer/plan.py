@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import tzinfo
 from typing import Any
 
@@ -30,6 +31,7 @@ class TablePlan:
         self.source = source
         self.target = target
         self.name = target.fullname
+        self.source_dialect = dialects[0]
         self.to_file = dialects[1].name == "sqlite"
         self.names = _columns(source, target)
         self.takes = [_takes(source, target, declared, name, dialects, zone) for name in self.names]
@@ -52,6 +54,20 @@ class TablePlan:
     def convert_back(self, rows: Sequence[Any], problems: Problems) -> list[tuple[Any, ...]]:
         """The same for rows that were read from the target, to compare them."""
         return self._convert(self._from_target, rows, 1, problems)
+
+    def takes_of(self, names: Sequence[str]) -> list[Wanted]:
+        """What some of the columns take."""
+        return [self.takes[self.names.index(name)] for name in names]
+
+    def convert_keys(self, names: Sequence[str], rows: Iterable[Any]) -> list[tuple[Any, ...]]:
+        """Values of some columns as the target takes them, without those that it does not take."""
+        converters = [self._from_source[self.names.index(name)] for name in names]
+        converted = []
+        for row in rows:
+            with suppress(Unfit):
+                pairs = zip(converters, row, strict=True)
+                converted.append(tuple(convert(value) for convert, value in pairs))
+        return converted
 
     def _convert(
         self, converters: list[Any], rows: Sequence[Any], first: int, problems: Problems

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from qsession.errors import Problem
 from qsession.transfer.wording import counted
 
 SAMPLES = 5
@@ -14,22 +14,6 @@ ORPHANED = "refers to a row of "
 """How the reason begins where a foreign key leads to nothing."""
 _SHOWN = 60
 """Characters of a value that are shown."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One row that the target cannot take as it is."""
-
-    table: str
-    column: str
-    row: str
-    """The primary key, as ``id=7``, or the number of the row where there is none."""
-    value: str
-    """As Python writes it, cut short."""
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.table}.{self.column}, {self.row}: {self.value}: {self.reason}"
 
 
 class Problems:

@@ -16,6 +16,7 @@ from qsession.transfer import target as targets
 from qsession.transfer.arrays import find_shifted
 from qsession.transfer.collations import collations_of, collations_of_file, refuse_strangers
 from qsession.transfer.events import Report
+from qsession.transfer.following.foreign_keys import defer
 from qsession.transfer.identity import refuse_the_same
 from qsession.transfer.left_out import left_out
 from qsession.transfer.loading import Loading
@@ -52,7 +53,7 @@ async def run(source: URL, target: URL, options: Options) -> Report:
     started = time.monotonic()
     refuse_wrong_urls(source, target)
     traces, place = Traces(), place_of_url(target)
-    one = _Run(options, traces)
+    one = Run(options, traces)
     failed: CopyError | None = None
     try:
         async with snapshot(source) as one.source:
@@ -89,21 +90,27 @@ async def run(source: URL, target: URL, options: Options) -> Report:
     )
 
 
-def _opened(target: URL, one: _Run) -> AbstractAsyncContextManager[AsyncConnection]:
+def _opened(target: URL, one: Run) -> AbstractAsyncContextManager[AsyncConnection]:
     """The target; a check changes no file, not even its journal mode."""
     if one.looks_only(target):
         return look_at_target(target)
     return open_target(target, one.traces, one.collations)
 
 
-class _Run:
+class Run:
     """One copy between two connections, which are set when they are open."""
 
     source: AsyncConnection
     target: AsyncConnection
+    plans: list[TablePlan]
+    keys: list[ForeignKeyConstraint]
+    deferred: Completing
+    """Of a source that is followed: what brings the foreign keys of the target back."""
 
-    def __init__(self, options: Options, traces: Traces) -> None:
+    def __init__(self, options: Options, traces: Traces, token: str | None = None) -> None:
         self.options = options
+        self.token = token
+        """Of a source that is followed: the books stay, and say that the target is behind it."""
         self.traces = traces
         self.collations: set[str] = set()
         self.notes: list[str] = []
@@ -117,10 +124,12 @@ class _Run:
         """Everything but the last COMMIT. Raises :class:`CopyError`."""
         await targets.begin(self.target)
         entries, unfinished = await self._open_books()
-        plans, keys, completing = await self._prepare(entries, unfinished)
+        plans, keys, completing = await self.prepare(entries, unfinished)
+        self.keys = keys
         # Only now, as MySQL commits where tables are made.
         if self.begins_anew and not self.options.check:
-            self.later += await books.end(self.target)
+            dropping = await books.end(self.target)
+            self.later += [] if self.token else dropping
         if entries:
             await self._refuse_strangers(plans, entries)
         else:
@@ -151,7 +160,15 @@ class _Run:
                 await loading.verify()
             if self.options.resume:
                 self.later += await books.end(self.target)
+            if self.token:
+                await self._stay_behind(self.token, plans, loading)
         return loading
+
+    async def _stay_behind(self, token: str, plans: list[TablePlan], loading: Loading) -> None:
+        self.plans = plans
+        self.deferred = await defer(self.target, [plan.target for plan in plans])
+        rows = sum(each.rows for each in loading.reports)
+        await books.begin_following(self.target, token, rows, self.deferred)
 
     async def commit(self) -> None:
         """The last COMMIT. Where the connection is lost in it, nobody here knows how it ended."""
@@ -171,11 +188,19 @@ class _Run:
 
         That is needed also where all begins anew: foreign keys that it took off must come back.
         """
-        if not await books.are_there(self.target):
+        there = await books.are_there(self.target)
+        if not there and self.token:
+            await self._make_books()
+        if not there:
             return {}, []
         entries, unfinished = await books.load(self.target)
+        if self.token and not entries:  # it was killed before there was a row, on MySQL
+            return {}, []
         if self.options.replace:
             self.begins_anew = True
+            if books.FOLLOW in entries:  # before any of these foreign keys is taken off
+                await targets.complete(self.target, unfinished)
+                return {}, []
             return {}, unfinished
         if not self.options.resume:
             raise CopyError(
@@ -185,7 +210,13 @@ class _Run:
             )
         return entries, unfinished
 
-    async def _prepare(
+    async def _make_books(self) -> None:
+        """Make their table before the rows, as MySQL commits what was done so far with it."""
+        if self.target.dialect.name in ("mysql", "mariadb"):
+            self.traces.tables.append(books.books)
+            await to_end(self.target.run_sync(books.books.create, checkfirst=True))
+
+    async def prepare(
         self, entries: dict[str, books.Entry], unfinished: Completing
     ) -> tuple[list[TablePlan], list[ForeignKeyConstraint], Completing]:
         """The tables, made where they are missing: plans in order, foreign keys, what is left."""

@@ -36,6 +36,8 @@ from qsession.transfer.sqlite_schema import WRITTEN, complete, prepare
 
 BOOKS = "qsession_copy"
 """The table in the target that a copy which can be resumed keeps its progress in."""
+FOLLOWING = "qsession_follow"
+"""The table in a source that is followed, and how the names of all that belongs to it begin."""
 REVISIONS = "alembic_version"
 
 
@@ -67,11 +69,13 @@ def reflect(connection: Connection, given: MetaData | None = None) -> MetaData:
     """The tables of a database as they are: those of the default schema, and what ``given`` names.
 
     What is SQLite's own, virtual tables and what they keep their data in are left out, and so are
-    PostgreSQL's partitions, whose rows are those of the tables that they are parts of.
+    the tables of Litestream, and PostgreSQL's partitions, whose rows are those of the tables that
+    they are parts of.
     """
     metadata = MetaData()
     apart = {BOOKS, *virtual_tables(connection), *partitions(connection)}
-    there = set(inspect(connection).get_table_names()) - apart
+    names = set(inspect(connection).get_table_names()) - apart
+    there = {name for name in names if not name.startswith((FOLLOWING, "_litestream_"))}
     prepare(connection)
     metadata.reflect(connection, only=sorted(there), resolve_fks=False)
     if given is not None:

@@ -34,7 +34,7 @@ def untouched(url: URL) -> URL:
     opens the file. Raises :class:`sqlalchemy.exc.DatabaseError` for a file that is no database.
     """
     file = sqlite_file(url)
-    if file is None or (not _has_wal(file) and _mode(file) == "wal"):
+    if file is None or (not _has_wal(file) and mode_of(file) == "wal"):
         return url
     database = url.database or ""
     if not database.startswith("file:"):
@@ -47,7 +47,8 @@ def _has_wal(file: Path) -> bool:
     return wal.exists() and wal.stat().st_size > 0
 
 
-def _mode(file: Path) -> str:
+def mode_of(file: Path) -> str:
+    """The journal mode of a file. Raises :class:`sqlalchemy.exc.DatabaseError`."""
     address = f"{uri_of(str(file))}?mode=rw"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE)) as raw:

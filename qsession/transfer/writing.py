@@ -32,7 +32,7 @@ async def write(
     Cancelled, or after an error, that transaction is to be rolled
     back.
     """
-    taken = await _send(connection, table, names, _encoded(rows, takes, connection.dialect.name))
+    taken = await _send(connection, table, names, encoded(rows, takes, connection.dialect.name))
     if taken != len(rows):
         raise CopyError(
             f"the target took {taken} of {counted(len(rows), 'row')} of {table.fullname}: a "
@@ -71,7 +71,7 @@ async def _send(connection: AsyncConnection, table: Table, names: Sequence[str],
     return result.rowcount
 
 
-def _encoded(rows: Rows, takes: Sequence[Wanted], dialect: str) -> Rows:
+def encoded(rows: Rows, takes: Sequence[Wanted], dialect: str) -> Rows:
     """As the driver takes them, and as SQLAlchemy keeps them where there is no such type."""
     encoders = [_encoder(each, dialect) for each in takes]
     if not any(encoders):

@@ -86,10 +86,10 @@ def current_call() -> Call | None:
     return None if call is None or call.frame is None else call
 
 
-def current_caller() -> Caller | None:
-    """The caller of the running code; None in a loop outside tasks."""
-    call = current_call()
-    return asyncio.current_task() if call is None else call.caller
+def current_caller(loop: asyncio.AbstractEventLoop | None = None) -> Caller | None:
+    """The caller of the running code; None in a loop outside tasks. ``loop``: the running one."""
+    call = answering.get()
+    return asyncio.current_task(loop) if call is None or call.frame is None else call.caller
 
 
 def name_of(caller: Caller | None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy.util import await_only
@@ -28,7 +29,7 @@ class _Place(Waiter):
 
 
 class ConnectionQueue(QueueCommon[Any]):
-    """The queue of a :class:`sqlalchemy.pool.QueuePool`."""
+    """The queue of a :class:`sqlalchemy.pool.QueuePool`. Those that are open are taken first."""
 
     def __init__(self, maxsize: int = 0, use_lifo: bool = False) -> None:
         self.maxsize = maxsize
@@ -36,6 +37,8 @@ class ConnectionQueue(QueueCommon[Any]):
         """The largest number of idle connections; 0 for no limit."""
         self.use_lifo = use_lifo
         self._idle: deque[Any] = deque()
+        self._unopened: deque[Any] = deque()
+        """Places for connections that could not be opened, or were lost."""
         self._places: deque[_Place] = deque()
         self._serial = Serial()
         self.waiting = 0
@@ -43,7 +46,18 @@ class ConnectionQueue(QueueCommon[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """The idle connections."""
-        return iter(tuple(self._idle))
+        return iter((*self._idle, *self._unopened))
+
+    @property
+    def coldest(self) -> Any:
+        """With ``use_lifo`` the connection that has been idle for longest; None if there is none.
+
+        It stays in the queue.
+        """
+        try:
+            return self._idle[0]
+        except IndexError:  # also if another thread took it
+            return None
 
     @property
     def open(self) -> int:
@@ -51,18 +65,18 @@ class ConnectionQueue(QueueCommon[Any]):
         return sum(1 for each in self if each.dbapi_connection is not None)
 
     def qsize(self) -> int:
-        return len(self._idle)
+        return len(self._idle) + len(self._unopened)
 
     def empty(self) -> bool:
-        return not self._idle
+        return not (self._idle or self._unopened)
 
     def full(self) -> bool:
-        return 0 < self.limit <= len(self._idle)
+        return 0 < self.limit <= self.qsize()
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        if self.full():
+        if self.limit and self.full():
             raise Full
-        self._idle.append(item)
+        self._shelf(item).append(item)
         if self._places:  # a task that joins after this check finds the idle connection itself
             self._serial.serve(self._match, None)
 
@@ -74,6 +88,16 @@ class ConnectionQueue(QueueCommon[Any]):
         try:
             return self._idle.pop() if self.use_lifo else self._idle.popleft()
         except IndexError:
+            return self._oldest(self._unopened)
+
+    def _shelf(self, item: Any) -> deque[Any]:
+        unopened = getattr(item, "dbapi_connection", item) is None
+        return self._unopened if unopened else self._idle
+
+    def _oldest(self, shelf: deque[Any]) -> Any:
+        try:
+            return shelf.popleft()
+        except IndexError:  # also if another thread took it
             return None
 
     def get_nowait(self) -> Any:
@@ -86,11 +110,10 @@ class ConnectionQueue(QueueCommon[Any]):
         """Remove and return the first idle connection that is wanted; None if there is none."""
         for each in self:
             if wanted(each):
-                try:
-                    self._idle.remove(each)
-                except ValueError:  # another thread was faster
-                    continue
-                return each
+                for shelf in (self._idle, self._unopened):
+                    with suppress(ValueError):  # it is not there, or another thread was faster
+                        shelf.remove(each)
+                        return each
         return None
 
     def get(
@@ -147,21 +170,20 @@ class ConnectionQueue(QueueCommon[Any]):
             if not self._places[0].queued:
                 self._places.popleft()
                 continue
-            try:
-                connection = self._idle.popleft()
-            except IndexError:
-                return  # there is none, or another thread took it
+            connection = self._oldest(self._idle) or self._oldest(self._unopened)
+            if connection is None:
+                return
             place = self._places.popleft()
             self._quit(place)
             place.connection = connection
             if not place.wake():
                 place.connection = None  # or _leave() would return it a second time
-                self._idle.appendleft(connection)
+                self._shelf(connection).appendleft(connection)
 
     def _leave(self, place: _Place) -> None:
         self._quit(place)
         if place.connection is not None:  # cancelled at the moment of hand-off
-            self._idle.append(place.connection)
+            self._shelf(place.connection).append(place.connection)
             self._match(None)
 
     def _expire(self, place: _Place) -> None:

@@ -31,22 +31,22 @@ class KeptGreenlet(greenlet):
     call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
     value: Any = None
     failure: BaseException | None = None
+    qsession_mark: object | None = None
+    """A mark that the present function has set on it."""
 
     def run(self) -> None:
         while True:
-            self._run_one()
+            assert self.call is not None
+            (function, args, kw), self.call = self.call, None
+            try:
+                self.value = function(*args, **kw)
+            except GreenletExit:  # no task waits for it any more
+                raise
+            except BaseException as error:
+                self.failure = error
+            del function, args, kw
             self.busy = False
             self.parent.switch()
-
-    def _run_one(self) -> None:
-        assert self.call is not None
-        (function, args, kw), self.call = self.call, None
-        try:
-            self.value = function(*args, **kw)
-        except GreenletExit:  # no task waits for it any more
-            raise
-        except BaseException as error:
-            self.failure = error
 
 
 class _Idle(threading.local):
@@ -81,7 +81,7 @@ async def spawn(function: Callable[..., T], *args: Any, **kw: Any) -> T:
     if kept.dead:
         return awaited  # type: ignore[no-any-return]
     value, failure = kept.value, kept.failure
-    kept.value = kept.failure = kept.gr_context = None
+    kept.value = kept.failure = kept.gr_context = kept.qsession_mark = None
     if len(idle) < KEPT and kept.parent.parent is None:  # an idle greenlet keeps its parent alive
         idle.append(kept)
     if failure is not None:

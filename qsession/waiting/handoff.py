@@ -56,7 +56,7 @@ class Waiter:
 
     def prepare(self, loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Future[None]:
         """A future of the running loop. Check that waiting is still necessary, then await it."""
-        self._loop = loop or asyncio.get_running_loop()
+        self._loop = loop or this_loop()
         self._future = self._loop.create_future()
         return self._future
 
@@ -200,6 +200,28 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def this_loop() -> asyncio.AbstractEventLoop:
+    """The loop that runs in this thread. Raises `RuntimeError` if there is none of asyncio's."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(_NO_LOOP) from None
+
+
+def this_task() -> asyncio.Task[Any] | None:
+    """The running task. Raises `RuntimeError` if no loop of asyncio runs in this thread."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        raise RuntimeError(_NO_LOOP) from None
+
+
+_NO_LOOP = (
+    "no event loop of asyncio is running: qsession needs one, as SQLAlchemy does, and does not "
+    "work with Trio"
+)
 
 
 async def to_end(work: Awaitable[T]) -> T:

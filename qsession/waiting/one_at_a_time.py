@@ -11,13 +11,10 @@ from sqlalchemy.util import await_only
 class OneAtATime:
     """The statements of one connection. A statement waits in line while another one runs."""
 
-    __slots__ = ("_line", "activity", "running")
-
-    def __init__(self) -> None:
-        self.running = 0
-        self.activity = 0
-        """Changes after each statement."""
-        self._line: deque[asyncio.Future[None]] | None = None
+    running = 0
+    activity = 0
+    """Changes after each statement."""
+    _line: deque[asyncio.Future[None]] | None = None
 
     def wait(self) -> None:
         """Wait until no statement of another task runs. In a greenlet.
@@ -25,15 +22,24 @@ class OneAtATime:
         SQLAlchemy's documentation tells applications not to use a connection in several tasks, but
         drivers run such statements in the order in which they come.
         """
+        waited = False
         while self.running:
-            future = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
             self._line = self._line or deque()
-            self._line.append(future)
+            if waited:
+                self._line.appendleft(future)  # another task was faster; it keeps its place
+            else:
+                self._line.append(future)
             try:
                 await_only(future)
             except BaseException:
+                future.cancel()  # where nothing can wait, it was not awaited
                 self._let_next()
                 raise
+            waited = True
+        if waited and self._line:  # it may begin nothing, as behind a conflict
+            loop.call_soon(self._let_next)
 
     def begin(self) -> None:
         """Note that a statement begins."""
@@ -43,7 +49,8 @@ class OneAtATime:
         """Note that a statement has ended."""
         self.running -= 1
         self.activity += 1
-        self._let_next()
+        if self._line:
+            self._let_next()
 
     def _let_next(self) -> None:
         while not self.running and self._line:

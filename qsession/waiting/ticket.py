@@ -120,6 +120,8 @@ class TicketQueue:
         """The waiters with ``gives_up``, to be found without a search: 100,000 others may wait."""
         self.on_given_up: Callable[[bool], None] | None = None
         """Called before the ticket passes on, with True if another one waits; must not wait."""
+        self.on_taken: Callable[[Ticket], None] | None = None
+        """Called after a ticket was taken away, by the thread that took it."""
         self.on_free: Callable[[], None] | None = None
         """Called when the ticket is given back and no ticket waits; must not wait."""
         self._serial = Serial()
@@ -170,6 +172,8 @@ class TicketQueue:
         if ticket.state is not TicketState.HELD or not ticket.lose():
             return False
         self._serve(self._take_away, ticket)
+        if self.on_taken is not None:
+            self.on_taken(ticket)
         return True
 
     def dismiss(self, which: Callable[[Ticket], bool] = lambda ticket: True) -> None:

@@ -39,11 +39,12 @@ class Note(Base):
 class Database:
     """A database under test, and SQLAlchemy's own engine on it to look in from outside."""
 
-    def __init__(self, url: str, driver: str) -> None:
+    def __init__(self, url: str, driver: str, outside: str) -> None:
         self.url = url
         self.driver = driver
         self.is_sqlite = driver.startswith("sqlite")
-        self.outside = create_async_engine(url, poolclass=NullPool)
+        self.reading = {"read_urls": [url]} if driver.endswith("/read_urls") else {}
+        self.outside = create_async_engine(outside, poolclass=NullPool)
         self.engines: list[QueuedAsyncEngine] = []
 
     async def values(self) -> list[int]:
@@ -62,7 +63,7 @@ class Database:
             assert engine.stats().in_use == 0, engine.pool.status()
             await engine.dispose()
         if not self.is_sqlite:
-            await self.until_alone()
+            await self.until_alone(in_transaction=self.driver.endswith("/pooler"))
 
     async def until_alone(self, in_transaction: bool = False) -> None:
         """Wait until nobody else is connected, or has a transaction: a server lets go later."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from cancelling import COUNT_ENDLESSLY, When, cancel_at
+from cancelling import COUNT_ENDLESSLY
 from contract_tables import Counter, Database, Note
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,6 +17,7 @@ from sqlalchemy.pool import base
 
 from qsession import QueuedAsyncEngine
 from qsession.session.maker import SessionMaker
+from qsession.testing import When, cancel_at
 
 KEEPS_PLACES = "_checkin_failed" in inspect.getsource(base._finalize_fairy)
 Make = Callable[..., QueuedAsyncEngine]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from contract_tables import Counter, Database
@@ -25,19 +26,26 @@ class Wire:
         self.host = host
         self.port = port
         self.sent = 0
+        self._relays: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[int]:
-        """The port of the relay, while it listens."""
-        server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        """The port of the relay, while it listens. In the end its connections are closed."""
+
+        def relay(*streams: Any) -> None:
+            self._relays.add(asyncio.create_task(self._relay(*streams)))
+
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
+            await asyncio.gather(*self._relays)  # the client has closed its end
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(self.host, self.port)
-        await asyncio.gather(self._copy(reader, back, count=True), self._copy(there, writer))
+        copies = self._copy(reader, back, count=True), self._copy(there, writer)
+        await asyncio.gather(*copies, return_exceptions=True)  # either end may be gone
         for each in (back, writer):
             each.close()
             await asyncio.gather(each.wait_closed(), return_exceptions=True)

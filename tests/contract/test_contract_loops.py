@@ -175,6 +175,7 @@ async def test_eager_tasks(engine: QueuedAsyncEngine) -> None:
     os.environ.get("QSESSION_TEST_LOOP") == "uvloop",
     reason="a loop of uvloop closes its connections itself when it ends",
 )
+@pytest.mark.direct
 @pytest.mark.servers
 async def test_the_server_lets_go_of_a_closed_loop(make: Any, database: Database) -> None:
     """What a closed loop had open is gone on the server when the engine is used again."""

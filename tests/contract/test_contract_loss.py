@@ -59,6 +59,7 @@ async def test_lost_between_two_statements(maker: SessionMaker, database: Databa
     assert maker.engine.stats().in_use == 0
 
 
+@pytest.mark.direct
 async def test_lost_while_idle_in_the_pool(maker: SessionMaker, database: Database) -> None:
     """Whoever gets a connection that was ended gets the error, and the one after him a new one."""
     async with maker() as s:

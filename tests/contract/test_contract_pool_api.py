@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 
 import pytest
-from cancelling import When, cancel_at
 from contract_tables import PATIENCE, Counter, Database
 from sqlalchemy import select
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InvalidRequestError
@@ -21,8 +20,10 @@ from qsession import (
     ReadOnlyError,
     create_pool,
 )
+from qsession.testing import When, cancel_at
 
 ADD = "UPDATE counters SET value = value + 1 WHERE id = $1"
+WAITING = "SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
 READ = "SELECT value FROM counters WHERE id = $1"
 SET = "UPDATE counters SET value = :value WHERE id = :id"
 NOTE = "INSERT INTO notes (body) VALUES ($1)"
@@ -33,7 +34,7 @@ def make_pool(database: Database) -> Callable[..., AsyncConnectionPool]:
     """Makes pools, whose engines are found free at the end."""
 
     def make_pool(**kw: object) -> AsyncConnectionPool:
-        pool = create_pool(database.url, **kw)
+        pool = create_pool(database.url, **database.reading, **kw)
         database.engines.append(pool.engine)
         return pool
 
@@ -437,6 +438,11 @@ async def test_terminate_breaks_off_a_wait(
                 stuck = asyncio.create_task(connection.execute(ADD, 1))
                 while connection._scope.line.owner is not stuck:
                     await asyncio.sleep(0)
+                if (
+                    "postgresql" in database.driver
+                ):  # which may hear of the end before the statement
+                    while not await holder.fetchval(WAITING):
+                        await asyncio.sleep(0)
                 await pool.terminate()
                 with pytest.raises(InvalidRequestError, match="terminated"):
                     await asyncio.wait_for(stuck, PATIENCE)
@@ -482,6 +488,7 @@ async def test_a_conflict_ends_the_transaction(
     assert await database.values() == [1, 1]
 
 
+@pytest.mark.direct
 @pytest.mark.servers
 @pytest.mark.only("postgresql")
 async def test_a_lost_connection_is_replaced(pool: AsyncConnectionPool, database: Database) -> None:

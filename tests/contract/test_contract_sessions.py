@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from contract_tables import Counter, Database, Note, Statements
@@ -156,6 +158,24 @@ async def test_read_access_by_execution_option(
     async with engine.execution_options(qsession_access="auto", qsession_priority=3).begin() as c:
         await c.execute(statement)
     assert await database.notes() == ["x", "x"]
+
+
+async def test_a_misspelt_execution_option_is_refused(
+    engine: QueuedAsyncEngine, make: Callable[..., QueuedAsyncEngine]
+) -> None:
+    """``qsession_acces="read"`` would let a transaction write that was to read only."""
+    wrong: dict[str, Any] = {"qsession_acces": "read"}
+    refused = "'qsession_acces' is not an execution option of qsession. The options are"
+    with pytest.raises(ArgumentError, match=refused):
+        engine.execution_options(**wrong)
+    with pytest.raises(ArgumentError, match=refused):
+        make(execution_options=wrong)
+    async with engine.connect() as connection:
+        with pytest.raises(ArgumentError, match=refused):
+            await connection.execution_options(**wrong)
+    async with AsyncSession(engine) as s:
+        with pytest.raises(ArgumentError, match=refused):
+            await s.connection(execution_options=wrong)
 
 
 async def test_an_engine_that_only_reads(make, database: Database) -> None:

@@ -18,7 +18,7 @@ async def test_the_page_does_what_it_says(tmp_path):
     """Step after step, on a server of one's own: models, rows, check, copy, copy from code, use."""
     async with database("asyncpg", tmp_path) as url:
         text = PAGE.read_text(encoding="utf-8")
-        assert text.count(f"qsession copy app.db {TARGET}") == 2
+        assert text.count(f"qsession copy app.db {TARGET}") == 3
         page = tmp_path / "page.md"
         page.write_text(text.replace(TARGET, url))
         said = await asyncio.to_thread(run_page, page, tmp_path)

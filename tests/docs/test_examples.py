@@ -3,50 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 
 import pytest
-from cancelling import assert_free, eventually, rows
 from folders import ROOT
 from server_databases import database_on
-
-
-def start(module, *args):
-    """An example in a process of its own, once it has said that it is ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", f"examples.{module}", *map(str, args)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() in ("filing\n", "working\n")
-    return process
-
-
-async def test_services_lose_nothing_at_sigterm(tmp_path):
-    """Two services on one file, told to end in the midst of it: what each counted is there."""
-    path = tmp_path / "jobs.db"
-    url = f"sqlite+qsession:///{path}"
-    services = [start("services.producer", url)]
-    try:
-        services += [start("services.worker", url, name) for name in ("ann", "ben")]
-        count = "SELECT count(*) FROM jobs WHERE done_by"
-        for name in ("ann", "ben"):
-            await eventually(lambda name=name: rows(path, f"{count} = '{name}'")[0][0] > 20)
-        for each in services:
-            each.send_signal(signal.SIGTERM)
-        said = [int(each.communicate(timeout=30)[0].split()[0]) for each in services]
-    finally:
-        for each in services:
-            each.kill()
-            each.wait()
-    assert [each.returncode for each in services] == [0, 0, 0]
-    assert rows(path, "SELECT count(*) FROM jobs") == [(said[0],)]
-    assert rows(path, f"{count} = 'ann'") == [(said[1],)]
-    assert rows(path, f"{count} = 'ben'") == [(said[2],)]
-    assert_free(path)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])

@@ -1,4 +1,4 @@
-"""docs/howto/fastapi.md: its statuses, its route class, and what the default scope hides."""
+"""docs/howto/fastapi.md: both of its applications, and what the default scope hides."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 from folders import ROOT
 from test_readme import run_page
 
-pytest.importorskip("fastapi")
-pytest.importorskip("httpx")
 PAGE = ROOT / "docs" / "howto" / "fastapi.md"
 
 BEGIN = """
@@ -19,8 +17,10 @@ from contextlib import asynccontextmanager
 from fastapi import Depends
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import text
-import transfers
-from app import Account, QSession, app, writer
+import app as page
+import by_hand, plain, transfers
+from app import Account
+from by_hand import QSession, app
 from qsession import qsession
 
 @asynccontextmanager
@@ -33,6 +33,32 @@ async def client_of(app):
 async def somebody_else_adds(amount):
     async with qsession.begin() as other:
         await other.execute(text(f"UPDATE accounts SET balance = balance + {amount}"))
+"""
+
+EXT = """
+attempts = []
+
+@page.app.post("/slow")
+async def slow(s: page.SessionDep):
+    attempts.append(1)
+    await s.connection(execution_options={"qsession_access": "auto"})
+    account = await s.get_one(Account, 1)
+    if len(attempts) == 1:
+        await somebody_else_adds(10)
+    account.balance += 1
+
+async def main():
+    async with client_of(page.app) as client:
+        before = (await client.get("/accounts")).json()[0]
+        assert (await client.post("/slow")).status_code == 200
+        assert len(attempts) == 2
+        assert (await client.get("/accounts")).json()[0] == before + 11
+        assert (await client.post("/accounts/99/deposit?amount=1")).status_code == 404
+    async with client_of(plain.app) as client:
+        assert (await client.post("/accounts", content=b"7")).json() == [before + 11, 7]
+        assert (await client.get("/accounts")).json() == [before + 11, 7]
+
+asyncio.run(main())
 """
 
 STATUSES = """
@@ -58,6 +84,23 @@ async def main():
             assert (await client.get("/accounts")).json()[0] == before + 10
             await holder.rollback()
         assert (await client.post("/accounts/1/deposit?amount=1")).json() == before + 11
+
+asyncio.run(main())
+"""
+
+TRANSFERS = """
+async def main():
+    async with qsession.begin() as s:
+        first, second = Account(balance=0), Account(balance=0)
+        s.add_all([first, second])
+        await s.flush()
+        first, second = first.id, second.id
+    async with client_of(app) as client:
+        deposits = [f"/accounts/{first}/deposit?amount=1"] * 50
+        moves = [f"/transfers?source={first}&target={second}&amount=1"] * 20
+        answers = await asyncio.gather(*map(client.post, deposits + moves))
+        assert {each.status_code for each in answers} == {200}
+        assert (await client.get("/accounts")).json()[-2:] == [30, 20]
 
 asyncio.run(main())
 """
@@ -121,13 +164,15 @@ asyncio.run(main())
 def page_was_run(tmp_path_factory):
     """The folder with the application of the page."""
     folder = tmp_path_factory.mktemp("page")
-    assert "[30, 20]" in run_page(PAGE, folder)
+    assert "[50]" in run_page(PAGE, folder)
     return folder
 
 
 @pytest.mark.parametrize(
     "program",
     [
+        pytest.param(EXT, id="qsession.ext runs a request again, under FastAPI and Starlette"),
+        pytest.param(TRANSFERS, id="deposits and transfers at once"),
         pytest.param(STATUSES, id="409 for a conflict, 503 for a turn that does not come"),
         pytest.param(AGAIN, id="a handler of the route class runs again, with its body"),
         pytest.param(SCOPES, id="only scope=function tells the client of a failed commit"),

@@ -59,7 +59,7 @@ async def main():
             answer = await client.post(path)
             value += 10  # the other one's; nothing of this one
             assert answer.status_code == 409, answer.text
-            assert answer.json() == {"detail": "Try again."}
+            assert answer.json()["detail"].endswith("try again.")
             assert (await client.get("/counters")).json() == [value]
             page.step = one
             assert (await client.post(path)).status_code == 201

@@ -33,7 +33,16 @@ PROGRAMS = {
     "litestar": ("-m", "litestar"),
 }
 """What Python runs for the commands of the pages: they need not be installed to be tried."""
-ELSEWHERE = {"move-to-postgresql.md", "litestar.md", "fastapi.md", "jupyter.md"}
+ELSEWHERE = {
+    "dashboard.md",
+    "fastapi.md",
+    "galera.md",
+    "jupyter.md",
+    "litestar.md",
+    "move-to-postgresql.md",
+    "observe.md",
+    "replicas.md",
+}
 """Pages whose own tests run them."""
 NEEDS = {
     "aiogram.md": ("aiogram",),
@@ -78,6 +87,7 @@ def run_page(page: Path, folder: Path, warnings: Sequence[str] = ("error",)) -> 
     environment = {name: value for name, value in os.environ.items() if name != "QSESSION_URL"}
     paths = [str(folder), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
+    environment["PYTEST_PLUGINS"] = "pytest_qsession"  # which need not be installed either
     done = subprocess.run(
         [sys.executable, *(f"-W{each}" for each in warnings), __file__, str(page)],
         cwd=folder,

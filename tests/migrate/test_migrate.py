@@ -288,3 +288,20 @@ async def test_an_error_of_a_migration_that_is_a_runtime_error(project: Project)
     project.add("raise RuntimeError('no')")
     with pytest.raises(RuntimeError, match="no"):
         await upgrade(config=project.config)
+
+
+RUNS_A_LOOP = """
+    import asyncio
+    work = asyncio.sleep(0)
+    try:
+        asyncio.run(work)
+    finally:
+        work.close()
+"""
+
+
+async def test_a_migration_that_runs_an_event_loop(project: Project) -> None:
+    """Its error is raised: env.py, which it was blamed on, is as it should be."""
+    project.add(RUNS_A_LOOP)
+    with pytest.raises(RuntimeError, match="cannot be called from a running event loop"):
+        await upgrade(config=project.config)

@@ -28,6 +28,7 @@ import greenlet
 from qsession.sqlite.driver import physical, processor
 from qsession.sqlite.durability import syncer, wal_file
 from qsession.sqlite.processes import lock_files, status, turn
+from qsession.sqlite.transaction import runner
 from qsession.waiting import pacing
 
 T = TypeVar("T")
@@ -224,7 +225,7 @@ class Simulation:
                 (turn, "threading", threading),
                 (lock_files.LockFiles, "wait", self._wait_for_lock()),
                 (status, "serve", lambda: None),
-                (physical, "STEPS", 50),
+                (runner, "STEPS", 50),
                 (physical.DriverConnection, "thread_time", lambda driver: self.now),
             ):
                 stack.enter_context(mock.patch.object(target, name, stand_in))

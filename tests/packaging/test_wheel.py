@@ -40,6 +40,14 @@ async def main():
 
 asyncio.run(main())
 """
+TEST = """
+import shop
+from sqlalchemy.orm import Session
+
+def test_it(qsession_sync_engine):
+    with Session(qsession_sync_engine) as s:
+        assert s.get(shop.User, 1) is None
+"""
 READ = "import sqlite3; print(sqlite3.connect('copy.db').execute('SELECT * FROM users').fetchall())"
 
 
@@ -79,17 +87,19 @@ def test_there_is_nothing_in_it_that_a_user_does_not_need(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names} == {
+        "pytest_qsession.py",
         "qsession",
         f"qsession-{qsession.__version__}.dist-info",
     }
     assert {Path(name).suffix for name in names if name.startswith("qsession/")} == {
         ".py",
         ".c",  # what slows down the disk of a benchmark
+        *(".html", ".css", ".js", ".svg"),  # the page of the dashboard
         ".mako",
         ".txt",
         ".typed",
     }
-    assert wheel.stat().st_size < 500_000
+    assert wheel.stat().st_size < 700_000
 
 
 def test_the_description_leads_somewhere(wheel: Path) -> None:
@@ -121,7 +131,7 @@ def test_the_commands_work_in_an_empty_environment(wheel: Path, tmp_path: Path) 
     run(sys.executable, "-m", "venv", tmp_path / "env", cwd=tmp_path)
     folder = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
     python = folder / "python"
-    pip(python, "install", f"{wheel}[cli]", cwd=tmp_path)
+    pip(python, "install", f"{wheel}[cli,testing]", cwd=tmp_path)
     project = tmp_path / "project"
     project.mkdir()
     (project / "shop.py").write_text(MODELS)
@@ -142,5 +152,7 @@ def test_the_commands_work_in_an_empty_environment(wheel: Path, tmp_path: Path) 
     assert "Import time" in command(
         "qsession", "bench", "import_time", "--rounds", "1", "--scale", "0.01"
     )
+    (project / "test_shop.py").write_text(TEST)
+    assert "1 passed" in command("python", "-m", "pytest", "-Werror", "test_shop.py")
     where = command("python", "-c", "import qsession; print(qsession.__file__)").strip()
     assert Path(where).is_relative_to(tmp_path / "env")  # and not this checkout

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import functools
 import warnings
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -487,6 +489,9 @@ async def test_the_access_mode_travels_with_the_bind(engine):
         ("insert", "insert on users"),
         ("update", "update on users"),
         ("text", "the changes of UPDATE users SET name = :name WHERE id = 1[.]"),
+        ("bulk_insert", "bulk save of User"),
+        ("bulk_update", "bulk save of User"),
+        ("bulk_save", "bulk save of User"),
         ("released_savepoint", "insert on users"),
         ("after_commit", "insert on users"),
     ],
@@ -538,6 +543,18 @@ async def _text(s: QSession) -> None:
     await s.execute(text("UPDATE users  SET name = :name WHERE id = 1"), {"name": "x"})
 
 
+async def _bulk_insert(s: QSession) -> None:
+    await s.run_sync(lambda inner: inner.bulk_insert_mappings(User, [{"name": "x"}]))
+
+
+async def _bulk_update(s: QSession) -> None:
+    await s.run_sync(lambda inner: inner.bulk_update_mappings(User, iter([{"id": 1, "name": "x"}])))
+
+
+async def _bulk_save(s: QSession) -> None:
+    await s.run_sync(lambda inner: inner.bulk_save_objects([User(name="x")]))
+
+
 async def _released_savepoint(s: QSession) -> None:
     async with s.begin_nested():
         await _insert(s)
@@ -559,6 +576,9 @@ WORK = {
     "insert": _insert,
     "update": _update,
     "text": _text,
+    "bulk_insert": _bulk_insert,
+    "bulk_update": _bulk_update,
+    "bulk_save": _bulk_save,
     "released_savepoint": _released_savepoint,
     "after_commit": _after_commit,
 }
@@ -569,6 +589,8 @@ async def test_block_that_owes_nothing_is_silent(maker):
     async with maker() as s:  # committed
         await _flush(s)
         await s.commit()
+    async with maker() as s:
+        await s.run_sync(lambda inner: inner.bulk_insert_mappings(User, []))
     async with maker() as s:  # committed by a block
         async with s.begin():
             await _insert(s)
@@ -965,9 +987,8 @@ async def test_run_raises_other_errors_at_once(maker, engine, pauses):
 
 async def test_run_repeats_a_group_of_conflicts_only(maker, pauses):
     """Conflicts in a task group are run again; a group with another error is not."""
-    group = getattr(__builtins__, "ExceptionGroup", None) or __builtins__.get("ExceptionGroup")
-    if group is None:
-        pytest.skip("exception groups came with Python 3.11")
+    found = getattr(builtins, "ExceptionGroup", None)
+    group = found or import_module("exceptiongroup").ExceptionGroup
     calls = []
 
     async def work(_session: QSession, *errors: Exception) -> int:

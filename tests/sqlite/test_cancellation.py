@@ -6,24 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from cancelling import (
-    ENDLESS,
-    MARKS,
-    READ,
-    Base,
-    Bench,
-    Item,
-    Mark,
-    When,
-    cancel_at,
-    collected,
-    eventually,
-)
+from cancelling import ENDLESS, MARKS, READ, Base, Bench, Item, Mark, collected, eventually
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import NullPool
 
 from qsession.session.maker import QSession
+from qsession.testing import When, cancel_at
 
 
 @pytest.fixture(params=[False, True], ids=["threads", "inline"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +31,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import create_async_engine as stock_engine
+from sqlalchemy.util import greenlet_spawn
 
 from qsession import QueuedAsyncEngine
 
@@ -311,3 +313,51 @@ async def test_raw_connection_of_the_engine(engine: QueuedAsyncEngine) -> None:
     async with engine.begin() as connection:
         await connection.execute(insert(notes), {"id": 11})
     assert await rows(engine) == 5
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "closed"])
+async def test_no_statement_in_line_begins_behind_the_end(make: Make, ending: str) -> None:
+    """A statement that waits for another one of its connection does not begin a new transaction
+    where the other one was cancelled or the connection closed: nobody would end it.
+    """
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE lines (x)"))
+    add = text("INSERT INTO lines VALUES (1)")
+    async with engine.connect() as holder:
+        await holder.execute(add)
+        shared = await engine.connect()
+        first = asyncio.ensure_future(shared.execute(add))
+        while engine.stats().waiting == 0:
+            await asyncio.sleep(0)
+        second = asyncio.ensure_future(shared.execute(add))
+        await asyncio.sleep(0)
+        if ending == "cancelled":
+            first.cancel()
+        else:
+            await shared.close()
+        await holder.rollback()
+        told = await asyncio.gather(first, second, return_exceptions=True)
+    assert [isinstance(each, BaseException) for each in told] == [True, True]
+    await shared.close()
+    assert engine.stats().in_use == 0
+    async with engine.begin() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM lines")) == 0
+
+
+async def test_a_commit_in_line_lets_the_next_statement_run(make: Make) -> None:
+    """COMMIT of what has only read begins no statement; who stands behind it in line goes on."""
+    engine = make()
+    async with engine.connect() as connection:
+        routed = await connection.run_sync(lambda c: c.connection.dbapi_connection)
+        await connection.execute(text("SELECT 1"))
+        lines = [
+            asyncio.ensure_future(greenlet_spawn(step))
+            for step in (
+                lambda: routed.execute("SELECT count(*) FROM sqlite_master, sqlite_master"),
+                routed.commit,
+                lambda: routed.execute("SELECT 2"),
+                lambda: routed.execute("SELECT 3"),
+            )
+        ]
+        await asyncio.wait_for(asyncio.gather(*lines), 10)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from cancelling import PATIENCE, Bench, Item, assert_free, connection_threads, eventually, rows
-from disk import slow_disk
 from queueing import ADD, marks, together, waiters, write
 from sqlalchemy.ext.asyncio import AsyncSession
+
+from qsession.testing import held_disk
 
 
 @pytest.fixture
@@ -77,13 +78,11 @@ async def test_while_the_next_one_is_woken_up(bench: Bench) -> None:
     assert marks(bench) == [0, 2]
 
 
-async def test_while_a_commit_waits_for_the_disk(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_while_a_commit_waits_for_the_disk(bench: Bench) -> None:
     """It is acknowledged when it is on the disk; a new connection serves those who come."""
-    with slow_disk(monkeypatch) as disk:
+    with held_disk() as disk:
         writing = asyncio.create_task(write(bench, 1))
-        sync = await disk.next()
+        sync = await disk.begun()
         await bench.engine.dispose()
         assert not writing.done()
         later = asyncio.create_task(write(bench, 2))
@@ -133,7 +132,7 @@ async def test_a_connection_is_invalidated(bench: Bench) -> None:
     assert marks(bench) == [0, 1, 2]
 
 
-def test_one_fsync_for_two_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_fsync_for_two_loops(tmp_path: Path) -> None:
     """Those who commit while an fsync runs share the next one, and each is told in its loop."""
     told = []
 
@@ -144,9 +143,9 @@ def test_one_fsync_for_two_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     async def main() -> None:
         bench = await Bench.ready(tmp_path / "app.db")
         before = bench.engine.stats()
-        with slow_disk(monkeypatch) as disk:
+        with held_disk() as disk:
             first = asyncio.create_task(write(bench, 1))
-            sync = await disk.next()
+            sync = await disk.begun()
             thread = threading.Thread(target=asyncio.run, args=(other(bench),))
             thread.start()
             second = asyncio.create_task(write(bench, 2))
@@ -155,7 +154,7 @@ def test_one_fsync_for_two_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             sync.end()
             await first
             assert not second.done()
-            (await disk.next()).end()
+            (await disk.begun()).end()
             await second
             await asyncio.to_thread(thread.join)
             assert disk.is_quiet

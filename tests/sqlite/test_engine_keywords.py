@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import pytest
 from engines import Make, metadata, notes, works
 from sqlalchemy import Column, Date, MetaData, Table, select, text
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import create_async_engine as stock_engine
 from sqlalchemy.pool import NullPool, StaticPool
+
+from qsession import create_async_engine, create_engine
+from qsession.sqlite import pool
 
 
 @pytest.mark.parametrize("poolclass", [NullPool, StaticPool])
@@ -35,17 +40,36 @@ async def test_pool_arguments(make: Make) -> None:
         pool_logging_name="readers",
     )
     await works(engine)
-    pool: Any = engine.pool
-    assert (pool.size(), pool.timeout(), pool._max_overflow) == (1, 0.01, 1)
-    assert (pool._recycle, pool._pre_ping, pool.logging_name) == (100, True, "readers")
-    assert pool.status().startswith("Pool size: 1")
-    assert "Write ticket: free Writers waiting: 0" in pool.status()
+    used: Any = engine.pool
+    assert (used.size(), used.timeout(), used._max_overflow) == (1, 0.01, 1)
+    assert (used._recycle, used._pre_ping, used.logging_name) == (100, True, "readers")
+    assert used.status().startswith("Pool size: 1")
+    assert "Write ticket: free Writers waiting: 0" in used.status()
     reading = engine.execution_options(qsession_access="read")
     async with reading.connect() as one, reading.connect() as other, reading.connect() as third:
         await one.execute(text("SELECT 1"))
         await other.execute(text("SELECT 1"))
         with pytest.raises(Exception, match="QueuePool limit of size 1 overflow 1 reached"):
             await third.execute(text("SELECT 1"))
+
+
+async def test_idle_connections_beyond_pool_size(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay for some time, then each transaction that ends closes one, down to pool_size."""
+    engine = make(pool_size=1, max_overflow=3)
+    reading = engine.execution_options(qsession_access="read")
+
+    async def sizes(readers: int) -> int:
+        async with AsyncExitStack() as stack:
+            for _ in range(readers):
+                connection = await stack.enter_async_context(reading.connect())
+                await connection.execute(text("SELECT 1"))
+        return engine.stats().size
+
+    assert await sizes(4) == await sizes(1) == 4
+    monkeypatch.setattr(pool, "KEEP_IDLE", 0.0)
+    assert [await sizes(1) for _ in range(5)] == [3, 2, 1, 1, 1]
 
 
 async def test_engine_arguments(make: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,3 +203,23 @@ async def test_wrong_options(make: Make, option: dict[str, Any]) -> None:
             await connection.execution_options(qsession_access="read", qsession_priority=0)
             assert await connection.scalar(text("SELECT 1")) == 1
     await works(engine)
+
+
+async def test_a_misspelt_option_of_a_statement(make: Make) -> None:
+    """It is refused with the first statement of a transaction, whose options count for all."""
+    engine = make()
+    statement = text("SELECT 1").execution_options(qsession_acces="read")
+    async with engine.connect() as connection:
+        with pytest.raises(ArgumentError, match="'qsession_acces' is not an execution option"):
+            await connection.execute(statement)
+        assert await connection.scalar(text("SELECT 1")) == 1
+
+
+@pytest.mark.parametrize("create", [create_async_engine, create_engine, stock_engine])
+def test_a_misspelt_parameter_of_the_url(tmp_path: Path, create: Any) -> None:
+    """A setting that is spelt wrong would have no effect. A keyword is SQLAlchemy's TypeError."""
+    url = f"sqlite+qsession:///{tmp_path}/app.db"
+    with pytest.raises(ArgumentError, match="'queue_timout' is not a setting of qsession"):
+        create(f"{url}?queue_timout=1")
+    with pytest.raises(TypeError, match="'queue_timout'"):
+        create(url, queue_timout=1)

@@ -12,8 +12,10 @@ import foreign
 import pytest
 from cancelling import PATIENCE, assert_free, eventually, rows
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from qsession import QueueTimeout, create_async_engine
+from qsession.errors import SQLITE_BUSY
 from qsession.sqlite.processes import owners as processes
 
 INSERT = text("INSERT INTO t VALUES (1)")
@@ -74,7 +76,7 @@ class TestAForeignWriter:
         with foreign.program(path, foreign.PROGRAMS[what]) as other:
             task = asyncio.create_task(insert(engine))
             await waits_for_lock(engine, task)
-            foreign.let_go(other)
+            other.let_go()
             await asyncio.wait_for(task, PATIENCE)
             assert other.wait(PATIENCE) == 0
         assert rows(path, "SELECT a FROM t ORDER BY a") == [(0,), (1,)]
@@ -86,7 +88,7 @@ class TestAForeignWriter:
         with foreign.program(path, foreign.PROGRAMS[what]) as other:
             task = asyncio.create_task(insert(engine))
             await waits_for_lock(engine, task)
-            foreign.crash(other)
+            other.kill()
             await asyncio.wait_for(task, PATIENCE)
         left = [(1,)] if what.startswith("BEGIN") else [(0,), (1,)]
         assert rows(path, "SELECT a FROM t ORDER BY a") == left
@@ -113,7 +115,7 @@ class TestAForeignWriter:
             with pytest.raises(asyncio.CancelledError):
                 await first
             await waits_for_lock(engine, second)
-            foreign.let_go(other)
+            other.let_go()
             await asyncio.wait_for(second, PATIENCE)
         assert rows(path, "SELECT a FROM t ORDER BY a") == [(0,), (1,)]
         await engine.dispose()
@@ -146,7 +148,7 @@ async def test_a_program_that_locks_the_file_for_good(path):
         engine = create_async_engine(f"sqlite+aiosqlite:///{path}", queue_timeout=0.05)
         with pytest.raises(QueueTimeout, match=named(other)):
             await insert(engine)
-        foreign.let_go(other)
+        other.let_go()
         assert other.wait(PATIENCE) == 0
     await insert(engine)
     assert rows(path, "SELECT a FROM t ORDER BY a") == [(0,), (1,)]
@@ -164,7 +166,7 @@ async def test_a_file_that_is_used_in_rollback_mode(tmp_path):
         await impatient.dispose()
         engine = create_async_engine(f"sqlite+aiosqlite:///{path}", queue_timeout=NEVER)
         task = asyncio.create_task(insert(engine))
-        foreign.let_go(other)
+        other.let_go()
         await asyncio.wait_for(task, PATIENCE)
     assert rows(path, "SELECT a FROM t ORDER BY a") == [(0,), (1,)]
     assert rows(path, "PRAGMA journal_mode") == [("wal",)]
@@ -186,6 +188,21 @@ async def test_journal_mode_is_changed(path):
     await engine.dispose()
 
 
+async def test_the_journal_mode_is_not_changed_while_the_engine_is_open(path):
+    """Its own idle connections are in the way. It says so at once, and goes on in WAL mode."""
+    engine = await ready(path, queue_timeout=NEVER)
+    await insert(engine)
+    async with engine.connect() as connection:
+        with pytest.raises(OperationalError, match="stays in WAL mode until the engine") as caught:
+            change = connection.execute(text("PRAGMA journal_mode=DELETE"))
+            await asyncio.wait_for(change, PATIENCE)
+        assert caught.value.orig.sqlite_errorcode == SQLITE_BUSY
+        assert await connection.scalar(text("PRAGMA journal_mode=WAL")) == "wal"
+    await insert(engine)
+    await engine.dispose()
+    assert rows(path, "PRAGMA journal_mode=DELETE") == [("delete",)]
+
+
 async def test_a_hot_journal(tmp_path):
     """A transaction that a killed program left half done is rolled back before anything else."""
     path = tmp_path / "app.db"
@@ -194,7 +211,7 @@ async def test_a_hot_journal(tmp_path):
         raw.executemany("INSERT INTO t VALUES (?)", [(7,), (8,)])
         raw.commit()
     with foreign.program(path, foreign.LEAVES_HOT_JOURNAL) as other:
-        foreign.crash(other)
+        other.kill()
     journal = tmp_path / "app.db-journal"
     assert journal.stat().st_size > 0
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
@@ -216,7 +233,7 @@ async def test_a_journal_that_is_not_hot_yet(tmp_path):
         with pytest.raises(QueueTimeout, match=named(other)):
             await insert(engine)
         assert os.stat(f"{path}-journal").st_size > 0
-        foreign.crash(other)
+        other.kill()
         await insert(engine)
     assert rows(path, "SELECT a FROM t") == [(1,)]
     await engine.dispose()

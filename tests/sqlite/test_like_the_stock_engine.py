@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import warnings
 from contextlib import closing
@@ -14,7 +15,7 @@ from typing import Any
 import aiosqlite
 import pytest
 from engines import Make
-from sqlalchemy import event, exc, func, select, text
+from sqlalchemy import event, exc, func, insert, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.asyncio import create_async_engine as stock_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -22,7 +23,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
-from qsession import ConflictError, UncommittedChangesWarning
+from qsession import ConflictError, QSession, UncommittedChangesWarning
 
 
 class Base(DeclarativeBase):
@@ -147,10 +148,69 @@ async def test_ddl_that_ends_without_commit_is_told(make: Make) -> None:
         warnings.simplefilter("error")
         async with engine.connect() as connection:
             await connection.execute(text("CREATE TABLE new (x)"))
+            await connection.execute(text("PRAGMA user_version"))
             await connection.rollback()
         async with engine.begin() as connection:
             await connection.execute(text("CREATE TABLE new (x)"))
     assert await count(engine, "new") == 0
+
+
+FROM_ONE = "WITH one AS (SELECT 1 AS x) "
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        FROM_ONE + "INSERT INTO t SELECT x FROM one",
+        FROM_ONE + "UPDATE t SET x = x + 1 RETURNING x",
+        FROM_ONE + "DELETE FROM t",
+        "ANALYZE",
+    ],
+)
+async def test_a_text_that_sqlite3_commits_is_told_of_if_it_is_lost(make: Make, sql: str) -> None:
+    """The stock driver sends no BEGIN before a WITH, so it commits it."""
+    engine = make()
+    await run(engine, "CREATE TABLE t (x)", "INSERT INTO t VALUES (0)", "CREATE INDEX i ON t (x)")
+    for use in (engine.connect(), AsyncSession(engine), QSession(engine)):
+        with pytest.warns(UncommittedChangesWarning, match=re.escape(sql[:20])) as caught:
+            async with use as used:
+                await used.execute(text(sql))
+        assert len(caught) == 1
+    assert await count(engine) == 1
+
+
+async def test_a_compiled_statement_with_a_cte_is_told_of_if_it_is_lost(make: Make) -> None:
+    """SQLAlchemy writes WITH first, and the driver looks at the first word only."""
+    engine = make()
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    one = select(literal(1).label("id")).cte("one")
+    columns = select(one.c.id, literal("").label("body"), literal(1).label("version"))
+    adding = insert(Page).from_select(["id", "body", "version"], columns).add_cte(one)
+    with pytest.warns(UncommittedChangesWarning, match="WITH one"):
+        async with engine.connect() as connection:
+            await connection.execute(adding)
+
+
+async def test_nothing_is_told_where_nothing_is_lost(make: Make) -> None:
+    """A WITH that reads, or changes no row, and a PRAGMA that reads, behind a write."""
+    engine = make()
+    await run(engine, "CREATE TABLE t (x)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sql in (
+            FROM_ONE + "SELECT * FROM one",
+            FROM_ONE + "DELETE FROM t WHERE x > 9",
+            "PRAGMA user_version",
+        ):
+            async with engine.connect() as connection:
+                await connection.execute(text(sql))
+            async with engine.connect() as connection:
+                await connection.execute(text("INSERT INTO t VALUES (1)"))
+                await connection.execute(text(sql))
+        async with engine.begin() as connection:
+            await connection.execute(text(FROM_ONE + "INSERT INTO t SELECT x FROM one"))
+    assert await count(engine) == 1
 
 
 async def test_connections_are_equal_whoever_made_the_proxy(make: Make) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cancelling import COUNT_ENDLESSLY, PATIENCE, When, assert_free, cancel_at, eventually, rows
-from disk import slow_disk
+from cancelling import COUNT_ENDLESSLY, PATIENCE, assert_free, eventually, rows
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
@@ -32,6 +31,7 @@ from qsession.sqlite.lone import Lane
 from qsession.sqlite.processes.turn import FileTurn
 from qsession.sqlite.queue.owner import Owner
 from qsession.sqlite.queue.stall import StallWatch
+from qsession.testing import When, cancel_at, held_disk
 from qsession.waiting.ticket import Ticket
 
 ADD = "INSERT INTO notes (body) VALUES ($1)"
@@ -97,7 +97,7 @@ def held_elsewhere(pool: AsyncConnectionPool) -> Ticket:
     class Busy:
         last_statement = ""
         task = loop = ticket = site = None
-        wrote = promised = locked_by_driver = False
+        wrote = promised = insists = locked_by_driver = False
         running = True
         activity = 0
 
@@ -409,20 +409,18 @@ async def test_rows_before_an_error_stay(pool: AsyncConnectionPool, path: Path) 
     assert pool.engine.stats().commits == before + 1
 
 
-async def test_acknowledged_behind_a_sync_that_began_after_the_commit(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_acknowledged_behind_a_sync_that_began_after_the_commit(path: Path) -> None:
     """Whoever commits while a sync runs waits for the next one; others see it before."""
     pool = await ready(path)
-    with slow_disk(monkeypatch) as disk:
+    with held_disk() as disk:
         first = asyncio.create_task(pool.execute(ADD, "1"))
-        sync = await disk.next()
+        sync = await disk.begun()
         second = asyncio.create_task(pool.execute(ADD, "2"))
         await eventually(lambda: bodies(path) == ["1", "2"])
         assert not first.done()
         sync.end()
         assert await first == 1
-        following = await disk.next()
+        following = await disk.begun()
         assert not second.done()
         following.end()
         assert await second == 1
@@ -430,14 +428,12 @@ async def test_acknowledged_behind_a_sync_that_began_after_the_commit(
 
 
 @pytest.mark.parametrize("behind", [False, True])
-async def test_cancelled_while_the_disk_is_waited_for(
-    path: Path, monkeypatch: pytest.MonkeyPatch, behind: bool
-) -> None:
+async def test_cancelled_while_the_disk_is_waited_for(path: Path, behind: bool) -> None:
     """It is committed, and whoever waits for the same sync is answered."""
     pool = await ready(path)
-    with slow_disk(monkeypatch) as disk:
+    with held_disk() as disk:
         tasks = [asyncio.create_task(pool.execute(ADD, str(n))) for n in range(3)]
-        sync = await disk.next()
+        sync = await disk.begun()
         await eventually(lambda: len(bodies(path)) == 3)
         if behind:
             sync.end()
@@ -519,7 +515,7 @@ async def test_no_place_in_the_line(path: Path) -> None:
     with pytest.raises(QueueTimeout, match=r"0\.1 s"):
         await task
     queue_of(pool).release(ticket)
-    assert pool.engine.stats().timeouts == 2
+    assert pool.engine.stats().timeouts == 1  # QueueFull is none
     await pool.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from engines import Make, metadata, notes
 from sqlalchemy import event, func, insert, select, text
 
-from qsession import QSession, QueuedAsyncEngine, ReadOnlyError
+from qsession import QSession, QSessionError, QueuedAsyncEngine, ReadOnlyError
 
 
 @pytest.fixture
@@ -135,3 +135,19 @@ async def test_options_hold_behind_the_driver_s_connection(
         if "qsession_access" in options:
             with pytest.raises(ReadOnlyError):
                 await connection.execute(insert(notes), {"id": 2})
+
+
+async def test_a_damaged_connection_keeps_its_place_in_the_pool(make: Make) -> None:
+    """A connection that an error may have damaged while it was idle is not lent, and not lost."""
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=0.1)
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+    pool: Any = engine.pool
+    (record,) = pool._pool
+    record.dbapi_connection.suspect = True
+    raw = engine.sync_engine.raw_connection()
+    with pytest.raises(QSessionError, match="driver_connection"):
+        _ = raw.driver_connection
+    raw.close()
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import signal
-import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +11,10 @@ from contextlib import closing
 
 import pytest
 from cancelling import STRICT, assert_free, rows
-from folders import TESTS
 from project import FAMILY, Project
+from serving import STUCK, serving
 
 PROCESSES = 8
-STUCK = 60
 
 ENGINE = """
 import asyncio
@@ -77,26 +74,6 @@ def test_eight_start_at_once(tmp_path, act):
     assert_free(project.file)
 
 
-def serve(command, folder, log, **environment):
-    """A web server on a socket of ours, in a process group of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *(each.format(fd=listening.fileno()) for each in command)],
-            cwd=folder,
-            pass_fds=[listening.fileno()],
-            start_new_session=True,
-            stdout=log,
-            stderr=log,
-            env={
-                **os.environ,
-                **environment,
-                "DATABASE": str(folder / "app.db"),
-                "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
-            },
-        )
-        return process, listening.getsockname()[1]
-
-
 SERVERS = {
     "gunicorn --preload": (
         *("gunicorn", "--preload", "--workers", "4", "--bind", "fd://{fd}"),
@@ -110,9 +87,6 @@ SERVERS = {
 def test_web_servers(tmp_path, server):
     """Four workers count one row up at 16 requests at once: no number is given twice."""
     preload = {"USE_AT_IMPORT": "yes"} if "preload" in server else {}
-    log = tmp_path / "log"
-    with log.open("w") as writing:
-        process, port = serve(SERVERS[server], tmp_path, writing, **preload)
 
     def ask(_):
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=STUCK)) as connection:
@@ -120,18 +94,10 @@ def test_web_servers(tmp_path, server):
             answer = connection.getresponse()
             return answer.status, answer.read().split()
 
-    try:
+    with serving(SERVERS[server], tmp_path, **preload) as port:
         with ThreadPoolExecutor(16) as threads:
             answers = list(threads.map(ask, range(400)))
-        process.send_signal(signal.SIGTERM)
-        process.wait(STUCK)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    said = log.read_text()
-    assert {status for status, _ in answers} == {200}, said
-    assert "Traceback" not in said, said
+    assert {status for status, _ in answers} == {200}
     assert sorted(int(number) for _, (number, _) in answers) == list(range(1, 401))
     assert len({pid for _, (_, pid) in answers}) > 1
     assert rows(tmp_path / "app.db", "SELECT count FROM hits") == [(400,)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from qsession import create_async_engine
 from qsession.cli import app
 from qsession.tools import doctor as health
+from qsession.tools.backup import BackupError, back_up
 from qsession.tools.doctor import Level, examine
 
 CLEAN = {"file", "file system", "disk space", "SQLite", "WAL size", "journal mode"}
@@ -83,6 +85,61 @@ def test_what_is_called_locked(tmp_path):
     content = found(path)["content"]
     assert "locked" in content.found
     assert "recovery" in content.advice
+
+
+def with_a_damaged_page(path, root):
+    """A file in which one page of a table was overwritten: its root, or one with rows."""
+    made(
+        path,
+        "CREATE TABLE alembic_version (version_num TEXT)",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT)",
+        "CREATE INDEX i ON t (x)",
+        "CREATE TABLE u (id INTEGER PRIMARY KEY, t REFERENCES t)",
+        "INSERT INTO u VALUES (1, -1)",
+        "WITH n AS (SELECT 1 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 500) "
+        "INSERT INTO t SELECT i, hex(zeroblob(100)) FROM n",
+        wal=False,
+    )
+    with closing(sqlite3.connect(path)) as raw:
+        page = dict(raw.execute("SELECT name, rootpage FROM sqlite_master"))[root or "t"]
+    with path.open("r+b") as file:
+        if not root:  # the last child (https://sqlite.org/fileformat.html, 1.6)
+            file.seek((page - 1) * 4096 + 8)
+            page = int.from_bytes(file.read(4), "big")
+        file.seek((page - 1) * 4096)
+        file.write(b"\xa5" * 4096)
+    return str(path), page
+
+
+def test_a_damaged_page_of_rows(tmp_path):
+    """It is named, and the other checks go on. Python loses what SQLite says of it."""
+    path, page = with_a_damaged_page(tmp_path / "app.db", root=None)
+    findings = found(path)
+    assert findings["integrity"].level is Level.PROBLEM
+    assert f"Page {page}:" in findings["integrity"].found
+    assert "recovery" in findings["integrity"].advice
+    assert "1 rows of 'u'" in findings["foreign keys"].found
+    assert "content" not in findings
+    with pytest.raises(BackupError, match=f"Page {page}:"):
+        back_up(Path(path), tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
+
+
+def test_a_damaged_table(tmp_path):
+    """What refers to it cannot be checked, which is said; other tables can."""
+    path, page = with_a_damaged_page(tmp_path / "app.db", root="t")
+    findings = found(path)
+    assert f"Page {page}:" in findings["integrity"].found
+    assert "those of 'u' could not be checked" in findings["foreign keys"].found
+    assert findings["foreign keys"].level is Level.PROBLEM
+
+
+def test_a_check_that_meets_damage_ends_no_other(tmp_path):
+    """The table of Alembic cannot be read; the checks behind it are done."""
+    path, page = with_a_damaged_page(tmp_path / "app.db", root="alembic_version")
+    findings = found(path)
+    assert findings["content"].level is Level.BLIND
+    assert f"Page {page}:" in findings["integrity"].found
 
 
 def test_locked_by_another(tmp_path):

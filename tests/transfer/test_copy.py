@@ -250,6 +250,17 @@ async def test_virtual_tables(tmp_path, target):
     )
 
 
+async def test_tables_of_litestream(tmp_path, target):
+    """They are about the WAL of the source, so they are left there."""
+    script = (
+        PEOPLE
+        + "CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER);"
+        + "INSERT INTO _litestream_seq VALUES (1, 7); CREATE TABLE _litestream_lock (id INTEGER);"
+    )
+    await copy(made(tmp_path / "source.db", script), target)
+    assert await tables(target) == {"people", "tags", "loose"}
+
+
 async def test_views_and_triggers(tmp_path, target):
     """They do not come along, and are named, unless the models decide what comes along."""
     script = (

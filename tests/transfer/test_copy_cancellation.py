@@ -8,10 +8,10 @@ import sys
 from contextlib import AsyncExitStack
 
 import pytest
-from cancelling import When, cancel_at
 from copy_databases import ask, database, made, tables
 
 from qsession import copy
+from qsession.testing import When, cancel_at
 from qsession.transfer import reading
 from qsession.transfer.schema import BOOKS
 

@@ -199,9 +199,9 @@ async def test_a_cancellation_notes_what_is_left(tmp_path: Path) -> None:
         assert task is not None
         task.cancel()
 
-    task = asyncio.ensure_future(copy(source, target, progress=cancel))
+    # Not in a task of its own: Python 3.10 raises a new error for one who awaits that.
     with pytest.raises(asyncio.CancelledError) as cancelled:
-        await task
+        await copy(source, target, progress=cancel)
     assert notes_of(cancelled.value) == [
         f"The target is as it was. Target: the file '{tmp_path}/t.db'"
     ]

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import asyncpg
 from qsession.transfer.digest import Digest
 from qsession.transfer.kinds import Kind, Wanted, kind_of, wanted
 from qsession.transfer.values import Unfit, converter
-from qsession.transfer.writing import _encoded
+from qsession.transfer.writing import encoded
 
 POSTGRESQL, MYSQL, SQLITE = asyncpg.dialect(), asyncmy.dialect(), sqlite.dialect()
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -184,7 +184,7 @@ def test_a_value_survives_sqlite(type_):
         except Unfit:
             assert here.kind is Kind.NUMERIC  # SQLite keeps 15 digits
             return
-        ((written,),) = _encoded([(kept,)], [here], "sqlite")
+        ((written,),) = encoded([(kept,)], [here], "sqlite")
         assert isinstance(written, int | float | str | bytes)
         if there.kind is Kind.TEXT and "\0" in value:
             return
@@ -250,7 +250,7 @@ def test_nothing_else_is_raised(value, kind):
         (SQLITE, types.String(3), {"length": None, "kind": Kind.TEXT}),
         (SQLITE, types.Integer(), {"bounds": (-(2**63), 2**63 - 1)}),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "name", None) or repr(value),
 )
 def test_limits_of_columns(dialect, type_, expected):
     """What each database makes of a type."""

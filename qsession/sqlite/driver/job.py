@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from qsession.waiting.handoff import this_loop
+
 
 class Job:
     """A function for the thread, and the future that waits for what it returns."""
@@ -14,7 +16,7 @@ class Job:
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
-        self.loop = asyncio.get_running_loop()
+        self.loop = this_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.begun = self.taken_back = False
 

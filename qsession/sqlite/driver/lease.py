@@ -38,7 +38,7 @@ _NO_STREAMS: frozenset[Any] = frozenset()
 class Lease:
     """A physical connection that one transaction uses."""
 
-    __slots__ = ("_give_back", "driver", "ended", "kept", "record", "reserved", "streams")
+    __slots__ = ("_give_back", "driver", "ended", "record", "reserved", "streams")
 
     def __init__(self, record: Any, give_back: Callable[[Lease], None]) -> None:
         self.driver: DriverConnection = record.dbapi_connection
@@ -47,8 +47,6 @@ class Lease:
         self.reserved: bool = record.reserved
         """Whether it is the connection reserved for the holder of the ticket."""
         self.streams: frozenset[Stream] = _NO_STREAMS
-        self.kept = False
-        """Whether it stays with its user past the end of a transaction."""
         self.ended = False
         """Whether its transaction has ended; open streams may still use it."""
         self._give_back: Callable[[Lease], None] | None = give_back
@@ -78,6 +76,7 @@ class Lease:
             if self.driver.is_left_open():
                 logger.error("A connection was returned with an open transaction; it is closed")
                 self.driver.suspect = True
+            self.record.kept = False
             give_back(self)
 
     def tidy(self, function: Callable[..., Any], *args: Any) -> None:
@@ -102,6 +101,8 @@ class Lease:
 
     def forget_streams(self) -> list[sqlite3.Cursor]:
         """Give up the cursors of open streams; the caller closes them."""
+        if not self.streams:
+            return []
         cursors = [stream.forget() for stream in self.streams]
         self.streams = _NO_STREAMS
         return [cursor for cursor in cursors if cursor is not None]

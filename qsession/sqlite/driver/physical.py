@@ -23,7 +23,6 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from qsession import errors
 from qsession.sqlite.driver.job import Job
-from qsession.sqlite.driver.pace import STEPS
 from qsession.sqlite.driver.setup import FULL, Sync
 from qsession.sqlite.processes import fork
 from qsession.waiting.handoff import running_loop, to_end
@@ -73,6 +72,8 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """Whether its thread was told to close it."""
     cancelled: asyncio.CancelledError | None = None
     """A cancellation during :meth:`close`. If close() raised it, SQLAlchemy would log a failure."""
+    written: Any = None
+    """The tables that statements write on it, once a commit of it was observed."""
     suspect = False
     """Set after an error that may have damaged its state: it is closed instead of used again."""
 
@@ -120,26 +121,10 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     def is_left_open(self) -> bool:
         """Whether SQLite has a transaction, and no function in the thread may end it."""
         try:
-            return self.quiet and not self.suspect and bool(self.raw.in_transaction)
+            idle = not (self._jobs or self.thread_only or self.suspect)
+            return idle and self.raw.in_transaction
         except sqlite3.ProgrammingError:  # it is closed
             return False
-
-    def run_here(self, function: Callable[..., T], *args: Any, budget: float | None = None) -> T:
-        """Run ``function(raw, *args)`` on the loop, while the thread is idle.
-
-        After ``budget`` seconds, if given, SQLite interrupts it with SQLITE_INTERRUPT, and rolls
-        back the whole transaction of a write (https://sqlite.org/c3ref/interrupt.html).
-        """
-        raw = self.raw
-        if budget is None:
-            return function(raw, *args)
-        deadline = time.perf_counter() + budget
-        # True interrupts: https://sqlite.org/c3ref/progress_handler.html
-        raw.set_progress_handler(lambda: time.perf_counter() > deadline, STEPS)
-        try:
-            return function(raw, *args)
-        finally:
-            raw.set_progress_handler(None, 0)
 
     def lend(self, patience: float, autocommit: bool, writes: bool) -> None:
         """Let the application use it directly, like any connection of ``sqlite3``.

@@ -5,6 +5,8 @@ A "connect" listener may have set factories for rows and texts. The functions he
 
 from __future__ import annotations
 
+import itertools
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +22,11 @@ from qsession.errors import (
 )
 from qsession.sqlite.files.filesystem import file_identity, refuse_network, warn_of_links
 
+_explained = itertools.count(1)
 OFF, NORMAL, FULL = 0, 1, 2
 """Values of ``PRAGMA synchronous``."""
+_NO_CHECKPOINT_ON_CLOSE = 1006
+"""https://sqlite.org/c3ref/c_dbconfig_defensive.html; `sqlite3` has the name since Python 3.12."""
 
 
 class Sync(Enum):
@@ -32,15 +37,18 @@ class Sync(Enum):
     NOBODY = "not at once, as set by a listener, the application or durability='normal'"
 
 
-def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
+def prepare(raw: sqlite3.Connection, synchronous: int, keeps_wal: bool = False) -> bool:
     """Set WAL mode and durability, before listeners. False if another process holds a lock.
 
-    If WAL mode is impossible (a read-only file or folder), reads still work, and writes raise the
+    ``keeps_wal``: the WAL is left as it is, also when this is the last connection that closes. If
+    WAL mode is impossible (a read-only file or folder), reads still work, and writes raise the
     error.
     """
     path = databases(raw)["main"]
     refuse_network(path)
     warn_of_links(path)
+    if keeps_wal:
+        _keep_wal(raw)
     try:
         raw.execute(f"PRAGMA synchronous={synchronous}")
         (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
@@ -58,6 +66,18 @@ def prepare(raw: sqlite3.Connection, synchronous: int) -> bool:
         if code not in (SQLITE_READONLY, SQLITE_IOERR, SQLITE_CANTOPEN):
             raise
     return True
+
+
+def _keep_wal(raw: sqlite3.Connection) -> None:
+    """Run no checkpoint, neither in COMMIT nor when the connection closes.
+
+    Before Python 3.12 the second cannot be turned off: the last connection of all programs moves
+    the WAL into the file and deletes it.
+    """
+    raw.execute("PRAGMA wal_autocheckpoint=0")
+    configure = getattr(raw, "setconfig", None)
+    if configure is not None:
+        configure(_NO_CHECKPOINT_ON_CLOSE, True)
 
 
 class Found(NamedTuple):
@@ -120,10 +140,26 @@ def set_back(raw: sqlite3.Connection, settings: dict[str, Any]) -> None:
         raw.execute(f"PRAGMA {name}={value}")
 
 
+def explaining(sql: str) -> str:
+    """A text that lists the program of a statement, and that no connection has prepared before.
+
+    ``sqlite3`` keeps prepared statements by their text. EXPLAIN does not check whether the schema
+    has changed since it was prepared, so such a one would list an old program, and read memory that
+    belonged to the old schema. The same holds for the first EXPLAIN after a change by another
+    connection: send a statement that reads the file before it.
+    """
+    return f"EXPLAIN /* {next(_explained)} */ {sql}"
+
+
 def databases(raw: sqlite3.Connection) -> dict[str, str]:
-    """The files of a connection: ``main``, ``temp`` once it is used, and attached ones."""
+    """The files of a connection: ``main``, ``temp`` once it is used, and attached ones.
+
+    The path is in the encoding of the file system. That need not be UTF-8, as a text must be.
+    """
     with plain_cursor(raw) as cursor:
-        return {name: file for _, name, file in cursor.execute("PRAGMA database_list")}
+        raw.text_factory = bytes
+        rows = cursor.execute("PRAGMA database_list").fetchall()
+        return {name.decode(): os.fsdecode(file) for _, name, file in rows}
 
 
 def attached(raw: sqlite3.Connection) -> list[str]:

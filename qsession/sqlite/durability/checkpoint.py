@@ -47,11 +47,20 @@ class Checkpointer:
     """Checks the WAL of one file after commits, from any thread."""
 
     def __init__(
-        self, warn: Callable[[int], None] | None = None, wal_warn: int | None = None
+        self,
+        warn: Callable[[int], None] | None = None,
+        wal_warn: int | None = None,
+        external: bool = False,
     ) -> None:
         self._warn = warn
         self.wal_warn = wal_warn
         """Bytes above which a warning names the reader that keeps the WAL from being reused."""
+        self.external = external
+        """Whether checkpoints are left to another program, such as Litestream. Then none runs here,
+        and the size of the WAL is only watched.
+        """
+        self._last_size: int | None = None
+        """The size of the WAL when it was last watched."""
         self._path = ""
         self._automatic = DEFAULT_PAGES
         self._limit = 0
@@ -63,10 +72,10 @@ class Checkpointer:
     def set_up(self, raw: sqlite3.Connection, path: str) -> None:
         """Replace the automatic checkpoint. In the connection's thread, after its listeners.
 
-        If a listener has set a number of pages, that is the limit; 0 leaves checkpoints to another
-        program, such as Litestream.
+        If a listener has set a number of pages, that is the limit, and 0 turns checkpoints off.
+        What it has set does not count if checkpoints are left to another program.
         """
-        self._automatic = pragma(raw, "wal_autocheckpoint")
+        self._automatic = 0 if self.external else pragma(raw, "wal_autocheckpoint")
         pages = PAGES if self._automatic == DEFAULT_PAGES else max(self._automatic, 0)
         limit: int = pages * pragma(raw, "page_size")
         # A restarted WAL is cut to this size, or a checkpoint would always be due.
@@ -84,12 +93,27 @@ class Checkpointer:
 
     def due(self) -> When:
         """Whether a transaction that has committed must run a checkpoint. Any thread."""
-        if next(self._commits) % LOOK_EVERY or not self._limit:
+        if next(self._commits) % LOOK_EVERY or not (self._limit or self.external):
             return When.NOT
         size = _size(f"{self._path}-wal")
+        if self.external:
+            self._watch(size)
+            return When.NOT
         if size <= self._limit:
             self._due_at = 0  # the WAL was restarted
         return _when(size, self._limit, self._due_at)
+
+    def _watch(self, size: int) -> None:
+        """Warn once if the WAL grows although it is large.
+
+        A WAL that is restarted keeps its size, so only growth shows that it is not.
+        """
+        last, self._last_size = self._last_size, size
+        if self.wal_warn is None or size <= self.wal_warn:
+            self._warned = False
+        elif last is not None and size > last and not self._warned and self._warn is not None:
+            self._warned = True
+            self._warn(size)
 
     def run(self, raw: sqlite3.Connection) -> None:
         """Run a checkpoint, unless another one runs or has just run. In the connection's thread."""

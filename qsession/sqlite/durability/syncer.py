@@ -22,10 +22,11 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
 
+from qsession import events
 from qsession.errors import DurabilityError
 from qsession.sqlite.durability.wal_file import DatabaseGone, WalFile
 from qsession.sqlite.processes import fork
-from qsession.sqlite.processes.checkpoint_lock import right_to_checkpoint
+from qsession.sqlite.processes.checkpoint_lock import Mark, mark_of, right_to_checkpoint
 from qsession.waiting.pacing import turns
 
 GATHER = 0.010
@@ -53,9 +54,12 @@ def syncer_of(path: str, identity: tuple[int, ...]) -> Syncer:
         return syncer
 
 
-def recover(raw: sqlite3.Connection, syncer: Syncer) -> None:
-    """See :meth:`Syncer.recover`."""
-    syncer.recover(raw)
+def recover(raw: sqlite3.Connection, syncer: Syncer, external: bool = False) -> None:
+    """After a failed sync: see :meth:`Syncer.recover` and :meth:`Syncer.look_for_restart`."""
+    if external:
+        syncer.look_for_restart()
+    else:
+        syncer.recover(raw)
 
 
 class Syncer:
@@ -88,6 +92,8 @@ class Syncer:
         """How long the last sync took, in seconds."""
         self._error: Exception | None = None
         """Why a sync failed, until a checkpoint has succeeded."""
+        self._lost: Mark | None = None
+        """The WAL whose sync failed; None if it could not be read."""
         self.begin_anew()
         fork.parts.add(self)
 
@@ -105,6 +111,11 @@ class Syncer:
         """Whether the thread sleeps until it is woken."""
         self._closing = False
         self._wal.close()
+
+    @property
+    def database(self) -> str:
+        """The path of the database."""
+        return self._wal.database
 
     @property
     def failed(self) -> bool:
@@ -219,6 +230,27 @@ class Syncer:
             if not busy and self._error is error:  # a later error may concern later commits
                 self._error = None
 
+    def look_for_restart(self) -> None:
+        """After a failed sync, where another program runs the checkpoints: end the failure once the
+        WAL was restarted, and so has another salt.
+
+        Only a complete checkpoint, which has synced the database, lets a WAL be restarted. No
+        checkpoint that could be run here would do. TRUNCATE would take frames away that the other
+        program has not copied. FULL leaves the WAL as it is, so that commits after it would stand
+        behind frames that the disk has lost. Commits in the new WAL wait for the next sync.
+        """
+        error, lost = self._error, self._lost
+        try:
+            self._wal.look()
+        except DatabaseGone:
+            return
+        found = mark_of(self._wal.database)
+        with self._lock:
+            if lost is None:
+                self._lost = found
+            elif found is not None and found.salt != lost.salt and self._error is error:
+                self._error = None
+
     def _start(self) -> None:
         with self._lock:
             if self._runs:
@@ -259,10 +291,15 @@ class Syncer:
         try:
             found = self._wal.sync()
         except Exception as error:
+            # Now, so that a WAL that was restarted meanwhile counts as lost.
+            self._lost = mark_of(self._wal.database)
             self._error = error
             return
         finally:
             self._took = time.monotonic() - self._began
+            if events.observers:
+                failed = self._error is not None
+                events.emit(events.Synced(self._wal.database, self._took, failed))
         self.syncs += found
         with self._lock:
             self._synced = max(self._synced, begun)
@@ -347,8 +384,8 @@ def _unconfirmed(path: str, error: Exception) -> DurabilityError:
         f"The transaction was committed to {path!r}, but the disk has not confirmed it: syncing "
         f"the WAL failed ({reason}). Other transactions see it, but it is lost if the power fails "
         "before a checkpoint succeeds. Do not simply run it again, because it would take effect "
-        "twice. Check the disk. The next commit tries a checkpoint, and no commit is acknowledged "
-        "before one has succeeded."
+        "twice. Check the disk. No commit is acknowledged before a checkpoint has succeeded. The "
+        "next commit tries one, unless checkpoints='external' leaves that to another program."
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 from typing import Any
 
 from qsession.errors import (
@@ -47,14 +49,17 @@ def hint(error: sqlite3.Error, database: str) -> str | None:
         )
     if code == SQLITE_READONLY:
         return f"{database!r} can be read but not written: {_why_read_only(database, path)}"
+    if code in (SQLITE_CANTOPEN, SQLITE_IOERR) and (odd := _what_else(path)) is not None:
+        return f"{path!r} is {odd}"
     if code == SQLITE_CANTOPEN:
         folder = os.path.dirname(path) or "."
         if _is_missing(folder):
             return f"the folder {folder!r} does not exist"
-        if os.path.isdir(path):
-            return f"{path!r} is a folder"
         if "mode=ro" in database and _is_missing(path):
             return f"the file {path!r} does not exist, and mode=ro in the URL does not create it"
+        closed = _file_beside(path, os.R_OK | os.W_OK)
+        if closed is not None:
+            return f"{closed!r}, which belongs to it, may not be read and written by this user"
         return f"{database!r} cannot be opened; check the permissions of the file and its folder"
     if code == SQLITE_NOTADB:
         return f"{database!r} is not an SQLite database, or it is encrypted"
@@ -92,4 +97,34 @@ def _why_read_only(database: str, path: str) -> str:
     folder = os.path.dirname(os.path.abspath(path))
     if not os.access(folder, os.W_OK):
         return f"its folder {folder!r} is read-only for this user, and SQLite needs a file there"
+    closed = _file_beside(path, os.W_OK)
+    if closed is not None:
+        return f"{closed!r}, which belongs to it, is read-only for this user"
     return "the file system or the file is read-only"
+
+
+def _what_else(path: str) -> str | None:
+    """What a path leads to, if it is no file and cannot become one."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        target = os.path.realpath(path)
+        folder = os.path.dirname(target)
+        if os.path.islink(path) and _is_missing(folder):
+            return f"a symbolic link to {target!r}, and the folder {folder!r} does not exist"
+        return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            return f"no path that can be followed: {error.strerror}"
+        return None
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return None if stat.S_ISREG(mode) else "a device or a pipe, and not a file"
+
+
+def _file_beside(path: str, access: int) -> str | None:
+    """A file of the WAL that this user may not use so, as another user has created it."""
+    for each in (f"{path}-wal", f"{path}-shm"):
+        if os.path.exists(each) and not os.access(each, access):
+            return each
+    return None

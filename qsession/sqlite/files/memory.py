@@ -122,6 +122,8 @@ def memory_database(url: URL) -> MemoryDatabase | None:
     all engines of this process. Any other URL is a separate database for each engine.
     """
     name = url.database or ""
+    if url.host is not None:
+        return None  # SQLAlchemy refuses it, and shows the URL as it was given
     if name in ("", ":memory:"):
         return MemoryDatabase()
     shared = url.query.get("cache") == "shared"

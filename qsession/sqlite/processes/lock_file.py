@@ -103,9 +103,14 @@ def migrate_name(path: str) -> str:
     return f"{path}-qsession-migrate"
 
 
+def follow_name(path: str) -> str:
+    """The lock file of the copy that follows a database."""
+    return f"{path}-qsession-follow"
+
+
 def all_names(path: str) -> tuple[str, ...]:
     """All files that qsession creates beside a database."""
-    return (*names(path), checkpoint_name(path), migrate_name(path))
+    return (*names(path), checkpoint_name(path), migrate_name(path), follow_name(path))
 
 
 def _open(name: str, database: os.stat_result) -> int:

@@ -25,6 +25,8 @@ from qsession.statistics import Stats
 
 TIMEOUT = 1.0
 """Seconds that either side waits for the other."""
+LINE = 20
+"""How many of those who wait are told of."""
 NAME = "qsession."
 ABSTRACT = sys.platform == "linux"
 """Whether sockets have an abstract namespace, without files to clean up."""
@@ -121,13 +123,15 @@ def peer_of(connected: socket.socket) -> tuple[int, int]:
 def _engines(identity: tuple[int, int]) -> list[dict[str, Any]]:
     """The ``stats()`` of each engine on a file, in a form for JSON."""
     engines = cast("list[Engine]", list(fork.pools))
-    return [_of(each) for each in engines if (each.write_queue.identity or ()) == identity]
+    return [told_by(each) for each in engines if (each.write_queue.identity or ()) == identity]
 
 
-def _of(engine: Engine) -> dict[str, Any]:
+def told_by(engine: Engine) -> dict[str, Any]:
+    """What one engine has to tell, in a form for JSON."""
     told = asdict(engine.stats())
     turn = engine.write_queue.turn
     told["turn"] = "waits" if turn.waits else "holds" if turn.held else "idle"
     told["readers"] = engine.checkedout()
     told["draining"] = engine.admission.is_shut
+    told["line"] = [asdict(each) for each in engine.write_queue.first_in_line(LINE)]
     return told

@@ -121,6 +121,13 @@ class FileTurn:
         """
         self._serve(self._release, wanted_here)
 
+    def renew(self) -> None:
+        """Show the waiting processes that the holder is at work, so that the turn is not stalled.
+
+        For a holder that knows that it takes long. Call it every 20 ms or so.
+        """
+        self._serve(self._renew, None)
+
     @property
     def waits(self) -> bool:
         """Whether a transaction of this engine waits for the turn."""
@@ -265,6 +272,11 @@ class FileTurn:
             self._unlock()
         elif slice_is_over:
             self._slice_began = now
+
+    def _renew(self, _: None) -> None:
+        if self.held and self._locks is not None:
+            with suppress(OSError):  # they were closed
+                self._locks.renew()
 
     def _look_for_others(self, _: None) -> None:
         self._was_wanted = self._wanted()

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
 
 import aiosqlite
 import sqlalchemy
+from greenlet import getcurrent
 
 from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.owner import Owner
 from qsession.statistics import Holder
 from qsession.waiting import callers
-from qsession.waiting.callers import Caller, frames_of, name_of
+from qsession.waiting.callers import (
+    Caller,
+    current_call,
+    current_caller,
+    frames_of,
+    name_of,
+    outwards,
+)
 from qsession.waiting.ticket import Ticket
 
 MACHINERY = (
@@ -28,9 +40,11 @@ MACHINERY = (
             callers.__file__,
         )
     ),
+    contextlib.__file__,
     threading.__file__,
 )
 """Folders whose frames are not part of the application."""
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(__file__))) + os.sep
 
 
 def describe(ticket: Ticket) -> Holder:
@@ -46,6 +60,30 @@ def describe(ticket: Ticket) -> Holder:
         where=stack[-1] if stack else _no_place(task),
         stack=stack,
     )
+
+
+def where_it_ends(ticket: Ticket) -> str:
+    """The line of the application that gives ``ticket`` back now, or at which its task waits."""
+    task = ticket.owner.task
+    if task is not None and task is current_caller():
+        for frame in _present():
+            if not frame.f_code.co_filename.startswith((*MACHINERY, _PACKAGE)):
+                return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+    stack = _stack(task)
+    return stack[-1] if stack else ""
+
+
+def _present() -> Iterator[FrameType]:
+    """The frames of the running code and of its callers, innermost first."""
+    call = current_call()
+    if call is not None:
+        yield from outwards(call.frame)
+        return
+    yield from outwards(sys._getframe(1))
+    parent = getcurrent().parent
+    while parent is not None:
+        yield from outwards(parent.gr_frame)
+        parent = parent.parent
 
 
 def _stack(task: Caller | None) -> tuple[str, ...]:

@@ -50,6 +50,10 @@ class Owner(Protocol):
         """Whether its reads must not change before it writes: access ``write``."""
 
     @property
+    def insists(self) -> bool:
+        """Whether it may idle for ``stall_after`` before its first write, however many wait."""
+
+    @property
     def activity(self) -> int:
         """Changes after each action of the transaction."""
 

@@ -12,12 +12,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 from types import FrameType
+from typing import Any
 
 from greenlet import getcurrent
 
 from qsession.sqlite.driver.recent import keep
 from qsession.sqlite.queue.holder import MACHINERY
-from qsession.waiting.callers import Call, current_call
+from qsession.waiting.callers import Call, Caller, current_call
 
 LEARNT = 16
 """The number of transactions after which a call site is known."""
@@ -94,10 +95,19 @@ class Prediction:
         self._record(site).note(wrote, idled)
 
     def note_stall(self, site: int) -> bool:
-        """Record that a ticket was taken away. True if the site's next ones go without a ticket."""
+        """Record that a ticket was taken away. True if the site's next ones go without a ticket.
+
+        Of these it is not seen whether they idle, as long as nobody waits for them. So a known site
+        that stalls goes without a ticket for twice ``LEARNT`` of those that write.
+        """
         record = self._record(site)
-        record.idled += 1
+        record.idled += 1 if record.runs < LEARNT else LEARNT
         return record.guess() is Guess.VALIDATES
+
+    def conflicted(self, site: int | None) -> bool:
+        """Whether one of the last transactions of a call site ended in a conflict."""
+        record = None if site is None else self._sites.get(site)
+        return record is not None and record.forced > 0
 
     def note_conflict(self, site: int) -> None:
         """Record that a transaction that began at ``site`` ended in a conflict."""
@@ -110,16 +120,17 @@ class Prediction:
         return record
 
 
-def call_site() -> int:
+def call_site(caller: Caller | None = None) -> int:
     """A key for the lines at which coroutines of this task wait. In a greenlet.
 
     What runs in the greenlet itself, as in ``run_sync``, is not looked at; nor is the code that
     runs the task, which for an eager one is the code that made it.
 
-    Of a thread that calls, it is the lines of the application that it stands in.
+    Of a thread that calls, it is the lines of the application that it stands in. ``caller``: the
+    running one, if it is known.
     """
     call = current_call()
-    frame, outermost = _in_task() if call is None else (_in_thread(call), None)
+    frame, outermost = _in_task(caller) if call is None else (_in_thread(call), None)
     seen: list[int] = []
     while frame is not None and len(seen) < 2 * FRAMES:
         seen += id(frame.f_code), frame.f_lasti
@@ -127,11 +138,11 @@ def call_site() -> int:
     return hash(tuple(seen))
 
 
-def _in_task() -> tuple[FrameType | None, FrameType | None]:
+def _in_task(task: Any) -> tuple[FrameType | None, FrameType | None]:
     """The innermost frame that counts, and the outermost one."""
+    task = task or asyncio.current_task()
     parent = getcurrent().parent
     frame = None if parent is None else parent.gr_frame
-    task = asyncio.current_task()
     outermost = None if task is None else getattr(task.get_coro(), "cr_frame", None)
     # The innermost frame runs the greenlet. Its line changes after the call has waited once.
     if frame is not None and frame is not outermost:

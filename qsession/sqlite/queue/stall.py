@@ -35,6 +35,10 @@ turns of the loop must reach the limit as well.
 """
 PER_STALL = 5
 """The least number of checks in ``stall_after``."""
+SHORTEST = 2
+"""The number of checks for which every holder may idle. In the second one its loop has turned, so
+it waits for something else.
+"""
 
 logger = logging.getLogger("qsession")
 
@@ -71,11 +75,28 @@ class Look:
     closed: bool = False
     """Whether its loop is closed."""
     idles_long: bool = False
-    """Whether it waits at a line where others have idled for ``stall_after``."""
+    """Whether it waits at a line where others have idled for long."""
 
 
-def judge(look: Look, stall_after: float, warn_after: float) -> Verdict:
-    """What to do about a holder while others wait."""
+def patience(stall_after: float, waiting: int, insists: bool) -> float:
+    """For how long a holder that has only read may idle, in seconds, while ``waiting`` others wait.
+
+    Together they wait for it for no longer than one of them would. So a handler that awaits a web
+    service for 100 ms in between keeps one writer waiting, but not a hundred. If the holder
+    ``insists``, its reads must not change, or did change before it wrote, and it may idle for
+    ``stall_after`` in any case.
+    """
+    shortest = SHORTEST * _interval(stall_after)
+    return stall_after if insists else max(stall_after / max(waiting, 1), shortest)
+
+
+def _interval(stall_after: float) -> float:
+    """Seconds between two checks."""
+    return max(min(TICK, stall_after / PER_STALL), 0.001)
+
+
+def judge(look: Look, stall_after: float, warn_after: float, may_idle: float) -> Verdict:
+    """What to do about a holder while others wait. ``may_idle``: from :func:`patience`."""
     if look.claimed:
         if look.closed:
             return Verdict.ABANDON
@@ -87,7 +108,7 @@ def judge(look: Look, stall_after: float, warn_after: float) -> Verdict:
     # A report that reads a page, pauses, and reads on never idles for long, but makes others wait.
     if not look.promised and (own >= LONG_READ or look.holds_for >= stall_after):
         return Verdict.TAKE
-    if not look.running and (look.idles_long or look.idles_for >= stall_after):
+    if not look.running and (look.idles_long or look.idles_for >= may_idle):
         return Verdict.TAKE
     return Verdict.WAIT
 
@@ -146,7 +167,7 @@ class _LoopWatch:
         self._settings = settings
         self._places = places
         self._loop = loop
-        self._interval = max(min(TICK, settings.stall_after / PER_STALL), 0.001)
+        self._interval = _interval(settings.stall_after)
         self._ticks = False
         self._last: weakref.ref[Ticket] | None = None
         """The holder at the last check."""
@@ -241,11 +262,13 @@ class _LoopWatch:
         look = self._look(holder, owner)
         if look.claimed and look.holds_for >= settings.stall_after:
             self._queue.dismiss()  # a SELECT waits only while the queue moves
-        verdict = judge(look, settings.stall_after, settings.warn_after)
+        may_idle = patience(settings.stall_after, self._queue.waiting, owner.insists)
+        verdict = judge(look, settings.stall_after, settings.warn_after, may_idle)
         if verdict is Verdict.WAIT or not (self._queue.waiting or self._turn.wanted()):
             return
         if verdict is Verdict.TAKE:
-            place = self._place(owner)
+            long = look.idles_long or look.holds_for >= settings.stall_after
+            place = self._place(owner) if long else None
             if self._queue.take_away(holder):
                 owner.taken_away(place, stalled=not look.idles_long)
         elif verdict is Verdict.ABANDON:

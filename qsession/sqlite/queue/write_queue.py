@@ -10,22 +10,26 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from sqlalchemy.util import await_only
 
+from qsession import events
 from qsession.config import Settings
 from qsession.errors import QueueFull, QueueTimeout
+from qsession.sqlite.changes.commits import commits_of
 from qsession.sqlite.processes.owners import describe_process, shorten
 from qsession.sqlite.processes.turn import FileTurn
 from qsession.sqlite.queue import nesting
-from qsession.sqlite.queue.holder import describe
+from qsession.sqlite.queue.holder import describe, where_it_ends
 from qsession.sqlite.queue.nesting import Held, held_here, settle
 from qsession.sqlite.queue.owner import Owner
 from qsession.sqlite.queue.prediction import Prediction
 from qsession.sqlite.queue.stall import StallWatch
 from qsession.sqlite.queue.want import Want
-from qsession.statistics import Counters, Holder, Stats
+from qsession.statistics import Counters, Holder, Stats, Waiting
+from qsession.waiting.callers import name_of
 from qsession.waiting.ticket import Ticket, TicketQueue, TicketState
 
 
@@ -43,9 +47,12 @@ class WriteQueue:
         self.path = ""
         self.identity: Any = None
         """Device and inode of the file."""
+        self.commits = commits_of("", None)
+        """The commits to the file, for those who observe it."""
         self.more_to_come = False
         """Whether an event loop is running lone writes, and more may follow at once."""
         self.queue.on_given_up = self._given_up
+        self.queue.on_taken = self._taken
         nesting.note(self)
 
     def on(self, path: str, identity: Any) -> None:
@@ -53,9 +60,17 @@ class WriteQueue:
         if (path, identity) != (self.path, self.identity):
             self.path, self.identity = path, identity
             self.turn.on(path, identity)
+            self.commits = commits_of(path, identity)
 
     def _given_up(self, wanted_here: bool) -> None:
         self.turn.release(wanted_here or self.more_to_come)
+
+    def _taken(self, ticket: Ticket) -> None:
+        if events.observers:
+            told = describe(ticket)
+            events.emit(
+                events.TicketTaken(self.place, told.held, told.task, told.statement, told.where)
+            )
 
     def no_more_to_come(self) -> None:
         """Note that no more lone writes follow: the turn is released if the ticket is free."""
@@ -85,26 +100,38 @@ class WriteQueue:
         if not settle(self.queue, self.identity, transaction, reads):
             return None
         ticket = Ticket(transaction, priority, gives_up=want is Want.WHILE_IT_MOVES)
-        waits = want is not Want.AT_ONCE
+        waits, waited, outcome = want is not Want.AT_ONCE, False, "cancelled"
         try:
             state = self.queue.take(ticket, settings.max_waiting)
             if waits and state not in (TicketState.HELD, TicketState.REFUSED):
+                waited = True
                 give_back()
                 self.watch.start(waits=True)
                 state = await_only(self.queue.wait(ticket, settings.queue_timeout))
             if state is not TicketState.HELD and state is not TicketState.TAKEN:
                 self._has_failed(ticket, settings, waits)
+                outcome = "dismissed"
                 return None
             held_here.set(Held(ticket, self.queue, self.identity))
             if ticket.held and not self.turn.take_now():
+                waited = True
                 give_back()
                 if not (waits and self._wait_for_turn(ticket, settings)):
                     self._has_failed(ticket, settings, waits)
                     self.release(ticket)
+                    outcome = "dismissed"
                     return None
-        except BaseException:
+            outcome = "granted"
+        except BaseException as error:
             self.queue.leave(ticket)  # whether it waits or is held
+            if isinstance(error, QueueTimeout):
+                outcome = "timeout"
+            elif isinstance(error, QueueFull):
+                outcome, waited = "full", True
             raise
+        finally:
+            if waited and events.observers:
+                self.tell_of_wait(ticket, time.monotonic() - ticket.asked_at, outcome)
         if not ticket.held:  # it was taken away: the turn belongs to the new holder, if any
             self.queue.if_free(partial(self.turn.release, False))
         return ticket
@@ -138,13 +165,13 @@ class WriteQueue:
         """Raise because the ticket or the turn did not come, unless the statement needs neither."""
         if ticket.gives_up:
             return
-        self.counters.timeouts += 1
         sql = f"{shorten(ticket.owner.last_statement)!r} was not run."
         if ticket.state is TicketState.REFUSED:
             raise QueueFull(
                 f"{self.queue.waiting} writers are already waiting "
                 f"(max_waiting={settings.max_waiting}); {sql} {self.holder_text()}"
             )
+        self.counters.timeouts += 1
         when = f"within {settings.queue_timeout:g} s" if waited else "at once (NOWAIT)"
         if ticket.state in (TicketState.HELD, TicketState.TAKEN):
             raise QueueTimeout(
@@ -156,12 +183,49 @@ class WriteQueue:
     def release(self, ticket: Ticket) -> None:
         """Give the ticket back. No effect on a ticket that was taken away."""
         self.queue.release(ticket)
-        self.counters.holds.observe(time.monotonic() - ticket.granted_at)
+        held = time.monotonic() - ticket.granted_at
+        self.counters.holds.observe(held)
+        if events.observers:
+            owner: Owner = ticket.owner
+            events.emit(
+                events.TicketHeld(
+                    self.place,
+                    seconds=held,
+                    wrote=ticket.claimed,
+                    task=name_of(owner.task),
+                    statement=shorten(owner.last_statement),
+                    where=where_it_ends(ticket) if held >= events.LONG else "",
+                )
+            )
+
+    def tell_of_wait(
+        self, ticket: Ticket, seconds: float, outcome: str, *, ago: float = 0.0
+    ) -> None:
+        """Tell the subscribers of events how long a transaction has waited, and what for."""
+        statement, at = shorten(ticket.owner.last_statement), time.time() - ago
+        events.emit(events.TicketWait(self.place, seconds, outcome, statement, at=at))
+
+    @property
+    def place(self) -> str:
+        """The database in events."""
+        return self.path or self.database
 
     def holder(self) -> Holder | None:
         """The transaction that holds the ticket now."""
         ticket = self.queue.holder
         return None if ticket is None else describe(ticket)
+
+    def first_in_line(self, limit: int) -> list[Waiting]:
+        """The transactions that wait for the ticket, those in front first. Any thread."""
+        now = time.monotonic()
+        return [
+            Waiting(
+                task=name_of(ticket.owner.task),
+                waited=now - ticket.asked_at,
+                statement=shorten(ticket.owner.last_statement),
+            )
+            for ticket in islice(self.queue.waiters(), limit)
+        ]
 
     def holder_text(self) -> str:
         """A sentence about the holder, for a message."""

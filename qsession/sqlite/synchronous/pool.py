@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import await_only
 
 from qsession.sqlite.pool import WriteQueuePool
 from qsession.sqlite.synchronous.connection import SynchronousConnection
@@ -23,3 +24,7 @@ class SynchronousPool(WriteQueuePool):
     def dispose(self) -> None:
         """Close the connections that are not in use. The pool can be used again."""
         background.run(super().dispose)
+
+    def wait_for_drain(self, timeout: float | None) -> None:
+        """As `drain`, while the calling thread waits."""
+        background.run(lambda: await_only(self.drain(timeout)))

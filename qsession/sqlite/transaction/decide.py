@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from qsession.config import Access
 from qsession.sqlite.queue.want import Want
@@ -88,6 +88,11 @@ _SEND = Action()
 
 
 @lru_cache(maxsize=1_000)
+def decide_for(kind: Kind, words: Words | None, nowait: bool, *facts: Any) -> Action:
+    """As :func:`decide`, with the fields of a :class:`Situation`. Most are known from before."""
+    return decide(Situation(*facts), kind, words, nowait)
+
+
 def decide(now: Situation, kind: Kind, words: Words | None = None, nowait: bool = False) -> Action:
     """What a statement of ``kind`` needs in a transaction in the situation ``now``."""
     if kind is Kind.COMMIT or kind is Kind.ROLLBACK:

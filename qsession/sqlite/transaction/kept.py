@@ -28,7 +28,7 @@ class Kept:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        lease.kept = True
+        lease.record.kept = True
         self.lent = False
         """Whether the application has the driver's connection."""
         self.lost: str | None = None
@@ -39,12 +39,13 @@ class Kept:
         self.postponed: dict[str, Any] = {}
         """PRAGMAs to restore as soon as the transaction has ended."""
 
-    def postpone(self, name: str, on: bool) -> bool:
-        """Restore a PRAGMA after the transaction, if ``on`` is its original value."""
-        if name not in self._settings or bool(self._settings[name]) is not on:
-            return False
+    def turns_back(self, name: str, on: bool) -> bool:
+        """Whether a PRAGMA was set, and ``on`` is its original value."""
+        return name in self._settings and bool(self._settings[name]) is on
+
+    def postpone(self, name: str) -> None:
+        """Restore a PRAGMA after the transaction."""
         self.postponed[name] = self._settings[name]
-        return True
 
     def set_back_postponed(self) -> None:
         """Restore the postponed PRAGMAs. In a greenlet, outside a transaction."""

@@ -36,5 +36,7 @@ def _frozen_value(value: Any) -> Any:
 
 def size_of(row: Any) -> int:
     """The approximate size of the parameters in bytes."""
-    values = row.values() if isinstance(row, dict) else row
-    return sum(len(each) if isinstance(each, (str, bytes)) else 8 for each in values)
+    size = 0
+    for each in row.values() if isinstance(row, dict) else row:
+        size += len(each) if isinstance(each, (str, bytes)) else 8
+    return size

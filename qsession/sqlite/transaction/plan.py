@@ -10,7 +10,7 @@ from qsession.sqlite.queue.prediction import Guess
 from qsession.sqlite.transaction.decide import Action, Begin, State
 from qsession.sqlite.transaction.log import Entry
 from qsession.sqlite.transaction.statement import Kind, Statement
-from qsession.sqlite.transaction.work import Work
+from qsession.sqlite.transaction.work import NOTHING_READ, Work
 
 
 class Plan:
@@ -44,6 +44,8 @@ class Plan:
     Only the first write of a transaction has a budget: if a write is interrupted, SQLite rolls back
     the whole transaction (https://sqlite.org/c3ref/interrupt.html).
     """
+    witness: Any = None
+    """What tells the observers of the file, if the statement is a transaction of its own."""
     watches: str | None = None
     """A PRAGMA whose value is read before and after."""
 
@@ -52,26 +54,20 @@ class Plan:
         if given:
             vars(self).update(given)
 
-    @property
-    def reads_all_again(self) -> bool:
-        """Whether it certainly repeats all reads."""
-        return self.validates and self.version is None
-
 
 def plan_of(
     work: Work,
     action: Action,
     statement: Statement,
     upgrades: bool,
-    alone: bool,
     lent: bool = False,
 ) -> Plan:
     """The plan for an action. ``upgrades``: SQLite itself upgrades the read transaction.
 
-    ``alone``: the statement is its own transaction. ``lent``: the application has the driver's
-    connection.
+    ``lent``: the application has the driver's connection.
     """
     plan, begin, log, words = Plan(statement), action.begin, work.log, statement.words
+    alone = statement.alone
     if begin is Begin.WRITE:
         plan.remembered = work.remembered
         plan.only_begins = action.only_begins
@@ -82,11 +78,11 @@ def plan_of(
         plan.begin = "BEGIN"
     elif begin is Begin.END:
         plan.ends_reading = True
-    if plan.begin is not None and not log.is_empty:
+    if log is NOTHING_READ or log.is_empty:
+        plan.asks_version = action.logs and work.guess is not Guess.READS
+    elif plan.begin is not None:
         plan.validates = True
         plan.version, plan.entries, plan.complete = work.version, log.entries, log.complete
-    elif action.logs and log.is_empty:
-        plan.asks_version = work.guess is not Guess.READS
     if statement.kind is Kind.SET and words is not None and words.value is not None:
         plan.watches = words.name
     if alone and (statement.many or lent) and statement.kind is Kind.WRITE:

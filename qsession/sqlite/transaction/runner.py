@@ -11,21 +11,24 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 from greenlet import getcurrent
 from sqlalchemy.util import await_only
 
 from qsession import errors
-from qsession.sqlite.driver.pace import BUDGET, Pace
+from qsession.sqlite.driver.pace import BUDGET, STEPS, Pace
 from qsession.sqlite.driver.physical import DriverConnection
 from qsession.sqlite.transaction import sending
 from qsession.sqlite.transaction.plan import Plan
 from qsession.sqlite.transaction.sending import Report
 from qsession.sqlite.transaction.statement import SAVEPOINTS, Statement
+from qsession.sqlite.transaction.work import Work
 from qsession.statistics import Counters
 from qsession.waiting.callers import Caller, current_caller
 from qsession.waiting.greenlets import KeptGreenlet
+from qsession.waiting.handoff import this_loop
 from qsession.waiting.pacing import LoopTurn, turns
 
 FEW = 20
@@ -35,49 +38,59 @@ FEW = 20
 class Runner:
     """The statements of one connection, one at a time."""
 
-    __slots__ = ("_counters", "_mark", "_pace", "_task", "_turn", "admitted", "loop", "reading")
+    __slots__ = ("_admitted", "_counters", "_mark", "_pace", "_task", "_turn", "loop", "reading")
 
     def __init__(self, pace: Pace, counters: Counters) -> None:
         self._pace = pace
         self._counters = counters
-        self._task: Callable[[], Caller | None] = _nobody
+        self._task: Callable[[], Caller | None] | None = None
         self._mark: object | None = None
-        """A mark on the greenlet that used it last, which has waited once for a known task."""
+        """A mark on the greenlet that used it last, which runs for one task only."""
         self._turn: LoopTurn | None = None
-        self.admitted: object | None = None
+        self._admitted: object | None = None
         """The turn of the loop that admitted its connection; it also admits the first statement."""
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop that used it last."""
         self.reading: tuple[DriverConnection, float, float] | None = None
         """The connection of a running SELECT, and its start in processor time and clock time."""
 
-    def use_in_greenlet(self) -> None:
-        """As :meth:`use_here`, but it also awaits something, as SQLAlchemy requires.
-
-        See https://sqlalche.me/e/20/xd1r. Once for each greenlet is enough.
-        """
-        greenlet = cast("Any", getcurrent())
-        if not isinstance(greenlet, KeptGreenlet):
-            if self._mark is not None and getattr(greenlet, "qsession_mark", None) is self._mark:
-                return  # a greenlet runs for one task only
-            await_only(READY)
-            # No reference to the greenlet itself, which must be collected if it waits for ever.
-            self._mark = greenlet.qsession_mark = object()
+    def admit(self) -> None:
+        """Wait for a turn of the loop, for a connection that is handed out. In a greenlet."""
         self.use_here()
+        turn, greenlet = self._turn, getcurrent()
+        assert turn is not None
+        _await_in(greenlet, turn.enter())
+        self._mark_on(greenlet)
+        self._admitted = turn.mark
+
+    def use_in_greenlet(self) -> None:
+        """As :meth:`use_here`, once for each greenlet. Raises ``MissingGreenlet`` outside of one.
+
+        It also awaits something, as SQLAlchemy requires (https://sqlalche.me/e/20/xd1r).
+        """
+        mark, greenlet = self._mark, getcurrent()
+        if mark is None or getattr(greenlet, "qsession_mark", None) is not mark:
+            _await_in(greenlet, None)
+            self.use_here()
+            self._mark_on(greenlet)
+
+    def _mark_on(self, greenlet: Any) -> None:
+        # No reference to the greenlet itself, which must be collected if it waits for ever.
+        self._mark = greenlet.qsession_mark = object()
 
     def use_here(self) -> None:
         """Record the task and the loop that use it."""
-        loop = asyncio.get_running_loop()
-        caller = current_caller()
-        if caller is not self._task():
+        loop = this_loop()
+        caller = current_caller(loop)
+        if self._task is None or caller is not self._task():
             self._task = weakref.ref(caller) if isinstance(caller, asyncio.Task) else lambda: caller
-        if loop is not self.loop or self._turn is None:
+        if loop is not self.loop:
             self.loop, self._turn = loop, turns.of(loop)
 
     @property
     def task(self) -> Caller | None:
         """The caller that used it last; None if there was none, or its task was collected."""
-        return self._task()
+        return None if self._task is None else self._task()
 
     def reads_for(self) -> tuple[float, float]:
         """How long the present SELECT has run: processor time and clock time, in seconds."""
@@ -92,31 +105,34 @@ class Runner:
         """Whether other tasks wait for a turn of this loop, and may commit soon as well."""
         return self._turn is not None and self._turn.waiting > 0
 
-    def pace(self, holder: bool) -> None:
-        """Wait for a later turn of the loop, if this one is over."""
-        turn, admitted = self._turn, self.admitted
+    def pace(self, holder: bool) -> bool:
+        """Wait for a later turn of the loop, if this one is over. Whether it has waited."""
+        turn, admitted = self._turn, self._admitted
         assert turn is not None
         if admitted is not None:
-            self.admitted = None
+            self._admitted = None
             if admitted is turn.mark:
-                return
+                return False
         future = turn.enter(holder)
-        if future is not None:
-            await_only(future)
+        if future is None:
+            return False
+        await_only(future)
+        return True
 
     def run(
-        self, driver: DriverConnection, plan: Plan, holder: bool, check: Callable[[], None]
+        self, driver: DriverConnection, plan: Plan, work: Work, check: Callable[[Work], None]
     ) -> Report:
-        """Carry out a plan, on the loop or in the thread.
+        """Carry out a plan of a transaction, on the loop or in the thread.
 
         ``check`` raises if the transaction has ended. It is called after each wait, before anything
         is sent, because another transaction may have the connection by then. If cancelled in the
         thread, the plan is not begun, or it is interrupted and not waited for.
         """
         if self._is_short(driver, plan):
-            self.pace(holder)
-            check()
-            if driver.quiet:  # else another task was faster
+            waited = self.pace(work.holds)
+            if waited:
+                check(work)
+            if not waited or driver.quiet:  # else another task was faster
                 report = self.run_here(driver, plan)
                 if report is not None:
                     return report
@@ -124,7 +140,8 @@ class Runner:
         if plan.reads:
             self.reading = driver, driver.thread_time(), time.monotonic()
         try:
-            driver.run(sending.run, plan, report)
+            run = sending.run if plan.witness is None else sending.run_witnessed
+            driver.run(run, plan, report)
         except BaseException:
             driver.post(sending.close_unclaimed, report)  # before the rollback
             raise
@@ -133,7 +150,7 @@ class Runner:
         report.unclaimed = None
         if report.spent is not None and not report.refused:
             self._learn(plan.statement, report.spent)
-        self.pace(holder)
+        self.pace(work.holds)
         return report
 
     def rows_at_once(self, sql: str, first: bool) -> int | None:
@@ -151,8 +168,10 @@ class Runner:
     def _is_short(self, driver: DriverConnection, plan: Plan) -> bool:
         """Whether a statement is known to be short enough for the loop."""
         statement = plan.statement
-        if statement.stream is not None or not driver.quiet or plan.reads_all_again:
+        if statement.stream is not None or not driver.quiet:
             return False
+        if plan.validates and plan.version is None:
+            return False  # it certainly repeats all reads
         if statement.many and len(statement.parameters) > FEW:
             return len(statement.parameters) <= self._pace.rows(statement.sql, FEW)
         if statement.kind in SAVEPOINTS:
@@ -160,23 +179,39 @@ class Runner:
         return self._pace.inline(statement.sql)
 
     def run_here(self, driver: DriverConnection, plan: Plan) -> Report | None:
-        """Run it on the loop; None if it was interrupted there, and must run in the thread."""
+        """Run it on the loop, while the thread is idle.
+
+        After the time that the plan allows, SQLite interrupts it, and rolls back the whole
+        transaction of a write (https://sqlite.org/c3ref/interrupt.html). None: it must run in the
+        thread.
+        """
         assert self._turn is not None
-        began, own = time.perf_counter(), self._turn.processor_time()
-        report = driver.run_here(sending.run, plan, Report(), False, budget=plan.budget)
+        raw, budget = driver.raw, plan.budget
+        own, began = self._turn.processor_time(), time.perf_counter()
+        run = sending.run if plan.witness is None else sending.run_witnessed
+        if budget is None:
+            report = run(raw, plan, Report(), False)
+        else:
+            deadline = began + budget
+            try:  # from here on: a handler that stays would interrupt later statements
+                # True interrupts: https://sqlite.org/c3ref/progress_handler.html
+                raw.set_progress_handler(lambda: time.perf_counter() > deadline, STEPS)
+                report = run(raw, plan, Report(), False)
+            finally:
+                raw.set_progress_handler(None, 0)
         took = time.perf_counter() - began
         if took > BUDGET:  # a short wait comes from the machine, a long one from the statement
             busy = time.thread_time() - own
             own = busy if took - busy <= 2 * sys.getswitchinterval() else took
         else:
             own = took
-        counters = self._counters
-        if took > counters.longest_inline:
-            counters.longest_inline = took
+        if took > self._counters.longest_inline:
+            self._counters.longest_inline = took
+        if report.error is None:
+            self._learn(plan.statement, own)
+            return report
         if not report.refused:
             self._learn(plan.statement, own)
-        if report.error is None:
-            return report
         broken_off = plan.budget and report.code == _INTERRUPT
         undone = plan.in_transaction and not report.in_transaction
         return None if broken_off and not undone else report
@@ -186,12 +221,18 @@ class Runner:
             seconds *= FEW / len(statement.parameters)
         self._pace.note(statement.sql, seconds)
 
-    def commit(self, driver: DriverConnection, cursors: list[Any]) -> sending.Ended:
-        """Send COMMIT: on the loop if COMMITs are short, else in the thread, to its end."""
+    def commit(
+        self, driver: DriverConnection, cursors: list[Any], witness: Any = None
+    ) -> sending.Ended:
+        """Send COMMIT: on the loop if COMMITs are short, else in the thread, to its end.
+
+        ``witness``: what tells the observers of the file, if there are any.
+        """
+        commit = sending.commit if witness is None else partial(witness.around, sending.commit)
         if not cursors and driver.quiet and self._pace.inline("COMMIT"):
-            ended = sending.commit(driver.raw)
+            ended = commit(driver.raw)
         else:
-            ended = driver.run_to_end(sending.commit, cursors)
+            ended = driver.run_to_end(commit, cursors)
         if not cursors:
             self._pace.note("COMMIT", ended.took)
         return ended
@@ -200,8 +241,12 @@ class Runner:
 _INTERRUPT = errors.SQLITE_INTERRUPT
 
 
-def _nobody() -> None:
-    """The caller before the first statement: none."""
+def _await_in(greenlet: Any, future: asyncio.Future[None] | None) -> None:
+    """Await a future; without one, what does not wait, as SQLAlchemy's own greenlets require."""
+    if future is not None:
+        await_only(future)
+    elif not isinstance(greenlet, KeptGreenlet):
+        await_only(READY)
 
 
 class _Ready:

@@ -13,9 +13,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-from qsession.errors import SQLITE_BUSY, SQLITE_INTERRUPT, SQLITE_READONLY, sqlite_code
+from qsession.errors import (
+    SQLITE_BUSY,
+    SQLITE_ERROR,
+    SQLITE_INTERRUPT,
+    SQLITE_READONLY,
+    sqlite_code,
+)
 from qsession.sqlite.driver.processor import mark, spent
-from qsession.sqlite.driver.setup import plain_cursor, pragma
+from qsession.sqlite.driver.setup import explaining, plain_cursor, pragma
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen, rows_seen
 from qsession.sqlite.transaction.log import Entry
 from qsession.sqlite.transaction.plan import Plan
@@ -32,6 +38,7 @@ class Outcome:
     lastrowid: int | None = None
     changed: bool = False
     """Whether the statement changed rows, or returned no result set."""
+    changed_rows: bool = False
     cursor: Any = None
     seen: Any = None
     """The digest of the result, if the plan asks for it."""
@@ -41,6 +48,7 @@ class Outcome:
         self.rowcount = -1 if part.rowcount < 0 else self.rowcount + part.rowcount
         self.lastrowid = part.lastrowid
         self.changed = self.changed or part.changed
+        self.changed_rows = self.changed_rows or part.changed_rows
         self.description = part.description
 
 
@@ -84,6 +92,14 @@ class Report:
     def busy(self) -> bool:
         """Whether another connection holds a lock."""
         return self.code == SQLITE_BUSY
+
+    @property
+    def lacks(self) -> bool:
+        """Whether SQLite could not compile the statement, as for a table that does not exist yet.
+
+        Python 3.10 gives such an error no code.
+        """
+        return isinstance(self.error, sqlite3.OperationalError) and self.code in (0, SQLITE_ERROR)
 
     @property
     def refused(self) -> bool:
@@ -136,22 +152,39 @@ def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = Tr
         if report.stage is Stage.STATEMENT:
             report.changed = raw.total_changes != changes
         undo = report.stage is not Stage.STATEMENT or report.busy or report.refused
-        if undo and raw.in_transaction and not began_before:
-            raw.execute("ROLLBACK")
+        if undo and not began_before:
+            _roll_back(raw)
     if plan.commits and raw.in_transaction:
         _commit_rows(raw, report)
     report.in_transaction = raw.in_transaction
     return report
 
 
+def run_witnessed(
+    raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = True
+) -> Report:
+    """As :func:`run`, and tell the observers of the file what it has committed."""
+    ran: Report = plan.witness.around(run, raw, plan, report, measures)
+    return ran
+
+
 def _commit_rows(raw: sqlite3.Connection, report: Report) -> None:
     """Commit an executemany; after an error, the rows before it. Roll back an interrupted one."""
     try:
-        raw.execute("ROLLBACK" if report.code == SQLITE_INTERRUPT else "COMMIT")
+        if report.code == SQLITE_INTERRUPT:
+            _roll_back(raw)
+        else:
+            raw.execute("COMMIT")
     except sqlite3.Error as error:
         report.error, report.outcome, report.changed = error, None, False
-        if raw.in_transaction:
-            raw.execute("ROLLBACK")
+        _roll_back(raw)
+
+
+def _roll_back(raw: sqlite3.Connection) -> None:
+    """Roll back, even if the time on the loop is over, which interrupts every statement."""
+    if raw.in_transaction:
+        raw.set_progress_handler(None, 0)
+        raw.execute("ROLLBACK")
 
 
 def data_version(raw: sqlite3.Connection) -> int:
@@ -197,7 +230,7 @@ def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None
         description = cursor.description
         keep = statement.stream is not None and description is not None
         rows = cursor.fetchall() if description is not None and not keep else []
-        changed = description is None or raw.total_changes != before
+        changed_rows = raw.total_changes != before
         if keep and report is not None:
             report.unclaimed = cursor
         return Outcome(
@@ -205,7 +238,8 @@ def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None
             description,
             cursor.rowcount,
             cursor.lastrowid,
-            changed=changed or (keep and _writes(raw, statement)),
+            changed=changed_rows or description is None or (keep and _writes(raw, statement)),
+            changed_rows=changed_rows,
             cursor=cursor if keep else None,
         )
     finally:
@@ -222,7 +256,7 @@ def _writes(raw: sqlite3.Connection, statement: Statement) -> bool:
         return statement.kind is Kind.WRITE
     try:
         with plain_cursor(raw) as cursor:
-            program = cursor.execute(f"EXPLAIN {statement.sql}", statement.parameters)
+            program = cursor.execute(explaining(statement.sql), statement.parameters)
             return any(opcode == "Transaction" and p2 for _, opcode, _, p2, *_ in program)
     except sqlite3.Error:
         return False  # the statement itself is an EXPLAIN
@@ -257,7 +291,7 @@ def same_again(raw: sqlite3.Connection, entry: Entry) -> bool:
             fetch(raw, cursor, None if entry.seen.ended else entry.seen.count, again)
         return bool(again == entry.seen)
     except Exception as error:
-        if sqlite_code(error) == SQLITE_BUSY:
+        if sqlite_code(error) in (SQLITE_BUSY, SQLITE_INTERRUPT):  # it tells nothing of the rows
             raise
         return bool(error_seen(error) == entry.seen)
     finally:

@@ -49,6 +49,8 @@ class Kind(Enum):
 
 
 SAVEPOINTS = frozenset((Kind.SAVEPOINT, Kind.RELEASE, Kind.ROLLBACK_TO))
+MAY_WRITE = frozenset((Kind.WRITE, Kind.UNKNOWN, Kind.SET_IN_FILE))
+"""Kinds that may write inside a transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Statement:
     nowait: bool = False
     context: Any = None
     """SQLAlchemy's execution context."""
+    alone: bool = False
+    """AUTOCOMMIT: whether it is its own transaction."""
 
 
 LONG = 1_000
@@ -107,7 +111,8 @@ _BEGINS_WITH = {
     "end": Kind.COMMIT,
 }
 _CHANGES = ("insert", "update", "delete", "replace")
-_DEFINES = ("create", "alter", "drop")
+_NOT_BEGUN = ("create", "alter", "drop", "analyze", "reindex")
+"""Words before which Python's ``sqlite3`` begins no transaction: it commits them at once."""
 _ABOUT_TABLES = frozenset(
     (
         *("table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo"),
@@ -193,9 +198,25 @@ def savepoints_after(open_ones: tuple[str, ...], words: Words) -> tuple[str, ...
     return open_ones[: number - 1 if words.kind is Kind.RELEASE else number]
 
 
-def defines(words: Words | None) -> bool:
-    """Whether a text changes the schema, or the values in the header of the file."""
-    return words is not None and (words.name in _DEFINES or words.name in _IN_HEADER)
+def is_committed_by_sqlite3(statement: Statement, changed_rows: bool) -> bool:
+    """Whether Python's ``sqlite3`` would have committed a statement that has written at once.
+
+    It begins a transaction only before a text whose first word is INSERT, UPDATE, DELETE or
+    REPLACE. A text that begins with WITH may be a SELECT, so ``changed_rows`` must say what it did.
+    """
+    words = statement.words
+    if words is None:
+        return changed_rows and statement.sql.startswith("WITH ")
+    if words.name == "with":
+        return changed_rows
+    return words.name in _NOT_BEGUN or words.name in _IN_HEADER
+
+
+def leaves_wal(words: Words | None) -> bool:
+    """Whether a text takes the file out of WAL mode, which only its sole connection may do."""
+    if words is None or words.kind is not Kind.SET or words.name != "journal_mode":
+        return False
+    return words.value is not None and words.value.lower() != "wal"
 
 
 def means_on(value: str) -> bool:

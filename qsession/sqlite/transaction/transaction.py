@@ -8,10 +8,9 @@ Before its first write it may lose the ticket at any moment; after that, it has 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
-import sys
 import time
-import warnings
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -22,29 +21,35 @@ from typing import Any, Protocol
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from qsession import errors
-from qsession.config import Access, Settings, check_access, check_priority, check_reads
+from qsession import errors, events
+from qsession.config import (
+    Access,
+    Settings,
+    check_access,
+    check_options,
+    check_priority,
+    check_reads,
+)
+from qsession.sqlite.changes.commits import Witness
 from qsession.sqlite.driver.lease import Lease
-from qsession.sqlite.driver.pace import BUDGET, Pace
+from qsession.sqlite.driver.pace import Pace
 from qsession.sqlite.driver.physical import SUSPECT, DriverConnection
 from qsession.sqlite.driver.setup import Sync, attached_to_itself, pragma, sync_after_setting
 from qsession.sqlite.durability.checkpoint import Checkpointer, When
 from qsession.sqlite.durability.syncer import Syncer, recover
-from qsession.sqlite.processes.owners import lock_owner
+from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.admission import Admission
-from qsession.sqlite.queue.holder import describe
 from qsession.sqlite.queue.prediction import Guess, call_site
 from qsession.sqlite.queue.want import Want
 from qsession.sqlite.queue.write_queue import WriteQueue
-from qsession.sqlite.transaction import sending
+from qsession.sqlite.transaction import messages, sending
 from qsession.sqlite.transaction.conflict import as_stale_data, conflict
 from qsession.sqlite.transaction.decide import (
     Action,
     Begin,
     Instead,
-    Situation,
     State,
-    decide,
+    decide_for,
 )
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen
 from qsession.sqlite.transaction.kept import Kept
@@ -53,16 +58,18 @@ from qsession.sqlite.transaction.plan import Plan, plan_of
 from qsession.sqlite.transaction.runner import FEW, READY, Runner
 from qsession.sqlite.transaction.sending import Outcome, Report, Stage
 from qsession.sqlite.transaction.statement import (
+    MAY_WRITE,
     SAVEPOINTS,
     Kind,
     Statement,
     changes_rows,
-    defines,
+    is_committed_by_sqlite3,
+    leaves_wal,
     means_on,
     savepoints_after,
 )
 from qsession.sqlite.transaction.work import NOTHING_READ, Work
-from qsession.waiting.callers import Caller, current_call
+from qsession.waiting.callers import Caller
 from qsession.waiting.one_at_a_time import OneAtATime
 from qsession.waiting.ticket import Ticket
 
@@ -73,6 +80,8 @@ _READS = (Kind.READ, Kind.UNKNOWN)
 _SETTINGS = (Kind.SET, Kind.SET_IN_FILE)
 _PIN = Statement("(the driver's connection)", kind=Kind.WRITE)
 
+logger = logging.getLogger("qsession")
+
 
 class Connections(Protocol):
     """What a transaction needs from its pool."""
@@ -81,9 +90,7 @@ class Connections(Protocol):
     admission: Admission
     pace: Pace
     checkpointer: Checkpointer
-
-    @property
-    def settings(self) -> Settings: ...
+    settings: Settings
 
     @property
     def database(self) -> str: ...
@@ -112,23 +119,25 @@ class Connections(Protocol):
 class Transaction:
     """The transactions of one :class:`qsession.sqlite.connection.RoutedConnection`."""
 
+    _kept: Kept | None = None
+    _last: Lease | None = None
+    """A lease on which streams of an earlier transaction may still be open."""
+    autocommit = False
+    closed = False
+    """Whether its connection is closed: nobody would end what a statement begins."""
+    last_statement = ""
+    in_call = False
+    """Whether a thread is in a call that waits, or has not continued after it."""
+
     def __init__(self, pool: Connections, connection: Callable[[], Any]) -> None:
         self._pool = pool
         self._queue = pool.write_queue
         self._settings = pool.settings
         self.runner = Runner(pool.pace, pool.write_queue.counters)
-        self._strict = self._settings.durability == "strict"
-        self._kept: Kept | None = None
-        self._last: Lease | None = None
-        """A lease on which streams of an earlier transaction may still be open."""
         self.connection = connection
         """A weak reference to its connection, so that an unclosed one can be collected."""
         self.statements = OneAtATime()
         self.work = Work()
-        self.autocommit = False
-        self.last_statement = ""
-        self.in_call = False
-        """Whether a thread is in a call that waits, or has not continued after it."""
 
     def __repr__(self) -> str:
         return f"<Transaction {self.work!r}>"
@@ -159,6 +168,11 @@ class Transaction:
     def promised(self) -> bool:
         """Whether its reads must not change before it writes, unless it idles."""
         return self.work.access == "write"
+
+    @property
+    def insists(self) -> bool:
+        """Whether it may idle for ``stall_after`` before its first write, however many wait."""
+        return self.promised or self._queue.prediction.conflicted(self.work.site)
 
     @property
     def running(self) -> bool:
@@ -214,20 +228,37 @@ class Transaction:
         Raises the errors of SQLite and of :mod:`qsession.errors`. If cancelled, the transaction is
         rolled back in the background, and its ticket and connection are given back.
         """
-        if not in_greenlet():
-            await_only(READY)  # raises MissingGreenlet, as SQLAlchemy's own drivers do
         statements, queue = self.statements, self._queue
-        statements.wait()
+        if statements.running:
+            if not in_greenlet():
+                await_only(READY)  # raises MissingGreenlet
+            statements.wait()
+        if self.closed:
+            raise messages.closed(statement.sql)
         failure = self.work.failure
         if failure is not None:
             if statement.kind is Kind.ROLLBACK_TO:
                 return _nothing_sent()  # a session rolls back each of its savepoints
             raise failure
+        self.runner.use_in_greenlet()
         statements.begin()
         self.last_statement = statement.sql
         try:
-            self.runner.use_in_greenlet()
-            return self._execute(statement, options)
+            if self.work.access is None:
+                self._take_options(options)
+            if self._kept is not None:
+                self._look_at_kept(self._kept)
+            if statement.kind in MAY_WRITE and (
+                queue.commits.observed or self.work.sent is not None
+            ):
+                self.work.note(statement.sql, _sample(statement))
+            action = self._decide(statement)
+            if action.instead is not None:
+                return self._do_instead(action.instead, statement)
+            outcome = self._perform(action, statement)
+            if self.autocommit:
+                self._follow_savepoints(statement)
+            return outcome
         except BaseException as error:
             self._clean_up_after(error, statement)
             raise
@@ -235,48 +266,49 @@ class Transaction:
             statements.end()
             if self.work.state is State.SNAPSHOT and self._pool.wants_room:
                 self.give_up_snapshot()
-            if queue.watch.places and queue.queue.waiting and self.work.holds:
+            if queue.queue.waiting and queue.watch.places and self.work.holds:
                 queue.watch.look_soon()
 
-    def _execute(self, statement: Statement, options: Any) -> Outcome:
-        if self.work.access is None:
-            self._take_options(options)
-        if self._kept is not None and self._kept.lost is not None:
-            raise errors.QSessionError(self._kept.lost)
-        if self._lent:
+    def _look_at_kept(self, kept: Kept) -> None:
+        """Before a statement: what the application has done on the connection that it keeps."""
+        if kept.lost is not None:
+            raise errors.QSessionError(kept.lost)
+        if kept.lent:
             self._look_at_driver()
-        if self._kept is not None and self._kept.postponed and not self.work.in_transaction:
-            self._kept.set_back_postponed()
-        if self.work.state is State.LOCKED:
-            shortly = self._run_behind_write(statement)
-            if shortly is not None:
-                return shortly
-        action = self._decide(statement)
-        if action.instead is not None:
-            return self._do_instead(action.instead, statement)
-        outcome = self._perform(action, statement)
-        if self.autocommit:
-            self._follow_savepoints(statement)
-        return outcome
+        if kept.postponed and not self.work.in_transaction:
+            kept.set_back_postponed()
+
+    def _witness(self, sent: dict[str, Any] | None) -> Witness | None:
+        """What tells the observers of the next commit; None if there are none.
+
+        A commit on a connection on which the application can do anything is found by the next look.
+        """
+        lease, commits = self.work.lease, self._queue.commits
+        if not commits.observed or lease is None or self._lent:
+            return None
+        return Witness(commits, lease.driver, None if self._kept else sent)
 
     def _take_options(self, options: Any) -> None:
         work, settings = self.work, self._settings
-        access = options.get("qsession_access", settings.access)
-        work.access = check_access("qsession_access", access)
+        access, reads = settings.access, settings.reads
+        if options:
+            check_options(tuple(options))
+        if "qsession_access" in options:
+            access = check_access("qsession_access", options["qsession_access"])
+        if "qsession_reads" in options:
+            reads = check_reads("qsession_reads", options["qsession_reads"])
         if "qsession_priority" in options:
-            priority = options["qsession_priority"]
-            work.priority = check_priority("qsession_priority", priority)
-        reads = options.get("qsession_reads", settings.reads)
-        if check_reads("qsession_reads", reads) == "snapshot":
+            work.priority = check_priority("qsession_priority", options["qsession_priority"])
+        if reads == "snapshot":
             work.snapshot = True
         if options.get("qsession_locks"):
             work.locks = True
+        work.access = access
 
-    @property
-    def _alone(self) -> bool:
-        """Whether a statement is its own transaction."""
+    def _is_alone(self) -> bool:
+        """Whether a statement under AUTOCOMMIT is its own transaction."""
         work = self.work
-        if not self.autocommit or work.by_hand or work.savepoints:
+        if work.by_hand or work.savepoints:
             return False
         return self._kept is None or not self._kept.is_locked
 
@@ -287,25 +319,31 @@ class Transaction:
 
     def _decide(self, statement: Statement) -> Action:
         work, kind = self.work, statement.kind
-        access, alone = work.access, self._alone
-        assert access is not None
+        statement.alone = self.autocommit and self._is_alone()
         writes_mostly = False
-        if work.state is State.IDLE and access == "auto" and kind in _READS and not alone:
+        if (
+            work.state is State.IDLE
+            and work.access == "auto"
+            and kind in _READS
+            and not statement.alone
+        ):
             if work.site is None:
-                work.site = call_site()
+                work.site = call_site(self.task)
                 work.guess = self._queue.prediction.guess(work.site)
             writes_mostly = work.guess is Guess.TICKET_FIRST
-        now = Situation(
+        return decide_for(
+            kind,
+            statement.words,
+            statement.nowait,
             work.state,
-            access,
+            work.access,
             work.snapshot,
             work.by_hand,
-            alone,
+            statement.alone,
             writes_mostly,
             work.locks,
             work.savepoints,
         )
-        return decide(now, kind, statement.words, statement.nowait)
 
     def _do_instead(self, instead: Instead, statement: Statement) -> Outcome:
         work = self.work
@@ -315,32 +353,20 @@ class Transaction:
             self.rollback(by_statement=True)
         elif instead is Instead.BEGIN:
             work.by_hand = work.snapshot = True
+            work.turned = frozenset()
         elif instead is Instead.REMEMBER:
             self._remember(statement)
             if self.autocommit:
                 self._follow_savepoints(statement)
-        elif instead is Instead.REFUSE_WRITE:
-            raise errors.ReadOnlyError(
-                f"A transaction with access='read' cannot write: {statement.sql!r}. Use qsession() "
-                "or access='auto' for a transaction that writes."
-            )
-        elif self._is_so_already(statement):
-            pass  # it has no effect, so it is not refused
-        elif instead is Instead.REFUSE_SETTING and self._turns_back(statement):
-            pass
-        elif instead is Instead.REFUSE_SNAPSHOT:
-            raise errors.QSessionError(
-                f"{statement.sql!r} works only outside a transaction, but this one has "
-                "access='read' and already has a snapshot. Send it as the first statement."
-            )
-        else:
-            raise errors.QSessionError(
-                f"{statement.sql!r} was not run: SQLite ignores it inside a transaction, and this "
-                "transaction has written. Commit first, or send it as the first statement. In an "
-                "Alembic migration, send it in `with op.get_context().autocommit_block():`, or "
-                "call qsession.migrate.run() in env.py, which handles foreign keys."
-            )
+        elif instead is Instead.REFUSE_WRITE or not self._has_no_effect(instead, statement):
+            raise messages.refusal(instead, statement.sql)
         return _nothing_sent()
+
+    def _has_no_effect(self, instead: Instead, statement: Statement) -> bool:
+        """Whether a PRAGMA that works only outside a transaction changes nothing, or only later."""
+        if self._is_so_already(statement):
+            return True
+        return instead is Instead.REFUSE_SETTING and self._turns_back(statement)
 
     def _is_so_already(self, statement: Statement) -> bool:
         """Whether it is ``PRAGMA foreign_keys=ON`` and they are on, as sessions often begin."""
@@ -356,11 +382,26 @@ class Transaction:
     def _turns_back(self, statement: Statement) -> bool:
         """Whether it is ``PRAGMA foreign_keys=ON`` after its user has turned them off, as at the
         end of a script that rebuilds a table. They are turned on when the transaction has ended.
+
+        If they were turned off before the transaction, all later ones on the connection may rely on
+        it: DROP TABLE of a parent table would delete its children. Then it does what SQLite does,
+        which is nothing.
         """
         kept, words = self._kept, statement.words
         if kept is None or words is None or words.value is None:
             return False
-        return kept.postpone(words.name, means_on(words.value))
+        if not kept.turns_back(words.name, means_on(words.value)):
+            return False
+        if words.name in self.work.turned:
+            kept.postpone(words.name)
+        else:
+            logger.info(
+                "%r has no effect inside a transaction (https://sqlite.org/pragma.html"
+                "#pragma_foreign_keys). They were turned off before it began, and stay off until "
+                "they are turned on outside a transaction, or the connection is closed.",
+                statement.sql,
+            )
+        return True
 
     def _remember(self, statement: Statement) -> None:
         """Keep a statement to send after BEGIN IMMEDIATE. Before that there is nothing to undo."""
@@ -391,20 +432,24 @@ class Transaction:
     def _perform(self, action: Action, statement: Statement) -> Outcome:
         self._pool.admission.enter(self)
         while True:
-            if self._alone and statement.kind is Kind.WRITE:
+            if statement.alone and statement.kind is Kind.WRITE:
                 statement.stream = None  # SQLite commits it when its rows have been read
-            lease = self._come_by_both(action, statement)
-            outcome = self._read_shortly(action, statement, lease)
-            if outcome is not None:
-                return outcome
-            report = self._run(action, statement, lease)
-            if report.refused and statement.kind is Kind.UNKNOWN:
-                statement.kind = Kind.WRITE  # SQLite refused it under PRAGMA query_only
-                action = self._decide(statement)
-                if action.instead is not None:
-                    return self._do_instead(action.instead, statement)
-                continue
-            return self._settle(action, statement, lease, report)
+            if action.want is not Want.NO:
+                lease = self._come_by_both(action, statement)
+            else:
+                lease = self.work.lease or self._come_by_connection(action.keeps)
+            if not self.work.in_transaction:
+                self._pool.check_file(lease.driver)
+            if statement.many and len(statement.parameters) > FEW:
+                report = self._run_in_slices(action, statement, lease)
+            else:
+                report = self._run(action, statement, lease)
+            if report.error is None or not (report.refused and statement.kind is Kind.UNKNOWN):
+                return self._settle(action, statement, lease, report)
+            statement.kind = Kind.WRITE  # SQLite refused it under PRAGMA query_only
+            action = self._decide(statement)
+            if action.instead is not None:
+                return self._do_instead(action.instead, statement)
 
     # The ticket and the connection.
 
@@ -504,15 +549,12 @@ class Transaction:
 
     def _check(self, work: Work) -> None:
         """Raise if the transaction was ended during a wait."""
-        if self.work is not work:
+        if self.work is not work or work.undone:
             raise self._ended_elsewhere()
 
     def _ended_elsewhere(self) -> Exception:
         """The error for a statement whose transaction was ended while it waited."""
-        return self.work.failure or errors.QSessionError(
-            f"{self.last_statement!r} was not run: another task ended the transaction while the "
-            "statement waited."
-        )
+        return self.work.failure or messages.ended_elsewhere(self.last_statement)
 
     def _come_by_connection(self, keeps: bool) -> Lease:
         """The connection that it has, or had before it rested, or else one of the pool.
@@ -531,13 +573,14 @@ class Transaction:
             lease = self._last.take_up()
         if lease is None:
             work.version = None
-            if work.holds and self._pool.reserve_is_kept:
+            holds = work.holds
+            if holds and self._pool.reserve_is_kept:
                 self._give_up_ticket()
-                work.stays = True
-            lease = work.lease = self._pool.lease(work.holds, keeps)
+                work.stays, holds = True, False
+            lease = work.lease = self._pool.lease(holds, keeps)
             if self.work is not work:
                 lease.end()
-            self._check(work)
+                raise self._ended_elsewhere()
         work.lease = lease
         return lease
 
@@ -550,91 +593,15 @@ class Transaction:
 
     # Running.
 
-    def _run_behind_write(self, statement: Statement) -> Outcome | None:
-        """Run a short statement after a write, which needs only the present connection.
-
-        A unit of work sends thousands of them. None: the general path has to run it.
-        """
-        work, runner = self.work, self.runner
-        plain = statement.kind is Kind.READ or changes_rows(statement)
-        if not plain or statement.many or statement.stream or not runner.is_short(statement.sql):
-            return None
-        if self.autocommit or self._kept or self._strict:
-            return None
-        runner.pace(True)
-        self._check(work)
-        lease = work.lease
-        assert lease is not None
-        if not lease.driver.quiet:
-            return None
-        plan = Plan(statement)
-        plan.in_transaction = True
-        report = runner.run_here(lease.driver, plan)
-        assert report is not None  # since it has no budget
-        outcome = report.outcome
-        if outcome is None:
-            return self._settle(Action(), statement, lease, report)
-        work.wrote = work.wrote or statement.kind is Kind.WRITE or outcome.changed
-        return outcome
-
-    def _read_shortly(self, action: Action, statement: Statement, lease: Lease) -> Outcome | None:
-        """Run a SELECT known to be short, before a write. None: the general path has to run it.
-
-        It omits the checks that are not needed here. The general path handles errors.
-        """
-        work, driver, runner = self.work, lease.driver, self.runner
-        plain = statement.kind is Kind.READ and not (
-            action.claims or statement.stream or self._kept or self._strict or self._alone
-        )
-        if work.state is State.LOCKED:  # _run_behind_write has tried it
-            return None
-        if not (plain and runner.is_short(statement.sql)) or driver.has_attached or driver.frozen:
-            return None
-        begins = action.begin is not Begin.NOTHING
-        if (begins and not work.log.is_empty) or action.query_only not in (None, driver.query_only):
-            return None
-        if not work.in_transaction:
-            self._pool.check_file(driver)
-        runner.pace(work.holds)
-        self._check(work)
-        if not driver.quiet:  # another task uses it
-            return None
-        plan = Plan(statement)
-        plan.begin = "BEGIN" if begins else None
-        plan.asks_version = action.logs and work.log.is_empty and work.guess is not Guess.READS
-        plan.budget, plan.logs = BUDGET, action.logs
-        report = runner.run_here(driver, plan)
-        if report is None or report.busy:
-            return None
-        if report.error is not None:
-            return self._settle(action, statement, lease, report)
-        outcome = report.outcome
-        assert outcome is not None
-        if begins:
-            work.begin_snapshot()
-        elif work.state is State.IDLE:
-            work.state = State.READING
-        if action.logs:
-            if report.version is not None:
-                work.version = report.version
-            self._log(statement, outcome.seen)
-        if work.state is State.READING:
-            self._rest(lease)
-        return outcome
-
-    def _run(self, action: Action, statement: Statement, lease: Lease) -> Report:
-        """Run a statement with the steps of the action before it; a long executemany in slices."""
-        work = self.work
-        if not work.in_transaction:
-            self._pool.check_file(lease.driver)
-        in_one = action.begin is not Begin.NOTHING or work.state is State.LOCKED
-        if not (statement.many and in_one and len(statement.parameters) > FEW):
-            return self._run_one(action, statement, lease)
+    def _run_in_slices(self, action: Action, statement: Statement, lease: Lease) -> Report:
+        """Run a long executemany, in slices if it is in a transaction."""
+        if action.begin is Begin.NOTHING and self.work.state is not State.LOCKED:
+            return self._run(action, statement, lease)
         whole, done, total = Outcome(rowcount=0), 0, len(statement.parameters)
         while True:
             number = self.runner.rows_at_once(statement.sql, first=not done)
             rows = statement.parameters[done : None if number is None else done + number]
-            report = self._run_one(action, replace(statement, parameters=rows), lease)
+            report = self._run(action, replace(statement, parameters=rows), lease)
             if report.outcome is None:
                 report.changed = report.changed or whole.changed
                 return report
@@ -647,8 +614,8 @@ class Transaction:
                 self._lock()
                 action = Action()
 
-    def _run_one(self, action: Action, statement: Statement, lease: Lease) -> Report:
-        """Run a statement, and wait for a lock that another program holds."""
+    def _run(self, action: Action, statement: Statement, lease: Lease) -> Report:
+        """Run a statement with what is sent before it; wait for a lock of another program."""
         work, driver = self.work, lease.driver
         upgrades = (
             action.begin is Begin.WRITE
@@ -657,19 +624,21 @@ class Transaction:
             and not (work.log.failed or driver.has_attached)
         )
         plan = self._plan(action, statement, driver, upgrades)
-        check = partial(self._check, work)
         deadline: float | None = None
         while True:
-            report = self.runner.run(driver, plan, work.holds, check)
-            check()
-            self._queue.counters.validations += report.validated
+            self._check(work)
+            report = self.runner.run(driver, plan, work, self._check)
+            if self.work is not work:
+                raise self._ended_elsewhere()
+            if report.validated:
+                self._queue.counters.validations += 1
             if plan.query_only is not None and report.stage is not Stage.BEGIN:
                 driver.query_only = plan.query_only
-            if self._lent and driver.query_only and self._access != "read":
+            if driver.query_only and self._lent and self._access != "read":
                 driver.let_write(True)  # the application may write on it
             if driver.frozen:
                 self._pool.check_file(driver, again=True)
-            if not report.busy or work.state is State.LOCKED:
+            if report.error is None or not report.busy or work.state is State.LOCKED:
                 return report
             if upgrades or lease.streams:  # its snapshot is no longer the latest: validate
                 upgrades = False
@@ -677,30 +646,31 @@ class Transaction:
                 plan = self._plan(action, statement, driver, upgrades)
                 continue
             if driver.in_its_own_way:
-                report.error = _in_its_own_way(report.error)
+                report.error = messages.in_its_own_way(report.error)
+                return report
+            if leaves_wal(statement.words):
+                report.error = messages.stays_in_wal(report.error, statement.sql)
                 return report
             deadline = self._wait_for_lock(deadline, statement.sql)
-            check()
 
     def _plan(
         self, action: Action, statement: Statement, driver: DriverConnection, upgrades: bool
     ) -> Plan:
-        plan = plan_of(self.work, action, statement, upgrades, self._alone, self._lent)
-        self._toggle(plan, action, driver)
+        lent = statement.alone and self._lent
+        plan = plan_of(self.work, action, statement, upgrades, lent)
+        words, query_only = statement.words, action.query_only
+        if words is not None and words.name == "query_only":
+            query_only = False  # the application sets or reads it
+        elif driver.only_reads or (self._kept is not None and self._kept.sets("query_only")):
+            query_only = None  # a listener or the application has set it, and it stays
+        if query_only is not None and query_only is not driver.query_only:
+            plan.query_only = query_only
+            driver.query_only = None  # unknown until the plan has run
         if driver.has_attached:  # PRAGMA data_version covers the main file only
             plan.asks_version, plan.version = False, None
+        if statement.kind is Kind.WRITE and statement.alone:
+            plan.witness = self._witness({statement.sql: _sample(statement)})
         return plan
-
-    def _toggle(self, plan: Plan, action: Action, driver: DriverConnection) -> None:
-        """Let the plan set ``PRAGMA query_only``, if its value is not what the action needs."""
-        wanted, words = action.query_only, plan.statement.words
-        if words is not None and words.name == "query_only":
-            wanted = False  # the application sets or reads it
-        elif driver.only_reads or (self._kept is not None and self._kept.sets("query_only")):
-            wanted = None  # a listener or the application has set it, and it stays
-        if wanted is not None and wanted is not driver.query_only:
-            plan.query_only = wanted
-            driver.query_only = None  # unknown until the plan has run
 
     # Results.
 
@@ -713,31 +683,42 @@ class Transaction:
             raise self._conflict(report.conflict, statement)
         if report.version is not None and work.log.is_empty:
             work.version = report.version
-        was_open, alone = work.in_transaction, self._alone
-        self._move_on(action, statement, report)
-        if report.in_transaction and not (work.in_transaction or self._lent):
+        was_open = work.in_transaction
+        if action.begin is not Begin.NOTHING:
+            self._move_on(action, statement, report)
+        elif action.logs and work.state is State.IDLE:
+            work.state = State.READING
+        is_open = work.in_transaction
+        if report.in_transaction and not (is_open or self._lent):
             lease.tidy(sending.clean_up)  # no other code would end it
         if report.error is not None:
             self._failed(action, statement, lease, report, was_open)
         outcome = report.outcome
         assert outcome is not None
-        self._note_result(action, statement, lease, outcome)
+        seen = outcome.seen
+        if outcome.cursor is not None and statement.stream is not None:
+            seen = StreamDigest(outcome.description)
+            statement.stream.open(lease, outcome.cursor, seen)
+        if work.state is State.LOCKED:
+            self._note_write(action, statement, outcome)
+        elif action.logs:
+            self._log(statement, seen)
         if action.keeps:
             self._keep(lease, statement, report)
-        elif statement.kind is Kind.OUTSIDE and not alone:
+        elif statement.kind is Kind.OUTSIDE and not statement.alone:
             self._give_up_ticket()
-        if alone and work.state is not State.LOCKED:
+        if statement.alone and work.state is not State.LOCKED:
             self._end_alone(statement, lease, outcome)
         elif was_open and not report.in_transaction and action.begin is not Begin.END:
             self._finish(lease, work.wrote)  # the application sent COMMIT or ROLLBACK
-        elif not work.in_transaction:
+        elif not is_open:
             self._rest(lease)
-        if self._strict and outcome.description is not None:
+        if self._settings.durability == "strict" and outcome.description is not None:
             self._wait_for_what_was_read(lease.driver, action)
         return outcome
 
     def _move_on(self, action: Action, statement: Statement, report: Report) -> None:
-        """Move to the state that follows from a statement."""
+        """Move to the state that follows from what was sent before a statement."""
         work = self.work
         if action.begin is Begin.WRITE:
             # Only a statement that writes can violate a constraint. Any other error, such as "no
@@ -750,10 +731,7 @@ class Transaction:
         elif action.begin is Begin.SNAPSHOT:
             if report.in_transaction:
                 work.begin_snapshot()
-        elif action.begin is Begin.END:
-            if not report.in_transaction:
-                work.state = State.READING
-        elif action.logs and work.state is State.IDLE:
+        elif action.begin is Begin.END and not report.in_transaction:
             work.state = State.READING
 
     def _lock(self) -> None:
@@ -779,12 +757,15 @@ class Transaction:
             self._dropped(error)
         elif work.state is State.LOCKED:
             work.wrote = work.wrote or report.changed  # OR FAIL keeps the rows before the error
-        elif self._alone:
+        elif statement.alone:
             self._finish(lease, report.changed)
         else:
-            if action.logs and report.stage is Stage.STATEMENT:
+            seen = action.logs or (action.claims and report.lacks)
+            if seen and report.stage is Stage.STATEMENT and not statement.many:
                 self._log(statement, error_seen(error))
                 work.log.failed = True
+                if work.state is State.IDLE:
+                    work.state = State.READING
             if action.claims:
                 if work.state is State.SNAPSHOT:  # it may have the lock, so this must end
                     lease.tidy(sending.finish_reading)
@@ -801,21 +782,15 @@ class Transaction:
         changed = self._kept is not None and self._kept.sets("query_only")
         return driver.only_reads is not changed
 
-    def _note_result(
-        self, action: Action, statement: Statement, lease: Lease, outcome: Outcome
-    ) -> None:
+    def _note_write(self, action: Action, statement: Statement, outcome: Outcome) -> None:
+        """Record what a statement has done behind BEGIN IMMEDIATE."""
         work = self.work
-        seen: StreamDigest | None = None
-        if outcome.cursor is not None and statement.stream is not None:
-            seen = StreamDigest(outcome.description)
-            statement.stream.open(lease, outcome.cursor, seen)
-        if work.state is State.LOCKED:
-            if statement.kind not in SAVEPOINTS and not action.only_begins:
-                work.wrote = work.wrote or statement.kind is Kind.WRITE or outcome.changed
-            if work.defined is None and defines(statement.words):
-                work.defined = statement.sql
-        elif action.logs:
-            self._log(statement, outcome.seen if seen is None else seen)
+        if action.only_begins:
+            work.turned = frozenset()
+        elif statement.kind is Kind.WRITE or (outcome.changed and statement.kind not in SAVEPOINTS):
+            work.wrote = True
+            if work.not_kept is None and is_committed_by_sqlite3(statement, outcome.changed_rows):
+                work.not_kept = statement.sql
 
     def _log(self, statement: Statement, seen: Any) -> None:
         work = self.work
@@ -827,6 +802,8 @@ class Transaction:
     def _conflict(self, reason: str, statement: Statement) -> Exception:
         """End the transaction in a conflict; return the error to raise."""
         self._queue.counters.conflicts += 1
+        if events.observers:
+            events.emit(events.Conflict(self._queue.place, shorten(statement.sql)))
         if self.work.site is not None:
             self._queue.prediction.note_conflict(self.work.site)
         error = conflict(reason)
@@ -835,12 +812,7 @@ class Transaction:
 
     def _dropped(self, error: Exception) -> None:
         """Note that SQLite itself rolled back the transaction (disk full, RAISE(ROLLBACK))."""
-        self.abandon(
-            errors.QSessionError(
-                f"SQLite rolled back the transaction after {self.last_statement!r} failed "
-                f"({error}); nothing was written. Roll back and begin again."
-            )
-        )
+        self.abandon(messages.dropped(self.last_statement, error))
 
     def _wait_for_lock(self, deadline: float | None, sql: str) -> float:
         """Wait a moment for another program's lock. Return the deadline, by :func:`time.monotonic`.
@@ -858,13 +830,9 @@ class Transaction:
 
     def _lock_timeout(self, sql: str) -> errors.QueueTimeout:
         self._queue.counters.timeouts += 1
-        lease = self.work.lease
-        path = lease.driver.path if lease is not None else self._pool.database
-        return errors.QueueTimeout(
-            f"Another connection held a lock on {self._pool.database!r} for longer than "
-            f"queue_timeout={self._settings.queue_timeout:g} s; {sql!r} was not run. "
-            f"The lock is held by {lock_owner(path)}."
-        )
+        lease, database = self.work.lease, self._pool.database
+        path = database if lease is None else lease.driver.path
+        return messages.lock_timeout(sql, database, path, self._settings.queue_timeout)
 
     def _clean_up_after(self, error: BaseException, statement: Statement) -> None:
         """After an error: give up a ticket that is not needed; undo a cancelled transaction."""
@@ -872,11 +840,7 @@ class Transaction:
         if statement.kind in _SETTINGS and work.lease is not None and not told:
             work.lease.driver.suspect = True  # it may have been set, and this was not recorded
         if not isinstance(error, Exception):
-            self.abandon(
-                errors.QSessionError(
-                    "The transaction was rolled back because a statement in it was cancelled."
-                )
-            )
+            self.abandon(messages.cancelled())
         elif work.state is State.IDLE and not (self._lent or work.remembered or work.by_hand):
             self._end()
         elif work.state is not State.LOCKED and work.ticket is not None and work.ticket.claimed:
@@ -895,6 +859,7 @@ class Transaction:
         kept = self._kept = self._kept or Kept(lease)
         kept.add(statement.kind, words, before, report.now)
         if statement.kind is Kind.SET:
+            self.work.turned |= {words.name}
             driver.sync = driver.run(sync_after_setting, driver.sync, words.name)
             if words.name in ("attach", "detach"):
                 driver.has_attached, self.work.version = True, None
@@ -906,11 +871,7 @@ class Transaction:
         kept = self._kept
         assert kept is not None
         if kept.is_changed:
-            kept.lost = (
-                f"The connection was closed after {self.last_statement!r} failed ({error}). "
-                "Everything set on it is gone: PRAGMAs, temporary tables and attached databases. "
-                "Close this connection or session, and set them again on a new one."
-            )
+            kept.lost = messages.settings_lost(self.last_statement, error)
 
     def let_go(self) -> None:
         """Give back the kept connection, when it is no longer used here."""
@@ -960,13 +921,7 @@ class Transaction:
         lease = self.work.lease or (None if self._kept is None else self._kept.lease)
         lease = lease or self._pool.wake(self) or self._pool.idle_lease()
         if lease is None:
-            raise errors.QSessionError(
-                "driver_connection is not available: this connection has no physical connection "
-                "yet, and cannot wait for one here. Send a statement first, or use 'await "
-                "connection.run_sync(lambda c: c.connection.driver_connection)', or 'await "
-                "connection.get_raw_connection()' on a connection from an engine of "
-                "qsession.create_async_engine() or from 'qsession().connection()'."
-            )
+            raise messages.no_driver()
         self.work.lease = lease
         return lease
 
@@ -1025,7 +980,7 @@ class Transaction:
         streams = list(lease.streams)
         cursors = lease.forget_streams()
         while True:
-            ended = self.runner.commit(driver, cursors)
+            ended = self.runner.commit(driver, cursors, self._witness(work.sent))
             for stream, rows in zip(streams, ended.rest, strict=False):
                 stream.keep(rows)
             streams, cursors, error = [], [], ended.error
@@ -1061,13 +1016,14 @@ class Transaction:
                 with suppress(Exception):  # a later commit tries again
                     driver.run_to_end(self._pool.checkpointer.run)
             if syncer is not None and syncer.failed and in_greenlet():
-                driver.run_to_end(recover, syncer)
+                driver.run_to_end(recover, syncer, self._pool.checkpointer.external)
         finally:
             self._end(checkpoints=when is When.AFTER)
         if syncer is not None and (shared or syncer.failed):
             quiet = self._queue.is_idle and not self.runner.crowded
+            wait = partial(_wait_and_tell, syncer) if events.observers else syncer.wait
             try:
-                await_only(syncer.wait(number, now=quiet))
+                await_only(wait(number, now=quiet))
             except errors.DurabilityError:
                 with suppress(Exception):  # if the file is gone, the next transaction reopens it
                     self._pool.check_file(driver, again=True)
@@ -1106,9 +1062,9 @@ class Transaction:
         A running statement of another task is interrupted. ``by_statement``: whether the
         application sent ROLLBACK as a statement.
         """
-        work, others = self.work, self.statements.running > by_statement
-        state, lent = work.state, self._lent
-        lease = self._kept.lease if self._kept is not None else work.lease
+        work, kept, others = self.work, self._kept, self.statements.running > by_statement
+        state, lent = work.state, kept is not None and kept.lent
+        lease = work.lease if kept is None else kept.lease
         if state is State.IDLE and work.access is None and not (work.by_hand or lent or others):
             return  # a session that is closed rolls back twice
         if lease is not None and (state is State.LOCKED or lent or others):
@@ -1123,11 +1079,12 @@ class Transaction:
                 # An application's function may have written. ROLLBACK would interrupt open streams.
                 lease.tidy(sending.finish_reading if lease.streams else sending.clean_up)
             self._end()
-        if work.defined is not None:
-            _tell_of_lost_changes(work.defined)
+        if work.not_kept is not None:
+            messages.tell_of_lost_changes(work.not_kept)
 
     def _undo(self, lease: Lease, hurry: bool) -> None:
         self.statements.begin()
+        self.work.undone = True
         try:
             lease.driver.run_to_end(sending.clean_up, lease.forget_streams(), hurry=hurry)
         except Exception:
@@ -1141,7 +1098,8 @@ class Transaction:
         work, self.work = self.work, Work()
         ticket = work.ticket
         try:
-            work.unlimit()
+            if work.limit is not None:
+                work.unlimit()
             if work.site is not None and work.failure is None:
                 idled = work.idled or (ticket is not None and not ticket.held)
                 idled = idled and not work.stalled  # a stall is already recorded
@@ -1192,15 +1150,21 @@ class Transaction:
         ticket: Ticket | None = work.ticket
         if ticket is None or not ticket.held:
             return
-        holder = describe(ticket)
-        self.abandon(
-            errors.HoldTimeout(
-                f"The transaction was rolled back because it held the write ticket longer than "
-                f"max_hold={self._settings.max_hold:g} s; its last statement was "
-                f"{self.last_statement!r}. Nothing was written. At that time, {holder.task} was at "
-                f"{holder.where}.{holder.traceback}"
-            )
-        )
+        assert self._settings.max_hold is not None
+        self.abandon(messages.hold_timeout(self.last_statement, ticket, self._settings.max_hold))
+
+
+async def _wait_and_tell(syncer: Syncer, number: int, *, now: bool) -> None:
+    """Wait for the disk, and tell the subscribers of events how long it took."""
+    began, outcome = time.monotonic(), "cancelled"
+    try:
+        await syncer.wait(number, now=now)
+        outcome = "confirmed"
+    except errors.DurabilityError:
+        outcome = "failed"
+        raise
+    finally:
+        events.emit(events.DiskWait(syncer.database, time.monotonic() - began, outcome))
 
 
 def _passed_on(queue: WriteQueue, ticket: Ticket | None, lease: Lease | None) -> None:
@@ -1211,6 +1175,13 @@ def _passed_on(queue: WriteQueue, ticket: Ticket | None, lease: Lease | None) ->
     finally:
         if ticket is not None:
             queue.release(ticket)
+
+
+def _sample(statement: Statement) -> Any:
+    """Parameters of a statement; of an executemany, the first ones."""
+    if statement.many:
+        return next(iter(statement.parameters), ())
+    return statement.parameters
 
 
 def _nothing(raw: Any) -> None:
@@ -1224,35 +1195,3 @@ def _nothing_sent() -> Outcome:
     """
     await_only(READY)
     return Outcome()
-
-
-def _in_its_own_way(error: Any) -> Exception:
-    """SQLite's error for a lock that the connection itself holds, with advice."""
-    told: Any = type(error)(
-        f"{error}: this connection has attached its own database file, so it waits for its own "
-        "lock. DETACH the file, and use one name for it."
-    )
-    told.sqlite_errorcode = errors.SQLITE_BUSY
-    return told  # type: ignore[no-any-return]
-
-
-def _tell_of_lost_changes(sql: str) -> None:
-    """Warn of DDL that is lost because its connection is closed, and not by an explicit rollback.
-
-    SQLAlchemy calls the same hook in both cases; they differ in the calling function.
-    """
-    call = current_call()
-    frame: Any = sys._getframe(2) if call is None else call.frame
-    for _ in range(12):
-        if frame is None:
-            return
-        if frame.f_code.co_name in ("_do_close", "_close_special", "_finalize_fairy"):
-            warnings.warn(
-                f"A connection was closed without a commit, and {sql!r} is lost. Unlike sqlite3, "
-                "qsession does not commit such a statement at once: call commit() before the "
-                "connection is closed, use engine.begin(), or call rollback() to discard it",
-                errors.UncommittedChangesWarning,
-                stacklevel=3,
-            )
-            return
-        frame = frame.f_back

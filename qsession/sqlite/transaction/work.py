@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 from qsession.config import Access
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.queue.prediction import Guess
 from qsession.sqlite.transaction.decide import State
 from qsession.sqlite.transaction.log import Log
-from qsession.waiting.ticket import Ticket
+from qsession.waiting.ticket import Ticket, TicketState
+
+MOST_SENT = 1_000
+"""How many different statements are kept for observers. After more, all tables count as changed."""
+
+NOTHING_READ = Log()
+"""The shared log of transactions that have not read; it stays empty."""
 
 
 class Work:
@@ -41,10 +48,16 @@ class Work:
     """Whether the application has sent BEGIN."""
     stays = False
     """Whether it keeps its connection while it waits for the ticket."""
+    turned: frozenset[str] = frozenset()
+    """PRAGMAs that were set in it, and behind a BEGIN of the application if there is one."""
     wrote = False
-    defined: str | None = None
-    """The first DDL statement, for the warning if it is lost."""
-    log: Log
+    sent: dict[str, Any] | None = None
+    """The statements that may have written, each with parameters, if the file is observed. None if
+    they are not known from the first one on.
+    """
+    not_kept: str | None = None
+    """The first statement that ``sqlite3`` would have committed, for the warning if it is lost."""
+    log: Log = NOTHING_READ
     version: int | None = None
     """``PRAGMA data_version`` of the connection before the first read; None if unknown."""
     savepoints: tuple[str, ...] = ()
@@ -54,6 +67,8 @@ class Work:
     site: int | None = None
     """Its call site, if the prediction uses it."""
     guess = Guess.READS
+    undone = False
+    """Whether ROLLBACK was sent. A statement that still waits must not be sent after it."""
     idled = False
     """Whether it has idled between reading and writing."""
     stalled = False
@@ -67,9 +82,6 @@ class Work:
     limit: asyncio.TimerHandle | None = None
     """The timer that ends it after ``max_hold``."""
 
-    def __init__(self) -> None:
-        self.log = NOTHING_READ
-
     def __repr__(self) -> str:
         return f"<Work {self.state.name} wrote={self.wrote} log={len(self.log.entries)}>"
 
@@ -77,6 +89,16 @@ class Work:
         """BEGIN and a statement were sent: from now on it reads from one snapshot."""
         self.state = State.SNAPSHOT
         self.snapshot_began = self.last_read = time.monotonic()
+
+    def note(self, sql: str, parameters: Any) -> None:
+        """Note a statement that may write, for those who observe the file."""
+        if self.sent is not None and len(self.sent) >= MOST_SENT:
+            self.sent = None
+        if self.sent is None:
+            if self.state is State.LOCKED:
+                return  # it has written before anybody observed, or more than is kept
+            self.sent = {}
+        self.sent[sql] = parameters
 
     def unlimit(self) -> None:
         """Cancel the timer for ``max_hold``, because it has given up its ticket."""
@@ -87,7 +109,7 @@ class Work:
     @property
     def holds(self) -> bool:
         """Whether it has the ticket."""
-        return self.ticket is not None and self.ticket.held
+        return self.ticket is not None and self.ticket.state is TicketState.HELD
 
     @property
     def is_open(self) -> bool:
@@ -98,7 +120,3 @@ class Work:
     def in_transaction(self) -> bool:
         """Whether SQLite has a transaction for it."""
         return self.state is State.LOCKED or self.state is State.SNAPSHOT
-
-
-NOTHING_READ = Log()
-"""The shared log of transactions that have not read; it stays empty."""

@@ -12,9 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession.sqlite.driver import pace
 from qsession.sqlite.driver.pace import BUDGET, SHORT, WEIGHT, Pace
-from qsession.sqlite.driver.physical import DriverConnection
 from qsession.sqlite.driver.recent import TEXTS
-from qsession.sqlite.transaction import plan
+from qsession.sqlite.transaction import plan, sending
 from qsession.waiting import pacing
 
 AGES = 3600.0
@@ -194,15 +193,15 @@ async def test_read_over_its_budget(bench, monkeypatch):
     monkeypatch.setattr(plan, "BUDGET", 1e-9)
     monkeypatch.setattr(pace, "SHORT", AGES)
     started = []
-    run_here = DriverConnection.run_here
+    run = sending.run
 
-    def counted(driver, function, *args, budget=None):
-        report = run_here(driver, function, *args, budget=budget)
-        if budget is not None:
+    def counted(raw, plan, report, measures=True):
+        run(raw, plan, report, measures)
+        if not measures and plan.budget is not None:
             started.append(report.error)
         return report
 
-    monkeypatch.setattr(DriverConnection, "run_here", counted)
+    monkeypatch.setattr(sending, "run", counted)
     bench.engine.pool.pace.note(LONG, 0.0)
     found, where = await bench.read(LONG)
     assert [tuple(row) for row in found] == [(300_000 * 300_001 // 2, 1)]

@@ -11,7 +11,6 @@ from collections import Counter
 
 import pytest
 from cancelling import assert_free, eventually, rows
-from disk import slow_disk
 from engines import metadata, notes
 from folders import TESTS
 from load_child import TASKS
@@ -20,6 +19,7 @@ from sqlalchemy import insert, select, text, update
 
 from qsession import DurabilityError
 from qsession.sqlite.driver.setup import FULL
+from qsession.testing import held_disk
 
 SLOW_MACHINE = 60.0
 
@@ -132,12 +132,12 @@ async def test_the_driver_s_connection_syncs_what_it_commits(make):
         assert await cursor.fetchone() == (FULL,)
 
 
-async def test_a_commit_behind_the_driver_s_own_waits_for_the_disk(make, monkeypatch):
+async def test_a_commit_behind_the_driver_s_own_waits_for_the_disk(make):
     """What had been written when the application took the driver is synced by commit()."""
     engine = make()
     async with engine.begin() as connection:
         await connection.run_sync(metadata.create_all)
-    with slow_disk(monkeypatch) as disk:
+    with held_disk() as disk:
         async with engine.connect() as connection:
             await connection.execute(insert(notes), {"id": 1})
             driver = (await connection.get_raw_connection()).driver_connection
@@ -157,7 +157,7 @@ async def test_a_commit_behind_the_driver_s_own_waits_for_the_disk(make, monkeyp
     ],
     ids=["FOR UPDATE", "RETURNING"],
 )
-async def test_strict_returns_only_what_is_on_disk(make, monkeypatch, statement):
+async def test_strict_returns_only_what_is_on_disk(make, statement):
     """Also what takes the lock waits for the commits whose rows it shows."""
     engine = make(durability="strict")
     async with engine.begin() as connection:
@@ -172,9 +172,9 @@ async def test_strict_returns_only_what_is_on_disk(make, monkeypatch, statement)
         async with engine.connect() as connection:
             return await connection.scalar(statement)
 
-    with slow_disk(monkeypatch) as disk:
+    with held_disk() as disk:
         writer = asyncio.create_task(write())
-        running = await disk.next()
+        running = await disk.begun()
         reader = asyncio.create_task(read())
         await eventually(lambda: reader.done() or len(engine.pool._syncer._waiters) == 2)
         assert not reader.done()
@@ -184,7 +184,7 @@ async def test_strict_returns_only_what_is_on_disk(make, monkeypatch, statement)
         await writer
 
 
-async def test_a_commit_that_sqlite_syncs_behind_a_failed_sync(make, monkeypatch):
+async def test_a_commit_that_sqlite_syncs_behind_a_failed_sync(make):
     """Behind frames that the disk has lost it would be lost as well: nothing is acknowledged
     before a checkpoint.
     """
@@ -193,13 +193,13 @@ async def test_a_commit_that_sqlite_syncs_behind_a_failed_sync(make, monkeypatch
         await connection.run_sync(metadata.create_all)
     async with engine.connect() as own, engine.connect() as reader:
         await own.execute(text("PRAGMA synchronous=FULL"))
-        with slow_disk(monkeypatch) as disk:
+        with held_disk() as disk:
             await reader.execution_options(qsession_access="read")
             await reader.execute(select(notes.c.id))  # it keeps the WAL from being reused
             async with engine.connect() as connection:
                 await connection.execute(insert(notes), {"id": 1})
                 committing = asyncio.create_task(connection.commit())
-                (await disk.next()).fail()
+                (await disk.begun()).fail()
                 with pytest.raises(DurabilityError):
                     await committing
             await own.execute(insert(notes), {"id": 2})

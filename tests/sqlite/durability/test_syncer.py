@@ -18,8 +18,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from disk import PATIENCE, slow_disk
 from sqlalchemy.exc import OperationalError
+from threads import PATIENCE
 
 from qsession.errors import DurabilityError
 from qsession.sqlite.durability import syncer as module
@@ -27,13 +27,14 @@ from qsession.sqlite.durability import wal_file
 from qsession.sqlite.durability.syncer import recover, syncer_of
 from qsession.sqlite.files.filesystem import file_identity
 from qsession.sqlite.processes.checkpoint_lock import right_to_checkpoint
+from qsession.testing import held_disk
 
 NEVER = 3600.0
 
 
 @pytest.fixture
-def disk(monkeypatch):
-    with slow_disk(monkeypatch) as made:
+def disk():
+    with held_disk() as made:
         yield made
 
 
@@ -95,10 +96,10 @@ async def waiting(syncer, *, now=True, number=None):
 async def test_a_commit_while_a_sync_runs_is_answered_by_the_next_one(syncer, disk):
     """The sync that was running may have passed its pages already."""
     first = await waiting(syncer)
-    running = await disk.next()
+    running = await disk.begun()
     second, third = await waiting(syncer), await waiting(syncer)
     running.end()
-    following = await disk.next()
+    following = await disk.begun()
     await first
     assert not second.done()
     assert not third.done()
@@ -112,7 +113,7 @@ async def test_a_commit_that_waits_late_is_answered_by_the_sync_that_it_was_befo
     """It counts when the COMMIT returned, not when somebody began to wait for it."""
     number = syncer.committed()
     first = await waiting(syncer)
-    running = await disk.next()
+    running = await disk.begun()
     late = await waiting(syncer, number=number)
     running.end()
     await asyncio.gather(first, late)
@@ -124,14 +125,14 @@ async def test_gathered_until_the_queue_is_empty(syncer, disk, monkeypatch):
     """A sync has just begun and others go on committing: they wait for one sync together."""
     monkeypatch.setattr(module, "GATHER", NEVER)
     first = await waiting(syncer)
-    running = await disk.next()
+    running = await disk.begun()
     gathered = [await waiting(syncer, now=False) for _ in range(5)]
     running.end()
     await first
     gathered += [await waiting(syncer, now=False) for _ in range(5)]
     assert disk.is_quiet
     syncer.hurry()
-    last = await disk.next()
+    last = await disk.begun()
     last.end()
     await asyncio.gather(*gathered)
     assert syncer.syncs == 2
@@ -148,10 +149,10 @@ async def test_who_was_answered_commits_again_in_time(syncer, disk, monkeypatch)
     numbers = [syncer.committed() for _ in range(5)]
     tasks = [asyncio.create_task(twice(number)) for number in numbers]
     await asyncio.sleep(0)
-    first = await disk.next()
+    first = await disk.begun()
     others = [await waiting(syncer) for _ in range(5)]
     first.end()
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await asyncio.gather(*tasks, *others)
     assert syncer.syncs == 2
 
@@ -160,11 +161,11 @@ async def test_who_was_answered_does_not_come_back(syncer, disk, monkeypatch):
     """Those who wait do so for two turns of the loop, and not for ever."""
     monkeypatch.setattr(module, "GATHER", NEVER)
     first = await waiting(syncer)
-    sync = await disk.next()
+    sync = await disk.begun()
     second = await waiting(syncer)
     sync.end()
     await first
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await second
 
 
@@ -180,11 +181,11 @@ async def test_the_loop_of_those_who_were_answered_stands_still(syncer, disk):
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
-    sync = await disk.next()
+    sync = await disk.begun()
     second = await waiting(syncer)
     sync.end()
     await asyncio.to_thread(answered.wait, PATIENCE)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await second
     await asyncio.to_thread(thread.join, PATIENCE)
 
@@ -193,29 +194,29 @@ async def test_hurry_before_the_wait_counts(syncer, disk, monkeypatch):
     """The queue became empty between the COMMIT and the wait of the one who committed."""
     monkeypatch.setattr(module, "GATHER", NEVER)
     first = await waiting(syncer)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await first
     number = syncer.committed()
     syncer.hurry()
     second = await waiting(syncer, now=False, number=number)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await second
 
 
 async def test_hurry_before_the_wait_counts_while_the_thread_dozes(syncer, disk, monkeypatch):
     """The last sync answered a gathered commit, so the thread expects more of them."""
     first = await waiting(syncer, now=False)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await first
     monkeypatch.setattr(module, "GATHER", NEVER)
     second = await waiting(syncer, now=False)
     syncer.hurry()
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await second
     number = syncer.committed()
     syncer.hurry()
     third = await waiting(syncer, now=False, number=number)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await third
 
 
@@ -223,12 +224,12 @@ async def test_hurry_is_not_for_later_commits(syncer, disk, monkeypatch):
     """Nobody waited when the queue was empty; who commits later is gathered all the same."""
     monkeypatch.setattr(module, "GATHER", NEVER)
     first = await waiting(syncer)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await first
     syncer.hurry()
     gathered = await waiting(syncer, now=False)
     alone = await waiting(syncer, now=True)
-    sync = await disk.next()
+    sync = await disk.begun()
     assert not gathered.done()
     sync.end()
     await asyncio.gather(gathered, alone)
@@ -239,7 +240,7 @@ async def test_gathered_for_no_longer_than_that(syncer, disk):
     """Without hurry the time alone begins the next sync, and the one behind it."""
     for _ in range(3):
         gathered = await waiting(syncer, now=False)
-        (await disk.next()).end()
+        (await disk.begun()).end()
         await gathered
     assert syncer.syncs == 3
 
@@ -248,7 +249,7 @@ async def test_cancelled_while_it_waits(syncer, disk):
     """It is raised at once, and the sync goes on: for others, and for the commit itself."""
     numbers = syncer.committed(), syncer.committed()
     first, second = [await waiting(syncer, number=each) for each in numbers]
-    running = await disk.next()
+    running = await disk.begun()
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -259,13 +260,13 @@ async def test_cancelled_while_it_waits(syncer, disk):
     with pytest.raises(asyncio.CancelledError):
         await third
     syncer.hurry()
-    (await disk.next()).end()
+    (await disk.begun()).end()
 
 
 async def test_a_failed_sync_answers_everybody(syncer, disk):
     """Those it covers and those behind it: what they have written may be behind a gap."""
     tasks = [await waiting(syncer), await waiting(syncer)]
-    running = await disk.next()
+    running = await disk.begun()
     tasks += [await waiting(syncer), await waiting(syncer, now=False)]
     running.fail()
     for each in tasks:
@@ -282,10 +283,10 @@ async def test_what_was_on_disk_before_a_failure_is_acknowledged(syncer, disk):
     """An fsync that ended well has not become less true."""
     number = syncer.committed()
     first = await waiting(syncer)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await first
     second = await waiting(syncer)
-    (await disk.next()).fail()
+    (await disk.begun()).fail()
     with pytest.raises(DurabilityError):
         await second
     await syncer.wait(number, now=True)
@@ -299,7 +300,7 @@ async def test_a_checkpoint_makes_up_for_a_failure(disk, tmp_path):
         raw.execute("CREATE TABLE t (x)")
         syncer = syncer_of(str(path), file_identity(str(path)))
         task = await waiting(syncer)
-        (await disk.next()).fail()
+        (await disk.begun()).fail()
         with pytest.raises(DurabilityError):
             await task
         raw.row_factory = lambda cursor, row: {}
@@ -310,11 +311,47 @@ async def test_a_checkpoint_makes_up_for_a_failure(disk, tmp_path):
         await syncer.wait(number, now=True)
         raw.execute("INSERT INTO t VALUES (1)")
         task = await waiting(syncer)
-        (await disk.next()).end()
+        (await disk.begun()).end()
         await task
         assert syncer.syncs == 1
         syncer.close()
     await ended()
+
+
+def restart(path, salt):
+    """As the first frame after a complete checkpoint does."""
+    with open(f"{path}-wal", "r+b") as wal:
+        wal.write(bytes(16) + salt)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_another_program_s_restart_makes_up_for_a_failure(syncer, disk, path, known):
+    """The WAL has another salt. If it could not be read when the sync failed, it is the one that is
+    found first. No statement is run.
+    """
+    restart(path, b"salt one")
+    task = await waiting(syncer)
+    if not known:
+        os.truncate(f"{path}-wal", 0)
+    (await disk.begun()).fail()
+    with pytest.raises(DurabilityError):
+        await task
+    if not known:
+        recover(None, syncer, external=True)  # still empty
+        restart(path, b"salt one")
+        recover(None, syncer, external=True)
+    recover(None, syncer, external=True)
+    assert syncer.failed
+    restart(path, b"salt two")
+    os.rename(path, f"{path}-away")
+    recover(None, syncer, external=True)
+    assert syncer.failed  # whose WAL it is by now is not known
+    os.rename(f"{path}-away", path)
+    recover(None, syncer, external=True)
+    assert not syncer.failed
+    task = await waiting(syncer)
+    (await disk.begun()).end()
+    await task
 
 
 async def test_a_checkpoint_that_is_not_complete_makes_up_for_nothing(disk, tmp_path):
@@ -330,7 +367,7 @@ async def test_a_checkpoint_that_is_not_complete_makes_up_for_nothing(disk, tmp_
         reader.execute("SELECT * FROM t").fetchall()
         syncer = syncer_of(str(path), file_identity(str(path)))
         task = await waiting(syncer)
-        (await disk.next()).fail()
+        (await disk.begun()).fail()
         with pytest.raises(DurabilityError):
             await task
         recover(raw, syncer)
@@ -350,7 +387,7 @@ async def test_a_checkpoint_that_is_not_complete_makes_up_for_nothing(disk, tmp_
 async def test_one_process_at_a_time_makes_up_for_a_failure(syncer, disk, path):
     """Two checkpoints at once can damage a file: while another one runs, none is made here."""
     task = await waiting(syncer)
-    (await disk.next()).fail()
+    (await disk.begun()).fail()
     with pytest.raises(DurabilityError):
         await task
     with right_to_checkpoint(path) as right:
@@ -372,14 +409,14 @@ async def test_a_failure_during_the_checkpoint_is_not_made_up_for(syncer, disk, 
             recover(Checkpointed(), syncer)
             assert not syncer.failed
             done = asyncio.run_coroutine_threadsafe(syncer.wait(syncer.committed(), now=True), loop)
-            disk.sync().fail()
+            disk.next().fail()
             with pytest.raises(DurabilityError):
                 done.result(PATIENCE)
             return 0, 0, 0
 
     loop = asyncio.get_running_loop()
     task = await waiting(syncer)
-    (await disk.next()).fail()
+    (await disk.begun()).fail()
     with pytest.raises(DurabilityError):
         await task
     await asyncio.to_thread(recover, Slow(), syncer)
@@ -406,14 +443,14 @@ def test_two_loops_and_one_that_is_closed(disk, path):
     closed = asyncio.new_event_loop()
     closed.run_until_complete(leave())
     closed.close()
-    running = disk.sync()
+    running = disk.next()
     others = [threading.Thread(target=lambda: asyncio.run(wait())) for _ in range(2)]
     for each in others:
         each.start()
     running.end()
     while any(each.is_alive() for each in others):
         with suppress(Exception):
-            disk.begun.get(timeout=0.01).end()
+            disk.next(0.01).end()
     assert set(alive) == set(others)
     syncer.close()
     left[0]._log_destroy_pending = False
@@ -424,11 +461,11 @@ async def test_one_call_for_each_loop_and_sync(syncer, disk, monkeypatch):
     """Each call of ``call_soon_threadsafe`` is a system call."""
     loop = asyncio.get_running_loop()
     first = await waiting(syncer)
-    running = await disk.next()
+    running = await disk.begun()
     gathered = [await waiting(syncer) for _ in range(20)]
     running.end()
     await first
-    sync = await disk.next()
+    sync = await disk.begun()
     calls = []
     plain = loop.call_soon_threadsafe
 
@@ -443,25 +480,33 @@ async def test_one_call_for_each_loop_and_sync(syncer, disk, monkeypatch):
     assert len(calls) == 1
 
 
-async def test_the_folder_is_synced_once_for_each_wal(syncer, disk, path):
+@pytest.fixture
+def folders(monkeypatch):
+    """The folders that were synced."""
+    synced = []
+    monkeypatch.setattr(wal_file, "_sync_folder", synced.append)
+    return synced
+
+
+async def test_the_folder_is_synced_once_for_each_wal(syncer, disk, folders, path):
     """The name of a new file is on disk when its folder was synced."""
     for _ in range(2):
         task = await waiting(syncer)
-        (await disk.next()).end()
+        (await disk.begun()).end()
         await task
-    assert disk.folders == 1
+    assert folders == [os.path.dirname(path)]
 
 
-async def test_a_wal_that_was_replaced(syncer, disk, path):
+async def test_a_wal_that_was_replaced(syncer, disk, folders, path):
     """The last connection deleted it and the next one made another: that one is synced."""
-    for folders in (1, 2):
+    for turn in (1, 2):
         inode = os.stat(f"{path}-wal").st_ino
         task = await waiting(syncer)
-        sync = await disk.next()
+        sync = await disk.begun()
         assert sync.inode == inode
         sync.end()
         await task
-        assert disk.folders == folders
+        assert len(folders) == turn
         replace(f"{path}-wal")
 
 
@@ -481,7 +526,7 @@ async def test_the_database_has_gone(syncer, disk, path, how, wal):
     Whatever lies at the name of the WAL; a checkpoint of the old file makes up for nothing.
     """
     task = await waiting(syncer)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await task
     os.unlink(path) if how == "deleted" else replace(path)
     if wal != "stays":
@@ -502,7 +547,7 @@ async def test_the_database_comes_back(syncer, disk, path):
     os.rename(f"{path}-away", path)
     recover(Checkpointed(), syncer)
     task = await waiting(syncer)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await task
 
 
@@ -510,7 +555,7 @@ async def test_close_and_reuse(syncer, disk, path):
     """Closed, it has neither thread nor descriptor; whoever comes later is served as before."""
     for _ in range(2):
         task = await waiting(syncer)
-        (await disk.next()).end()
+        (await disk.begun()).end()
         await task
         syncer.close()
         await ended()
@@ -521,13 +566,13 @@ async def test_close_while_somebody_waits(syncer, disk, monkeypatch):
     """Another engine on the same file still waits; its sync is made, then the thread ends."""
     monkeypatch.setattr(module, "GATHER", NEVER)
     first = await waiting(syncer)
-    running = await disk.next()
+    running = await disk.begun()
     second = await waiting(syncer, now=False)
     syncer.close()
     running.end()
     await first
     syncer.hurry()
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await second
     await ended()
     assert syncer._wal._file is None
@@ -539,7 +584,7 @@ async def test_a_forgotten_one_leaves_nothing(disk, path):
     assert syncer_of(path, file_identity(path)) is syncer
     assert syncer_of(path, (1, 2)) is not syncer
     task = await waiting(syncer)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await task
     wal, gone = syncer._wal, weakref.ref(syncer)
     del syncer, task
@@ -578,7 +623,7 @@ async def test_a_wal_that_cannot_be_opened(syncer, path):
 async def test_a_forked_child_begins_anew(syncer, disk):
     """A sync runs in the parent; the child has a thread and a descriptor of its own."""
     first = await waiting(syncer)
-    running = await disk.next()
+    running = await disk.begun()
     child = os.fork()
     if child == 0:
         code = 1
@@ -595,7 +640,7 @@ async def test_a_forked_child_begins_anew(syncer, disk):
     running.end()
     await first
     second = await waiting(syncer)
-    (await disk.next()).end()
+    (await disk.begun()).end()
     await second
 
 
@@ -636,7 +681,7 @@ async def test_no_second_sync_behind_a_failed_one(syncer, disk):
 
     syncer._waiters = Waiters()
     first = await waiting(syncer)
-    (await disk.next()).fail()
+    (await disk.begun()).fail()
     with pytest.raises(DurabilityError):
         await first
     while not late.future.done() and disk.is_quiet:

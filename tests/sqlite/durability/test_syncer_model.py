@@ -11,15 +11,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from disk import PATIENCE, Sync, slow_disk
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from threads import PATIENCE
 
 from qsession.errors import DurabilityError
 from qsession.sqlite.durability import syncer as module
 from qsession.sqlite.durability.syncer import Syncer, recover
 from qsession.sqlite.files.filesystem import file_identity
+from qsession.testing import HeldSync, held_disk
 
 
 class Checkpoint:
@@ -45,7 +46,7 @@ class Commits(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(module, "GATHER", 3600.0)  # only what is asked for begins
-        self.disk_end = slow_disk(self.patch)
+        self.disk_end = held_disk()
         self.disk = self.disk_end.__enter__()
         self.loop = asyncio.new_event_loop()
         self.commits: list[int] = []
@@ -55,7 +56,7 @@ class Commits(RuleBasedStateMachine):
         """Numbers that the syncer was asked for, by those as well who were cancelled since."""
         self.urgent: set[int] = set()
         """Numbers that may not be left waiting."""
-        self.running: Sync | None = None
+        self.running: HeldSync | None = None
         self.covered: set[int] = set()
         """Commits that had returned for certain when the sync that runs began."""
 
@@ -148,7 +149,7 @@ class Commits(RuleBasedStateMachine):
             assert error is not None or number in self.durable
         has_to_begin = self.urgent & self.pending - self.durable
         if self.running is None and has_to_begin and not self.syncer.failed:
-            self.running = self.disk.sync()
+            self.running = self.disk.next()
             self.covered = set(self.commits)
 
     def teardown(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import URL, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -81,6 +83,25 @@ async def test_missing_folder_is_named_and_may_be_made_later(tmp_path: Path) -> 
     make(folder / "a.db")
     assert await count(engine) == 3
     await engine.dispose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such name")
+async def test_path_that_is_not_utf_8(tmp_path: Path) -> None:
+    """A folder from an old disk: SQLite gives its path in bytes, which are no valid text."""
+    folder = tmp_path / os.fsdecode(b"\xdcbung")
+    folder.mkdir()
+    path = folder / "app.db"
+    make(path, rows=3)
+    engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(path)))
+    await add(engine)
+    assert await count(engine) == 4
+    async with engine.connect() as connection:  # ATTACH looks at the files again
+        await connection.execute(text("ATTACH ':memory:' AS other"))
+        await connection.execute(text("CREATE TABLE other.notes (id)"))
+        await connection.commit()
+    assert engine.pool.write_queue.place == str(path)
+    await engine.dispose()
+    assert rows_of(path) == 4
 
 
 async def test_folder_in_place_of_a_file(tmp_path: Path) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cancelling import PATIENCE, Bench, Item, eventually, rows
-from foreign import let_go
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -23,27 +19,25 @@ from qsession import QSession, QueueTimeout
 from qsession.sqlite.processes import locking
 from qsession.sqlite.processes.lock_file import names
 from qsession.sqlite.processes.lock_files import LockFiles
+from qsession.testing import Program
 
 LOCKS = Path("/proc/locks")
 ADD = update(Item).where(Item.id == 1).values(value=Item.value + 1)
 
 HOLDER = """
-import sys
 from qsession.sqlite.processes import lock_files, locking
 locking.system = getattr(locking, sys.argv[2])()
 locks = lock_files.LockFiles(sys.argv[1])
 if not locks.try_lock():
     locks.wait()
-print("held", flush=True)
-sys.stdin.readline()
+held()
 """
 
 FOREIGN = """
-import sqlite3, sys
+import sqlite3
 raw = sqlite3.connect(sys.argv[1], isolation_level=None)
 raw.execute("BEGIN IMMEDIATE")
-print("held", flush=True)
-sys.stdin.readline()
+held()
 """
 
 
@@ -53,26 +47,9 @@ def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(locking, "system", getattr(locking, request.param)())
 
 
-@contextlib.asynccontextmanager
-async def holder(path: Path, code: str = HOLDER) -> AsyncIterator[subprocess.Popen[str]]:
-    """Another process that has the turn, or a lock, until it is told to let go.
-
-    The loop goes on while it starts.
-    """
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-c", code, str(path), type(locking.system).__name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    try:
-        assert process.stdout is not None
-        assert await asyncio.to_thread(process.stdout.readline) == "held\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def holder(path: Path, code: str = HOLDER) -> Program:
+    """Another process that has the turn, or a lock, until it is told to let go."""
+    return Program(code, path, type(locking.system).__name__)
 
 
 async def add(bench: Bench) -> None:
@@ -126,7 +103,7 @@ async def test_waits_in_the_kernel(tmp_path: Path) -> None:
             writing = asyncio.create_task(add(bench))
             await eventually(lambda: bool(wakes(bench)))
             assert f" {os.getpid()} " in wakes(bench)[0]
-            let_go(other)
+            other.let_go()
             await asyncio.wait_for(writing, PATIENCE)
 
 
@@ -139,9 +116,9 @@ async def test_a_write_waits_for_another_process(tmp_path: Path, end: str) -> No
             await eventually(lambda: waits(bench))
             assert not writing.done()
             if end == "kill":
-                other.send_signal(signal.SIGKILL)
+                other.kill()
             else:
-                let_go(other)
+                other.let_go()
             await asyncio.wait_for(writing, PATIENCE)
         assert value(bench) == 1
 
@@ -170,7 +147,7 @@ async def test_cancelled_while_it_waits(tmp_path: Path) -> None:
                 assert not waits(bench)
             writing = asyncio.create_task(add(bench))
             await eventually(lambda: waits(bench))
-            let_go(other)
+            other.let_go()
             await asyncio.wait_for(writing, PATIENCE)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import os
 import sqlite3
@@ -113,3 +115,44 @@ def test_a_file_that_cannot_be_opened_is_told_once(path, caplog, monkeypatch):
         with pytest.raises(IsADirectoryError):
             LockFiles(str(path))
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("refused", ["no file", "no note"])
+async def test_a_file_system_that_knows_only_databases(refused, path, monkeypatch):
+    """As LiteFS by its source: it makes a database of each file and takes whole pages only. If it
+    makes no file at all, writers go on as well.
+    """
+    beside = (*names(str(path)), lock_file.checkpoint_name(str(path)))
+    opened: dict[int, str] = {}
+    tried: list[str] = []
+    original, write = os.open, os.write
+
+    def open_file(name, flags, *mode):
+        if name in beside and refused == "no file":
+            tried.append(name)
+            raise OSError(errno.ENOSYS, "no such files here", name)
+        made = original(name, flags, *mode)
+        opened[made] = name
+        return made
+
+    def write_file(file, data):
+        if opened.get(file) in beside:
+            tried.append(opened[file])
+            raise OSError(errno.EIO, "not a whole page")
+        return write(file, data)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "write", write_file)
+    engines = [create_async_engine(f"sqlite+aiosqlite:///{path}") for _ in range(2)]
+
+    async def count(engine):
+        for _ in range(20):
+            async with engine.begin() as connection:
+                await connection.execute(text("INSERT INTO t VALUES (1)"))
+
+    await asyncio.gather(*(count(each) for each in engines))
+    for each in engines:
+        await each.dispose()
+    monkeypatch.undo()
+    assert tried
+    assert rows(path, "SELECT count(*) FROM t") == [(40,)]

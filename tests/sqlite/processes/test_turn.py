@@ -439,6 +439,40 @@ async def test_a_turn_that_moves_is_waited_for(
     other.close()
 
 
+async def test_a_holder_that_is_at_work_is_waited_for(
+    path: str, turn: FileTurn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it says so, nobody goes on without the turn. Since when it has it stays told."""
+    looks = 0
+    look = FileTurn._look
+
+    def renewed(turn: FileTurn, request: Any) -> None:
+        nonlocal looks
+        looks += 1
+        if looks % (module.LOOKS - 1) == 0:
+            other.renew()
+        look(turn, request)
+
+    other = FileTurn()
+    other.on(path, None)
+    other.renew()  # without the turn it says nothing
+    assert other.holder() is None
+    assert other.take_now()
+    held = other.holder()
+    monkeypatch.setattr(FileTurn, "_look", renewed)
+    waiting = take(turn, stall_after=SOON)
+    await eventually(lambda: looks >= 3 * module.LOOKS)
+    assert not waiting.done()
+    now = other.holder()
+    assert held is not None
+    assert now is not None
+    assert held != now
+    assert now[1] - held[1] == pytest.approx(0, abs=1e-4)
+    other.release(False)
+    assert await waiting
+    other.close()
+
+
 async def test_a_stall_ends_when_the_turn_moves(path: str, turn: FileTurn) -> None:
     """The process that stood still takes the turn anew: it is waited for as before."""
     other = LockFiles(path)

@@ -6,12 +6,13 @@ import asyncio
 import gc
 
 import pytest
-from cancelling import Bench, Item, When, cancel_at, eventually, rows
+from cancelling import Bench, Item, eventually, rows
 from sqlalchemy import text, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from qsession import EngineDraining, QueueTimeout
+from qsession.testing import When, cancel_at
 
 ADD = update(Item).where(Item.id == 1).values(value=Item.value + 1)
 READ = text("SELECT value FROM items")

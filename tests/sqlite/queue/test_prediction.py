@@ -248,3 +248,17 @@ async def test_the_table_is_in_the_statistics(bench) -> None:
     await look()
     await look()
     assert bench.engine.stats().predicted == before + 2
+
+
+def test_a_known_site_that_stalls_goes_without_a_ticket_for_a_while() -> None:
+    """While nobody waits for them, it is not seen whether its transactions still idle."""
+    prediction = Prediction()
+    for _ in range(LEARNT):
+        prediction.note(1, wrote=True, idled=False)
+    assert prediction.guess(1) is Guess.TICKET_FIRST
+    assert prediction.note_stall(1)
+    prompt = 0
+    while prediction.guess(1) is Guess.VALIDATES:
+        prediction.note(1, wrote=True, idled=False)
+        prompt += 1
+    assert prompt == LEARNT + 1

@@ -13,7 +13,7 @@ from cancelling import COUNT_ENDLESSLY, PATIENCE, Bench, assert_free, eventually
 from sqlalchemy import event, text
 
 from qsession import ConflictError, HoldTimeout
-from qsession.sqlite.queue.stall import LONG_READ, Look, Verdict, judge
+from qsession.sqlite.queue.stall import LONG_READ, Look, Verdict, judge, patience
 
 RAISE = text("UPDATE items SET value = value + 1")
 SUM = text("SELECT sum(value) FROM items")
@@ -107,7 +107,7 @@ LOOKS: list[tuple[str, Look, Verdict]] = [
 )
 def test_what_is_done_about_a_holder(look: Look, verdict: Verdict) -> None:
     """While others wait for it."""
-    assert judge(look, STALL, WARN) is verdict
+    assert judge(look, STALL, WARN, STALL) is verdict
 
 
 def keep_the_loop_busy(seconds):
@@ -220,6 +220,64 @@ async def test_hold_timeout_shows_where_the_holder_stood(tmp_path):
     await bench.check()
     await bench.engine.dispose()
     assert_free(bench.path)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "insists", "seconds"),
+    [
+        (0, False, 0.25),
+        (1, False, 0.25),
+        (2, False, 0.125),
+        (10, False, 0.025),
+        (13, False, 0.02),
+        (400, False, 0.02),
+        (400, True, 0.25),
+    ],
+)
+def test_how_long_a_holder_may_idle(waiting: int, insists: bool, seconds: float) -> None:
+    """All who wait for it lose no more time together than one of them would alone."""
+    assert patience(0.25, waiting, insists) == pytest.approx(seconds)
+
+
+async def handlers(bench: Bench, number: int, same_row: bool) -> list[object]:
+    """Each reads, waits for a web service that answers when all have read, and writes."""
+    all_have_read, reading = asyncio.Event(), 0
+
+    async def handler(row: int) -> None:
+        nonlocal reading
+        async with bench.engine.begin() as connection:
+            value = await connection.scalar(
+                text("SELECT value FROM items WHERE id = :id"), {"id": row}
+            )
+            reading += 1
+            if reading == number:
+                all_have_read.set()
+            await all_have_read.wait()
+            await connection.execute(
+                text("UPDATE items SET value = :value WHERE id = :id"),
+                {"id": row, "value": value + 1},
+            )
+
+    tasks = (handler(1 if same_row else each) for each in range(1, number + 1))
+    return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+
+async def test_many_handlers_that_idle_between_reading_and_writing_do_not_queue(tmp_path):
+    """None of them idles for stall_after, and they would never all have read one after another."""
+    number = 40
+    bench = await Bench.ready(tmp_path / "app.db", stall_after=PATIENCE)
+    async with bench.engine.begin() as connection:
+        await connection.execute(text("DELETE FROM items"))
+        for each in range(1, number + 1):
+            await connection.execute(text("INSERT INTO items VALUES (:id, 0)"), {"id": each})
+    outcomes = await asyncio.wait_for(handlers(bench, number, same_row=False), PATIENCE)
+    assert outcomes == [None] * number
+    assert rows(bench.path, "SELECT DISTINCT value FROM items") == [(1,)]
+    outcomes = await asyncio.wait_for(handlers(bench, number, same_row=True), PATIENCE)
+    assert [each for each in outcomes if each is None] == [None], "of one row, the first one wins"
+    assert all(isinstance(each, ConflictError) for each in outcomes if each is not None)
+    assert rows(bench.path, "SELECT value FROM items WHERE id = 1") == [(2,)]
+    await bench.engine.dispose()
 
 
 @pytest.mark.parametrize("access", ["auto", "write"])

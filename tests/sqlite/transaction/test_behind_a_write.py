@@ -15,9 +15,10 @@ from sqlalchemy.util import await_only
 from qsession import QSessionError, QueuedAsyncEngine
 from qsession.sqlite.dialect import A_TURN, MANY, WIDE
 from qsession.sqlite.driver import pace
-from qsession.sqlite.transaction.sending import Outcome
-from qsession.sqlite.transaction.statement import Statement
-from qsession.sqlite.transaction.transaction import Transaction
+from qsession.sqlite.driver.physical import DriverConnection
+from qsession.sqlite.transaction.plan import Plan
+from qsession.sqlite.transaction.runner import Runner
+from qsession.sqlite.transaction.sending import Report
 
 AGES = 3600.0
 INSERT = text("INSERT INTO notes (id) VALUES (:id)")
@@ -27,20 +28,20 @@ COUNT = select(func.count()).select_from(notes)
 
 
 @pytest.fixture
-def direct(monkeypatch: pytest.MonkeyPatch, short_ways: None) -> list[str]:
-    """The texts that were sent in this way; every machine is quick."""
+def direct(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that ran on the loop behind a write; every machine is quick."""
     monkeypatch.setattr(pace, "SHORT", AGES)
     monkeypatch.setattr(pace, "BUDGET", AGES)
     sent: list[str] = []
-    run = Transaction._run_behind_write
+    run = Runner.run_here
 
-    def noted(self: Transaction, statement: Statement) -> Outcome | None:
-        outcome = run(self, statement)
-        if outcome is not None:
-            sent.append(statement.sql)
-        return outcome
+    def noted(self: Runner, driver: DriverConnection, plan: Plan) -> Report | None:
+        report = run(self, driver, plan)
+        if plan.in_transaction:
+            sent.append(plan.statement.sql)
+        return report
 
-    monkeypatch.setattr(Transaction, "_run_behind_write", noted)
+    monkeypatch.setattr(Runner, "run_here", noted)
     return sent
 
 

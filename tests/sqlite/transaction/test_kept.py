@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sqlite3
 from contextlib import closing, nullcontext
 
@@ -12,9 +13,7 @@ from cancelling import (
     PATIENCE,
     READ,
     Bench,
-    When,
     assert_free,
-    cancel_at,
     connection_threads,
     eventually,
     rows,
@@ -26,6 +25,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from qsession import QSessionError, create_async_engine
 from qsession.sqlite.transaction import sending
 from qsession.sqlite.transaction.kept import Kept
+from qsession.testing import When, cancel_at
 
 LEVELS = pytest.mark.parametrize("level", ["SERIALIZABLE", "AUTOCOMMIT"])
 ADD = text("INSERT INTO marks (run) VALUES (:run), (:run), (:run)")
@@ -301,6 +301,32 @@ async def test_foreign_keys_turned_back_and_off_again(bench):
     bench.acknowledged |= {1, 2}
     async with bench.engine.connect() as connection:
         assert await connection.scalar(text("PRAGMA foreign_keys")) == 0
+
+
+@pytest.mark.parametrize("begin", ["BEGIN", "BEGIN IMMEDIATE"])
+async def test_foreign_keys_turned_off_before_a_transaction(bench, begin, caplog):
+    """An env.py turns them off for all migrations. Each one turns them off and on: no effect."""
+    caplog.set_level(logging.INFO, "qsession")
+    await bench.engine.dispose()
+    event.listen(
+        bench.engine.sync_engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys=ON")
+    )
+    async with bench.engine.connect() as connection:
+        for statement in ("COMMIT", "PRAGMA foreign_keys=OFF", begin):
+            await connection.execute(text(statement))
+        for run in (1, 2):
+            await connection.execute(text("PRAGMA foreign_keys=OFF"))
+            await connection.execute(ADD, {"run": run})
+            await connection.execute(text("PRAGMA foreign_keys=ON"))
+            assert "'PRAGMA foreign_keys=ON' has no effect" in caplog.text
+            await connection.commit()
+            assert await connection.scalar(text("PRAGMA foreign_keys")) == 0
+            await connection.commit()
+            await connection.execute(text(begin))
+        await connection.execute(text("END"))
+        await connection.execute(text("PRAGMA foreign_keys=ON"))
+        assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+    bench.acknowledged |= {1, 2}
 
 
 @pytest.mark.parametrize("now", [0, 1])

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from qsession.sqlite.transaction.log import MAX_BYTES, MAX_STATEMENTS, Log
+from qsession.sqlite.transaction.digest import StreamDigest, rows_seen
+from qsession.sqlite.transaction.log import MAX_BYTES, MAX_STATEMENTS, Entry, Log
 from qsession.sqlite.transaction.statement import Kind, Statement
 
 SELECT = Statement("SELECT a FROM t", kind=Kind.READ)
@@ -94,3 +95,61 @@ def test_named_values_that_are_alike_are_not_the_same() -> None:
     assert [list(each.parameters.values()) for each in log.entries] == [[1], [1.0], [True]]
     log.append(Statement("SELECT typeof(:a)", {"a": 1.0}), "again")
     assert len(log.entries) == 3
+
+
+def stream(count: int, ended: bool = False) -> StreamDigest:
+    """The digest of a stream of which so many rows were fetched."""
+    seen = StreamDigest()
+    seen.add([(number,) for number in range(count)])
+    seen.ended = ended
+    return seen
+
+
+def whole(*rows: tuple[Any, ...]) -> Any:
+    """The digest of a result that was fetched at once."""
+    return rows_seen(list(rows)), None
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "shown", "replaces"),
+    [
+        (whole((1, "a")), whole((1, "b")), False, True),
+        (whole((1, "a")), whole((1, "b")), True, False),
+        (whole((1, "a")), stream(0), False, False),
+        (whole((1, "a")), stream(5), False, False),
+        (whole((1, "a")), stream(5, ended=True), False, False),
+        (stream(5, ended=True), stream(5), False, False),
+        (stream(5, ended=True), stream(7, ended=True), False, True),
+        (stream(5, ended=True), stream(7, ended=True), True, False),
+        (stream(2), stream(1), False, False),
+        (stream(2), stream(2), False, True),
+        (stream(2), whole((1, "a")), False, True),
+        (stream(5, ended=True), whole((1, "a")), False, True),
+    ],
+)
+def test_what_a_later_result_replaces(
+    earlier: Any, later: Any, shown: bool, replaces: bool
+) -> None:
+    """One that the application has seen as far as the earlier one, and not in older objects."""
+    assert Entry("", (), later).replaces(Entry("", (), earlier, shown)) is replaces
+
+
+def test_streams_of_one_statement() -> None:
+    """The one that has shown the most counts, as soon as another one has shown as much."""
+    log, first, second = Log(), stream(2), stream(0)
+    log.append(SELECT, first)
+    log.append(SELECT, second)
+    assert [each.seen for each in log.entries] == [first, second]
+    second.add([(0,), (1,)])
+    assert [each.seen for each in log.entries] == [second]
+
+
+def test_a_poll_by_streams_has_a_short_log() -> None:
+    """However often their first row is fetched."""
+    log = Log()
+    for _ in range(2 * MAX_STATEMENTS):
+        seen = stream(0)
+        log.append(SELECT, seen)
+        seen.add([(1,)])
+    assert log.complete
+    assert len(log.entries) == 1

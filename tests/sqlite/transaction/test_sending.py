@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsession.errors import SQLITE_INTERRUPT
 from qsession.sqlite.driver.setup import pragma
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen
 from qsession.sqlite.transaction.log import Entry
@@ -227,6 +228,16 @@ def test_a_lock_of_another_is_reported_as_busy(
     other.execute("ROLLBACK")
     report = send(raw, Plan(INSERT, begin=WRITE))
     assert (report.busy, report.in_transaction) == (False, True)
+
+
+@pytest.mark.parametrize("commits", [False, True])
+def test_a_rollback_is_not_broken_off(raw: sqlite3.Connection, commits: bool) -> None:
+    """Where the time on the loop is over behind BEGIN, the transaction is ended all the same."""
+    raw.set_progress_handler(lambda: raw.in_transaction, 1)
+    remembered = [] if commits else ["SAVEPOINT a"]
+    report = send(raw, Plan(INSERT, begin=WRITE, remembered=remembered, commits=commits))
+    assert (report.code, report.in_transaction) == (SQLITE_INTERRUPT, False)
+    assert not raw.in_transaction
 
 
 def test_what_was_remembered_is_sent_behind_begin(raw: sqlite3.Connection) -> None:

@@ -181,6 +181,43 @@ async def test_ended_elsewhere_between_slices(bench, monkeypatch):
     assert found(bench) == 0
 
 
+@pytest.mark.parametrize("count", [1, 5 * FEW])
+async def test_rolled_back_while_it_waits(bench, monkeypatch, count):
+    """It waits for a turn of the loop, and another task's ROLLBACK is on its way.
+
+    task                        the thread          another task
+    waits for its turn
+                                is busy             rollback()
+    has its turn: gives up
+                                ROLLBACK
+    """
+    await insert_all(bench, FEW)
+    gate = threading.Event()
+    async with bench.engine.connect() as connection:
+        await connection.execute(BULK, numbers(1, first=1000))
+        routed = (await connection.run_sync(lambda c: c.connection)).dbapi_connection
+        driver = routed.transaction.work.lease.driver
+        monkeypatch.setattr(pacing, "BUDGET", -1.0)  # one statement in a turn
+        await asyncio.sleep(0)  # so that a new turn begins here
+
+        async def roll_back():
+            driver.post(lambda raw: gate.wait(PATIENCE))
+            await connection.rollback()
+
+        task = asyncio.create_task(connection.execute(BULK, numbers(count, first=2000)))
+        rollback = asyncio.create_task(roll_back())
+        assert pacing.turns.of(asyncio.get_running_loop()).enter() is None  # that is this one
+        try:
+            for _ in range(10):
+                await asyncio.sleep(0)
+        finally:
+            gate.set()
+        await rollback
+        with pytest.raises(QSessionError, match="another task ended"):
+            await task
+    assert found(bench) == 0
+
+
 async def test_rows_that_nobody_counts(bench):
     """sqlite3 counts no rows of a text that begins with WITH; nor is there a sum of them."""
     sql = text("WITH one AS (SELECT :value) INSERT INTO items (id, value) SELECT :id, * FROM one")

@@ -42,9 +42,11 @@ from qsession.sqlite.driver import pace
 from qsession.sqlite.transaction.statement import (
     LONG,
     Kind,
+    Statement,
     Words,
-    defines,
+    is_committed_by_sqlite3,
     kind_of,
+    leaves_wal,
     unquoted,
     words_of,
 )
@@ -175,21 +177,52 @@ def test_quotes(quoted: str) -> None:
     assert token.replace('""', '"') == 'a"b'
 
 
-DEFINITIONS = [
-    ("CREATE TABLE t (a)", True),
+LEAVING_WAL = [
+    ("PRAGMA journal_mode=DELETE", True),
+    ("pragma main.journal_mode(truncate);", True),
+    ("PRAGMA journal_mode = 'WAL'", False),
+    ("PRAGMA journal_mode", False),
+    ("PRAGMA synchronous=OFF", False),
+    ("DELETE FROM journal_mode", False),
+]
+
+
+@pytest.mark.parametrize(("sql", "leaves"), LEAVING_WAL)
+def test_what_leaves_wal_mode(sql: str, leaves: bool) -> None:
+    """Asking for the mode, and setting the one that there is, does not."""
+    assert leaves_wal(words_of(sql)) is leaves
+    assert not leaves_wal(None)
+
+
+COMMITTED_BY_SQLITE3 = [
+    ("CREATE TABLE u (a)", True),
     ("-- migration\nALTER TABLE t ADD b", True),
     ("DROP INDEX i", True),
+    ("ANALYZE", True),
+    ("REINDEX t", True),
     ("PRAGMA user_version=1", True),
+    ("WITH q AS (SELECT 1) INSERT INTO t SELECT * FROM q", True),
+    ("WITH q AS (SELECT 1) UPDATE t SET a = 2", True),
+    ("WITH q AS (SELECT 1) UPDATE t SET a = 2 WHERE a > 2", False),  # changes no row
+    ("WITH q AS (SELECT 1) SELECT * FROM q", False),
     ("INSERT INTO t VALUES (1)", False),
     ("SELECT 1", False),
 ]
 
 
-@pytest.mark.parametrize(("sql", "does"), DEFINITIONS)
-def test_what_defines(sql: str, does: bool) -> None:
-    """DDL, and the numbers that migrations keep in the header of the file."""
-    assert defines(words_of(sql)) is does
-    assert not defines(None)
+@pytest.mark.parametrize(("sql", "is_committed"), COMMITTED_BY_SQLITE3)
+def test_what_sqlite3_commits(sql: str, is_committed: bool) -> None:
+    """What we say of Python's driver is what it does, however the text is compiled."""
+    with closing(sqlite3.connect(":memory:")) as raw:
+        raw.executescript("CREATE TABLE t (a); INSERT INTO t VALUES (1); CREATE INDEX i ON t (a)")
+        changes = raw.total_changes
+        raw.execute(sql)
+        changed = raw.total_changes != changes
+        wrote = changed or not sql.startswith(("SELECT", "WITH"))
+        assert is_committed == (wrote and not raw.in_transaction)
+    assert is_committed_by_sqlite3(Statement(sql, words=words_of(sql)), changed) is is_committed
+    if sql.startswith(("WITH", "INSERT", "SELECT")):
+        assert is_committed_by_sqlite3(Statement(sql), changed) is is_committed
 
 
 NAMES = st.sampled_from(["a", "A", '"a"', "[b]", "'b b'", '"b B"', "`savepoint_1`"])

@@ -346,17 +346,30 @@ async def trigger(engine, name: str, when: str, message: str) -> None:
         )
 
 
-async def test_an_error_is_an_observation_too(predicted):
+@pytest.mark.parametrize("sql", ["SELECT * FROM other", "ALTER TABLE other ADD COLUMN x"])
+async def test_an_error_is_an_observation_too(predicted, sql):
     """What failed before the first write must fail again; no table is one, then it is there."""
     async with predicted.connect() as connection:
         with pytest.raises(Exception, match="no such table: other"):
-            await connection.execute(text("SELECT * FROM other"))
+            await connection.execute(text(sql))
         async with predicted.begin() as another:
             await another.execute(text("CREATE TABLE other (id INTEGER)"))
         with pytest.raises(ConflictError, match="other"):
             await connection.execute(update(Account).values(balance=0))
         await connection.rollback()
     assert await balances(predicted) == {1: 100, 2: 100, 3: 100}
+
+
+async def test_a_table_that_is_made_when_it_is_missed(predicted):
+    """By the same transaction: the first attempt fails again, and it goes on."""
+    async with predicted.connect() as connection:
+        with pytest.raises(Exception, match="no such table: other"):
+            await connection.execute(text("INSERT INTO other VALUES (1)"))
+        await deposit(predicted, 3, 1)
+        await connection.execute(text("CREATE TABLE other (id INTEGER)"))
+        await connection.execute(text("INSERT INTO other VALUES (1)"))
+        await connection.commit()
+        assert await connection.scalar(text("SELECT count(*) FROM other")) == 1
 
 
 async def test_an_error_of_python_s_is_an_observation_too(predicted):

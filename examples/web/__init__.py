@@ -1,0 +1,1 @@
+"""A shopping list on the web, for several people at once: see README.md."""

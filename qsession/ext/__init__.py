@@ -1,0 +1,1 @@
+"""Integrations: one file each, which imports its framework. The core imports none of them."""

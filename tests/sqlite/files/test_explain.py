@@ -1,0 +1,65 @@
+"""What an error of SQLite's means: the file or link that is in the way is named."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from qsession import create_async_engine
+from qsession.errors import SQLITE_CANTOPEN, SQLITE_READONLY
+from qsession.sqlite.files.explain import hint
+
+
+def broken_link(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere" / "b.db")
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Path.mkdir, "is a folder"),
+        (broken_link, "is a symbolic link to .*b.db', and the folder .*nowhere' does not exist"),
+        (link_to_itself, "is no path that can be followed: "),
+        (os.mkfifo, "is a device or a pipe, and not a file"),
+    ],
+)
+async def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    """It is said what it is, and not that the permissions or the disk were to blame."""
+    make(tmp_path / "a.db")
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'a.db'}")
+    with pytest.raises(OperationalError, match=message):
+        async with engine.connect():
+            pass
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+@pytest.mark.parametrize("code", [SQLITE_CANTOPEN, SQLITE_READONLY])
+def test_a_file_of_the_wal_that_another_user_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, code: int
+) -> None:
+    """The database and its folder are in order, so it is named."""
+    for each in ("", "-wal", "-shm"):
+        (tmp_path / f"a.db{each}").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith(suffix))
+    error: Any = sqlite3.OperationalError("SQLite's own words")
+    error.sqlite_errorcode = code
+    said = hint(error, str(tmp_path / "a.db"))
+    assert said is not None
+    assert f"a.db{suffix}', which belongs to it, " in said
+
+
+def test_two_slashes() -> None:
+    """The URL is shown as it was given."""
+    with pytest.raises(ArgumentError, match=r"Invalid SQLite URL: sqlite\+\w+://app.db\n"):
+        create_async_engine("sqlite+aiosqlite://app.db")
