@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from qsession import ConflictError
 from qsession.sqlite.queue.prediction import Guess
-from qsession.sqlite.transaction import log
+from qsession.sqlite.transaction import log, plan, sending
 
 NEVER = 3600.0
 
@@ -69,13 +69,17 @@ async def balances(engine) -> dict[int, int]:
         return {each.id: each.balance for each in await session.scalars(ACCOUNTS)}
 
 
+def adding(account: int, amount: int) -> Any:
+    change = update(Account).where(Account.id == account)
+    return change.values(balance=Account.balance + amount)
+
+
 async def deposit(engine, account: int, amount: int) -> None:
     """In a task of its own, as another request would."""
 
     async def write() -> None:
         async with AsyncSession(engine) as session:
-            change = update(Account).where(Account.id == account)
-            await session.execute(change.values(balance=Account.balance + amount))
+            await session.execute(adding(account, amount))
             await session.commit()
 
     await asyncio.create_task(write())
@@ -381,6 +385,38 @@ async def test_an_error_of_python_s_is_an_observation_too(predicted):
         await connection.execute(update(Account).where(Account.id == 1).values(balance=0))
         await connection.commit()
     assert await balances(predicted) == {1: 0, 2: 100, 3: 101}
+
+
+@pytest.mark.parametrize("engine", ["auto", "snapshot"], indirect=True)
+async def test_an_interrupted_validation_is_no_conflict(engine, monkeypatch):
+    """Its time on the loop is over at once: the validation is made again in the thread."""
+    interrupted = []
+
+    def same_again(raw, entry):
+        try:
+            return sending_same_again(raw, entry)
+        except sqlite3.OperationalError as error:
+            interrupted.append(str(error))
+            raise
+
+    sending_same_again = sending.same_again
+    count = text(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 30000) "
+        "SELECT count(*) FROM n, accounts"
+    )
+    for _ in range(10):
+        await deposit(engine, 1, 1)  # so that it is known to be short
+    engine.pool.write_queue.prediction.guess = lambda site: Guess.VALIDATES
+    async with engine.connect() as connection:
+        await connection.execute(count)
+        await deposit(engine, 3, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "LONG_WRITE", 1e-9)
+            patch.setattr(sending, "same_again", same_again)
+            await connection.execute(adding(2, 5))
+        await connection.commit()
+    assert interrupted == ["interrupted"]
+    assert await balances(engine) == {1: 110, 2: 105, 3: 101}
 
 
 async def test_a_first_write_that_fails_has_validated(predicted):
