@@ -142,6 +142,7 @@ class Judge:
     def _claim(self, record: Record) -> None:
         """What has to be so for one transaction that is not replayed at its place."""
         statements = [each for each in record.statements if not self._is_cut(record, each)]
+        validated = _before_it_wrote(statements)
         if record.snapshot and not record.autocommit:
             # A SELECT that fails before it reads anything is behind BEGIN, and begins no snapshot.
             first = next((n for n, each in enumerate(statements) if not each.fails_to_read), None)
@@ -155,7 +156,7 @@ class Judge:
         if record.name in self._position:
             return
         if isinstance(record.dead, ConflictError):
-            self._claim_conflict(record, before)
+            self._claim_conflict(record, validated)
             if record.snapshot:
                 # A write that was tried may have moved the snapshot on, behind a validation.
                 tried = any(each.writes for each in before)
