@@ -80,6 +80,7 @@ class Bench:
         """Nothing is held, every transaction is there whole or not at all, and the engine works."""
         await settled(self.engine)
         assert_free(self.path)
+        assert rows(self.path, "PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0, "somebody reads"
         if rows(self.path, "SELECT * FROM sqlite_schema WHERE name = 'marks'"):
             found = dict(rows(self.path, "SELECT run, count(*) FROM marks GROUP BY run"))
             assert set(found.values()) <= {MARKS}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -10,8 +12,11 @@ from cancelling import ENDLESS, MARKS, READ, Base, Bench, Item, Mark, collected,
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only
 
+from qsession import QSessionError
 from qsession.session.maker import QSession
+from qsession.sqlite.transaction.runner import Runner
 from qsession.testing import When, cancel_at
 
 
@@ -325,4 +330,40 @@ async def test_a_reader_gets_what_a_cancelled_holder_leaves(tmp_path):
         assert len(await reader) == 5
         await stream.close()
     await bench.check()
+    await bench.engine.dispose()
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "rolled back"])
+async def test_a_stream_that_nobody_receives_keeps_no_snapshot(tmp_path, monkeypatch, ending):
+    """It ends between SQLite's answer and the task, which waits for a later turn of the loop."""
+    bench = await Bench.ready(tmp_path / "app.db")
+    waits, later = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    def pace(runner, holder):
+        waits.set()
+        await_only(later)
+        return True
+
+    async def read(connection):
+        await connection.stream(READ)
+
+    async with bench.engine.connect() as connection:
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "pace", pace)
+            task = asyncio.create_task(read(connection))
+            await waits.wait()
+        if ending == "cancelled":
+            task.cancel()
+        else:
+            await connection.rollback()
+            later.set_result(None)
+        await asyncio.wait([task])  # its exception keeps the frames, and what they refer to
+    async with bench.engine.connect() as another:
+        assert len((await another.execute(READ)).all()) == 5
+        with closing(sqlite3.connect(bench.path, isolation_level=None)) as outside:
+            outside.execute("DELETE FROM items WHERE id > 2")
+        await another.rollback()
+        assert len((await another.execute(READ)).all()) == 2
+    with pytest.raises((asyncio.CancelledError, QSessionError)):
+        await task
     await bench.engine.dispose()

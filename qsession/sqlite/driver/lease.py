@@ -38,7 +38,7 @@ _NO_STREAMS: frozenset[Any] = frozenset()
 class Lease:
     """A physical connection that one transaction uses."""
 
-    __slots__ = ("_give_back", "driver", "ended", "record", "reserved", "streams")
+    __slots__ = ("_give_back", "driver", "ended", "opened", "record", "reserved", "streams")
 
     def __init__(self, record: Any, give_back: Callable[[Lease], None]) -> None:
         self.driver: DriverConnection = record.dbapi_connection
@@ -47,6 +47,10 @@ class Lease:
         self.reserved: bool = record.reserved
         """Whether it is the connection reserved for the holder of the ticket."""
         self.streams: frozenset[Stream] = _NO_STREAMS
+        self.opened: list[sqlite3.Cursor] = []
+        """Cursors of no stream: the thread has opened one that its task has not received yet, or a
+        COMMIT is about to close those of all streams.
+        """
         self.ended = False
         """Whether its transaction has ended; open streams may still use it."""
         self._give_back: Callable[[Lease], None] | None = give_back
@@ -73,6 +77,8 @@ class Lease:
         """Give the connection back. Its transaction must have ended."""
         give_back, self._give_back = self._give_back, None
         if give_back is not None:
+            if self.opened:
+                self.tidy(close_cursors, self.opened)
             if self.driver.is_left_open():
                 logger.error("A connection was returned with an open transaction; it is closed")
                 self.driver.suspect = True
@@ -100,9 +106,18 @@ class Lease:
         self.driver.post(undo, cursors, done=done)
 
     def forget_streams(self) -> list[sqlite3.Cursor]:
-        """Give up the cursors of open streams; the caller closes them."""
-        if not self.streams:
-            return []
-        cursors = [stream.forget() for stream in self.streams]
+        """Give up the cursors of open streams; the caller closes them in the thread.
+
+        The thread may still add one, of a statement that is running.
+        """
+        cursors, self.opened = self.opened, []
+        found = [stream.forget() for stream in self.streams]
+        cursors[:0] = [cursor for cursor in found if cursor is not None]
         self.streams = _NO_STREAMS
-        return [cursor for cursor in cursors if cursor is not None]
+        return cursors
+
+
+def close_cursors(raw: sqlite3.Connection, cursors: list[sqlite3.Cursor]) -> None:
+    """Close cursors that no task has received. A cursor keeps the snapshot of its statement."""
+    for cursor in cursors:
+        cursor.close()

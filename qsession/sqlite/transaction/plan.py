@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ class Plan:
     """
     witness: Any = None
     """What tells the observers of the file, if the statement is a transaction of its own."""
+    opened: list[sqlite3.Cursor] | None = None
+    """Where the cursor of a stream is kept until its task has received it."""
     watches: str | None = None
     """A PRAGMA whose value is read before and after."""
 

@@ -142,12 +142,8 @@ class Runner:
         try:
             run = sending.run if plan.witness is None else sending.run_witnessed
             driver.run(run, plan, report)
-        except BaseException:
-            driver.post(sending.close_unclaimed, report)  # before the rollback
-            raise
         finally:
             self.reading = None
-        report.unclaimed = None
         if report.spent is not None and not report.refused:
             self._learn(plan.statement, report.spent)
         self.pace(work.holds)

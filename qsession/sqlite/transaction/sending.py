@@ -80,8 +80,6 @@ class Report:
     """The value of the watched PRAGMA before, if it has changed."""
     now: Any = None
     """The value of the watched PRAGMA now."""
-    unclaimed: Any = None
-    """The cursor of a stream, until its task has received it."""
 
     @property
     def code(self) -> int:
@@ -139,7 +137,10 @@ def run(raw: sqlite3.Connection, plan: Plan, report: Report, measures: bool = Tr
         report.stage = Stage.STATEMENT
         started = mark() if measures else None
         try:
-            report.outcome = Outcome() if plan.only_begins else execute(raw, plan.statement, report)
+            if plan.only_begins:
+                report.outcome = Outcome()
+            else:
+                report.outcome = execute(raw, plan.statement, plan.opened)
         finally:
             report.spent = None if started is None else spent(started)
         if plan.logs and report.outcome.cursor is None:
@@ -213,8 +214,12 @@ def _find_conflict(raw: sqlite3.Connection, plan: Plan, report: Report) -> str |
     return None
 
 
-def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None = None) -> Outcome:
+def execute(
+    raw: sqlite3.Connection, statement: Statement, opened: list[sqlite3.Cursor] | None = None
+) -> Outcome:
     """Run one statement and fetch all its rows, unless it is streamed.
+
+    ``opened``: gets the cursor of a stream, so that it can be closed if no task takes it.
 
     The cursor is closed at once: an INSERT ... RETURNING that was not read to its end would keep
     its transaction and the lock even after ``close()`` of the connection.
@@ -231,8 +236,8 @@ def execute(raw: sqlite3.Connection, statement: Statement, report: Report | None
         keep = statement.stream is not None and description is not None
         rows = cursor.fetchall() if description is not None and not keep else []
         changed_rows = raw.total_changes != before
-        if keep and report is not None:
-            report.unclaimed = cursor
+        if keep and opened is not None:
+            opened.append(cursor)
         return Outcome(
             rows,
             description,
@@ -336,9 +341,3 @@ def finish_reading(raw: sqlite3.Connection) -> None:
     """End a transaction that has only read. Active statements keep their snapshot."""
     if raw.in_transaction:
         raw.execute("COMMIT")
-
-
-def close_unclaimed(raw: sqlite3.Connection, report: Report) -> None:
-    """Close the cursor of a task that was cancelled before it received the cursor."""
-    if report.unclaimed is not None:
-        report.unclaimed.close()

@@ -587,7 +587,8 @@ class Transaction:
     def _rest(self, lease: Lease) -> None:
         """Lend the connection to others until the next statement."""
         work = self.work
-        if not (lease.streams or lease.reserved or self._kept or lease.driver.suspect):
+        used = lease.streams or lease.opened
+        if not (used or lease.reserved or self._kept or lease.driver.suspect):
             work.lease = None
             self._pool.rest(self, lease)
 
@@ -624,6 +625,7 @@ class Transaction:
             and not (work.log.failed or driver.has_attached)
         )
         plan = self._plan(action, statement, driver, upgrades)
+        plan.opened = lease.opened
         deadline: float | None = None
         while True:
             self._check(work)
@@ -644,6 +646,7 @@ class Transaction:
                 upgrades = False
                 self._read_streams(lease)  # each keeps its snapshot until its end
                 plan = self._plan(action, statement, driver, upgrades)
+                plan.opened = lease.opened
                 continue
             if driver.in_its_own_way:
                 report.error = messages.in_its_own_way(report.error)
@@ -699,6 +702,7 @@ class Transaction:
         if outcome.cursor is not None and statement.stream is not None:
             seen = StreamDigest(outcome.description)
             statement.stream.open(lease, outcome.cursor, seen)
+            lease.opened.clear()
         if work.state is State.LOCKED:
             self._note_write(action, statement, outcome)
         elif action.logs:
@@ -978,11 +982,12 @@ class Transaction:
         work, driver = self.work, lease.driver
         deadline: float | None = None
         streams = list(lease.streams)
-        cursors = lease.forget_streams()
+        cursors = lease.opened = lease.forget_streams()
         while True:
             ended = self.runner.commit(driver, cursors, self._witness(work.sent))
             for stream, rows in zip(streams, ended.rest, strict=False):
                 stream.keep(rows)
+            lease.opened = []
             streams, cursors, error = [], [], ended.error
             if error is None:
                 return

@@ -285,10 +285,10 @@ def test_a_stream_that_writes_is_told_whatever_the_factories(
     stream: Any = object()
     writes = f"{UNKNOWN.sql} RETURNING a"
     for sql, changed in ((writes, True), ("SELECT a FROM t", False), ("EXPLAIN SELECT 1", False)):
-        report = Report()
-        outcome = execute(raw, Statement(sql, stream=stream), report)
+        opened: list[sqlite3.Cursor] = []
+        outcome = execute(raw, Statement(sql, stream=stream), opened)
         assert outcome.changed is changed
-        assert outcome.cursor is report.unclaimed is not None
+        assert [outcome.cursor] == opened
         outcome.cursor.close()
     assert raw.text_factory is factory
     assert send(raw, Plan(SELECT, asks_version=True)).version == pragma(raw, "data_version")
