@@ -50,23 +50,23 @@ class Load:
 
 
 class Attempts:
-    """The attempts of a pool to open connections, while its server is known to be away."""
+    """The attempts to open connections that begin while a server is known to be away."""
 
     def __init__(self, pool: Any) -> None:
         self.at_once = 0
         self.most = 0
         self.made = 0
-        self.connect = pool._connect
         self.opening = pool.opening
-        pool._connect = self
+        self.attempt = pool.opening._attempt
+        pool.opening._attempt = self
 
-    def __call__(self, record: Any) -> Any:
+    def __call__(self, connect: Any, deadline: float) -> Any:
         if not self.opening.failures:
-            return self.connect(record)
+            return self.attempt(connect, deadline)
         self.made += 1
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         try:
-            return self.connect(record)
+            return self.attempt(connect, deadline)
         finally:
             self.at_once -= 1

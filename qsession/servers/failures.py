@@ -71,11 +71,16 @@ def _code_in(context: ExceptionContext) -> object:
     return code if isinstance(code, int) == is_mysql(context.dialect) else None
 
 
-def explain(context: ExceptionContext) -> Exception | None:
+def explain(context: ExceptionContext) -> BaseException | None:
     """Listens for every error of the driver, also during COMMIT."""
     if context.connection is not None and not _is_from_pool(context.connection):
         return None
     error = context.original_exception
+    if isinstance(error, AssertionError) and isinstance(
+        error.__context__, asyncio.CancelledError
+    ):  # psycopg's executemany, cancelled at its beginning or end
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        return error.__context__
     code = _code_in(context)
     statement = _shorten(context.statement or "the end of the transaction, such as COMMIT")
     if context.statement == REPLAYED:  # after which the connection cannot be used
