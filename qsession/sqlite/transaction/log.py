@@ -12,6 +12,7 @@ from qsession.sqlite.transaction.identity import (
     keeps_objects,
     loads_objects,
     loads_part,
+    loads_relationship,
     next_load,
 )
 from qsession.sqlite.transaction.parameters import frozen, size_of
@@ -36,7 +37,7 @@ class Entry:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it had no rows, so that no object comes from it."""
+        """Whether it had no rows, so that no object comes from it, unless as no related ones."""
         return isinstance(self.seen, tuple) and self.seen[0] == b""
 
     def replaces(self, earlier: Entry) -> bool:
@@ -119,7 +120,7 @@ class Log:
         if first.seen == entry.seen:  # the objects may be those of either
             entry.since = first.since
             first.shown = False
-        elif not first.is_empty:
+        elif not first.is_empty or loads_relationship(context):
             between = (0, math.inf) if self._in_parts else (first.since, first.until)
             first.shown = keeps_objects(context, *between)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cancelling import Bench, assert_free
@@ -16,10 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
+    Session,
     joinedload,
+    load_only,
     mapped_column,
     relationship,
     selectinload,
+    subqueryload,
 )
 
 from qsession import ConflictError
@@ -84,6 +88,7 @@ async def visits(engine: AsyncEngine, count: Way) -> tuple[int, bool]:
             await session.execute(
                 update(User).where(User.id == 1).values(visits=User.visits + 1, note="seen")
             )
+            session.add(Order(user_id=2))
             await session.commit()
 
     async def between() -> None:
@@ -174,6 +179,39 @@ async def with_what_belongs_to_it_twice(session: AsyncSession, between: Between)
     return users[0].visits
 
 
+def orders_twice(option: Callable[[Any], Any], earlier: bool = False) -> Way:
+    """What belongs to an object, which is nothing at first: the object keeps that."""
+
+    async def way(session: AsyncSession, between: Between) -> int:
+        user = await session.get_one(User, 2) if earlier else None
+        query = select(User).where(User.id == 2).options(option(User.orders))
+        users = (await session.scalars(query)).unique().all()
+        await between()
+        await session.scalars(query)
+        assert user in (None, *users)
+        return len(users[0].orders)
+
+    way.__name__ = f"{option.__name__}_twice{'_onto_an_object' * earlier}"
+    return way
+
+
+async def the_orders_of_several_beside_one_of_them(session: AsyncSession, between: Between) -> int:
+    orders = (await session.scalars(select(Order))).all()
+    query = ALL.options(selectinload(User.orders))
+    users = (await session.scalars(query)).all()
+    await between()
+    await session.scalars(query)
+    return len(users[1].orders) + 0 * len(orders)
+
+
+async def a_column_that_was_left_out_twice(session: AsyncSession, between: Between) -> int:
+    user = (await session.scalars(ONE.options(load_only(User.id)))).one()
+    await session.scalars(ONE)
+    await between()
+    await session.scalars(ONE)
+    return user.visits
+
+
 async def as_part_of_another_twice(session: AsyncSession, between: Between) -> int:
     query = select(Order).options(joinedload(Order.user))
     orders = (await session.scalars(query)).all()
@@ -236,6 +274,13 @@ async def two_streams_at_once(session: AsyncSession, between: Between) -> int:
         a_stream_that_was_broken_off_in_its_buffer,
         a_list_twice,
         with_what_belongs_to_it_twice,
+        *(
+            orders_twice(option, earlier)
+            for option in (joinedload, selectinload, subqueryload)
+            for earlier in (False, True)
+        ),
+        the_orders_of_several_beside_one_of_them,
+        a_column_that_was_left_out_twice,
         as_part_of_another_twice,
         in_two_savepoints,
         an_object_then_the_same_text,
@@ -293,6 +338,32 @@ async def a_list_of_which_each_was_refreshed(session: AsyncSession, between: Bet
     return users[0].visits
 
 
+async def the_orders_were_populated_again(session: AsyncSession, between: Between) -> int:
+    query = select(User).where(User.id == 2).options(selectinload(User.orders))
+    user = (await session.scalars(query)).one()
+    await between()
+    await session.scalars(query.execution_options(**NOW))
+    return len(user.orders)
+
+
+async def the_orders_were_loaded_lazily_again(session: AsyncSession, between: Between) -> int:
+    def count(session: Session) -> int:
+        return len(session.get_one(User, 2).orders)
+
+    assert not await session.run_sync(count)
+    await between()
+    session.expire(await session.get_one(User, 2), ["orders"])
+    return await session.run_sync(count)
+
+
+async def beside_an_object_that_has_its_orders(session: AsyncSession, between: Between) -> int:
+    query = select(Order).where(Order.user_id == 2)
+    user = await session.get_one(User, 3, options=[selectinload(User.orders)])
+    assert not (await session.scalars(query)).all()
+    await between()
+    return len((await session.scalars(query)).all()) + len(user.orders)
+
+
 async def only_a_column(session: AsyncSession, between: Between) -> int:
     assert not await session.scalar(VISITS)
     await between()
@@ -342,6 +413,9 @@ async def the_first_row_of_two_streams(session: AsyncSession, between: Between) 
         without_keeping_the_object,
         beside_an_object_of_another_row,
         a_list_of_which_each_was_refreshed,
+        the_orders_were_populated_again,
+        the_orders_were_loaded_lazily_again,
+        beside_an_object_that_has_its_orders,
         only_a_column,
         only_a_column_beside_the_object_of_another,
         a_list_that_has_grown,
