@@ -221,15 +221,17 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         return None if record is None else self._leased(record, self._checkin)
 
     def _leased(self, record: Any, give_back: Callable[[Lease], None]) -> Lease:
-        lease = Lease(record, give_back)
+        lease = record.lease = Lease(record, give_back)
         self._leases.add(lease)
         return lease
 
     def _checkin(self, lease: Lease) -> None:
         self._leases.discard(lease)
-        if lease.driver.suspect:
-            lease.record.invalidate()
-        self._do_return_conn(lease.record)
+        try:
+            if lease.driver.suspect:
+                lease.record.invalidate()
+        finally:  # even after an error of a listener
+            self._do_return_conn(lease.record)
 
     def _end_observed(self, proxied: Any, lease: Lease) -> None:
         self._leases.discard(lease)
@@ -240,7 +242,12 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
                 proxied._close_special(transaction_reset=True)
         except Exception:  # of a listener; the transaction itself has ended
             self.logger.exception("A pool listener failed; the connection is closed")
-            lease.record.invalidate()
+            record = lease.record
+            if record.lease is lease:  # SQLAlchemy has not returned it
+                record.fairy_ref = None
+                with suppress(Exception):  # the listener again: the next checkout replaces it
+                    record.invalidate()
+                self._do_return_conn(record)
 
     def _create_connection(self, reserved: bool = False) -> ConnectionPoolEntry:
         """A pool record without a connection, which the checkout opens.
@@ -249,6 +256,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         """
         record: Any = _ConnectionRecord(self, connect=False)
         record.home, record.reserved, record.idle_since = self._pool, reserved, 0.0
+        record.lease = None  # that of the transaction that has it
         record.kept = False  # whether it stays with its user past the end of a transaction
         return cast("ConnectionPoolEntry", record)
 
@@ -316,6 +324,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
     def _do_return_conn(self, record: Any) -> None:
         if record.home is not self._pool:
             return  # in a forked child, it belongs to the parent
+        record.lease = None
         try:
             if self._replaced or not self._keeps_idle:  # this pool will not be disposed of again
                 self._shut(record)

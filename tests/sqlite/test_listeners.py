@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,30 @@ async def test_checkin_listener_fails(make: Make, caplog: pytest.LogCaptureFixtu
     event.remove(engine.sync_engine, "checkin", checkin)
     assert await scalar(engine, WRITE, select(func.max(notes.c.id))) == 3
     assert engine.stats().holder is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sql"), [("checkin", "SELECT 1"), ("invalidate", "CREATE TEMPORARY TABLE mine (id)")]
+)
+async def test_a_listener_that_fails_costs_no_connection(make: Make, name: str, sql: str) -> None:
+    """The pool has as many connections as before, one for reading and one for the writer."""
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=0.1)
+    await create(engine)
+
+    def fails(*args: Any) -> None:
+        raise ValueError("of the listener")
+
+    event.listen(engine.sync_engine, name, fails)
+    for _ in range(3):
+        with suppress(ValueError):
+            async with engine.connect() as connection:
+                await connection.execute(text(sql))
+    event.remove(engine.sync_engine, name, fails)
+    async with engine.connect() as connection, connection.stream(select(notes)) as result:
+        await result.fetchone()
+        async with engine.begin() as another:
+            await another.execute(insert(notes), {"id": 2})
+    assert engine.pool.checkedout() == 0
 
 
 @pytest.mark.parametrize("options", [READ, WRITE])
