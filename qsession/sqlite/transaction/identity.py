@@ -95,11 +95,13 @@ def keeps_objects(context: Any, since: int, until: float) -> bool:
 def _may_be_filled(state: Any, classes: tuple[type, ...]) -> bool:
     """Whether a load may have set attributes of an object of an earlier load.
 
-    It sets only what the object did not have: relationships, and columns that were left out.
+    It sets only what the object did not have: relationships, columns that were left out, and those
+    of a subclass.
     """
     mapper = state.mapper
     return issubclass(mapper.class_, classes) and (
-        bool(state.load_options)
+        mapper.inherits is not None
+        or bool(state.load_options)
         or any(each.deferred for each in mapper.column_attrs)
         or any(each.key in state.dict for each in mapper.relationships)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from cancelling import Bench, assert_free
@@ -53,6 +53,27 @@ class Order(Base):
     user: Mapped[User] = relationship(back_populates="orders")
 
 
+class Animal(Base):
+    """What is of one kind or another."""
+
+    __tablename__ = "animals"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_on": "kind"}
+
+
+class Dog(Animal):
+    """Its columns are read by a SELECT of their own."""
+
+    __tablename__ = "dogs"
+    id: Mapped[int] = mapped_column(ForeignKey("animals.id"), primary_key=True)
+    barks: Mapped[int] = mapped_column(default=0)
+    __mapper_args__: ClassVar[dict[str, Any]] = {
+        "polymorphic_identity": "dog",
+        "polymorphic_load": "selectin",
+    }
+
+
 ONE = select(User).where(User.id == 1)
 ALL = select(User).order_by(User.id)
 VISITS = select(User.visits).where(User.id == 1)
@@ -69,7 +90,7 @@ async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     async with bench.engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     async with AsyncSession(bench.engine) as session:
-        session.add_all([User(id=1, orders=[Order(id=1)]), User(id=2), User(id=3)])
+        session.add_all([User(id=1, orders=[Order(id=1)]), User(id=2), User(id=3), Dog(id=1)])
         await session.commit()
     yield bench.engine.execution_options(**request.param)
     await bench.check()
@@ -89,6 +110,7 @@ async def visits(engine: AsyncEngine, count: Way) -> tuple[int, bool]:
                 update(User).where(User.id == 1).values(visits=User.visits + 1, note="seen")
             )
             session.add(Order(user_id=2))
+            (await session.scalars(select(Dog))).one().barks += 1
             await session.commit()
 
     async def between() -> None:
@@ -212,6 +234,15 @@ async def a_column_that_was_left_out_twice(session: AsyncSession, between: Betwe
     return user.visits
 
 
+async def a_column_of_a_subclass_twice(session: AsyncSession, between: Between) -> int:
+    animals = (await session.scalars(select(Animal))).all()
+    await between()
+    await session.scalars(select(Animal))
+    (dog,) = animals
+    assert isinstance(dog, Dog)
+    return dog.barks
+
+
 async def as_part_of_another_twice(session: AsyncSession, between: Between) -> int:
     query = select(Order).options(joinedload(Order.user))
     orders = (await session.scalars(query)).all()
@@ -281,6 +312,7 @@ async def two_streams_at_once(session: AsyncSession, between: Between) -> int:
         ),
         the_orders_of_several_beside_one_of_them,
         a_column_that_was_left_out_twice,
+        a_column_of_a_subclass_twice,
         as_part_of_another_twice,
         in_two_savepoints,
         an_object_then_the_same_text,
