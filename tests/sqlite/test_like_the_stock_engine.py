@@ -213,6 +213,30 @@ async def test_nothing_is_told_where_nothing_is_lost(make: Make) -> None:
     assert await count(engine) == 1
 
 
+async def test_nothing_is_told_of_ddl_that_changes_nothing_in_the_file(make: Make) -> None:
+    """What is there already, or was not there, and a temporary table, which ends with its user."""
+    engine = make()
+    await run(engine, "CREATE TABLE t (x)", "CREATE INDEX i ON t (x)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sql in (
+            "CREATE TABLE IF NOT EXISTS t (x)",
+            "CREATE INDEX IF NOT EXISTS i ON t (x)",
+            "DROP TABLE IF EXISTS another",
+        ):
+            async with engine.connect() as connection:
+                await connection.execute(text(sql))
+        async with engine.connect() as connection:
+            await connection.execute(text("CREATE TEMPORARY TABLE mine (x)"))
+            await connection.execute(text("ALTER TABLE mine ADD COLUMN y"))
+            await connection.execute(text("INSERT INTO mine VALUES (1, 2)"))
+            await connection.execute(text("DROP TABLE mine"))
+    for sql in ("CREATE TABLE IF NOT EXISTS u (x)", "DROP INDEX i", "ALTER TABLE t ADD COLUMN y"):
+        with pytest.warns(UncommittedChangesWarning, match=re.escape(sql)):
+            async with engine.connect() as connection:
+                await connection.execute(text(sql))
+
+
 async def test_connections_are_equal_whoever_made_the_proxy(make: Make) -> None:
     """``session.connection()`` and the connection that the session is bound to, either way."""
     for engine in (make(), make(by=stock_engine)):

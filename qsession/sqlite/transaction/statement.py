@@ -111,7 +111,8 @@ _BEGINS_WITH = {
     "end": Kind.COMMIT,
 }
 _CHANGES = ("insert", "update", "delete", "replace")
-_NOT_BEGUN = ("create", "alter", "drop", "analyze", "reindex")
+_OF_SCHEMA = ("create", "alter", "drop")
+_NOT_BEGUN = (*_OF_SCHEMA, "analyze", "reindex")
 """Words before which Python's ``sqlite3`` begins no transaction: it commits them at once."""
 _ABOUT_TABLES = frozenset(
     (
@@ -209,7 +210,14 @@ def is_committed_by_sqlite3(statement: Statement, changed_rows: bool) -> bool:
         return changed_rows and statement.sql.startswith("WITH ")
     if words.name == "with":
         return changed_rows
+    if words.kind is Kind.SET_IN_FILE:
+        return False  # it ends with its connection in any case
     return words.name in _NOT_BEGUN or words.name in _IN_HEADER
+
+
+def may_change_schema(words: Words | None) -> bool:
+    """Whether it is DDL, which may also find that there is nothing to do, or be for TEMP tables."""
+    return words is not None and words.kind is Kind.WRITE and words.name in _OF_SCHEMA
 
 
 def leaves_wal(words: Words | None) -> bool:

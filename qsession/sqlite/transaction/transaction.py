@@ -65,6 +65,7 @@ from qsession.sqlite.transaction.statement import (
     changes_rows,
     is_committed_by_sqlite3,
     leaves_wal,
+    may_change_schema,
     means_on,
     savepoints_after,
 )
@@ -671,6 +672,8 @@ class Transaction:
             driver.query_only = None  # unknown until the plan has run
         if driver.has_attached:  # PRAGMA data_version covers the main file only
             plan.asks_version, plan.version = False, None
+        elif may_change_schema(words):
+            plan.watches = "schema_version"
         if statement.kind is Kind.WRITE and statement.alone:
             plan.witness = self._witness({statement.sql: _sample(statement)})
         return plan
@@ -706,7 +709,7 @@ class Transaction:
             statement.stream.open(lease, outcome.cursor, seen)
             lease.opened.clear()
         if work.state is State.LOCKED:
-            self._note_write(action, statement, outcome)
+            self._note_write(action, statement, report, outcome)
         elif action.logs:
             self._log(statement, seen)
         if action.keeps:
@@ -788,14 +791,19 @@ class Transaction:
         changed = self._kept is not None and self._kept.sets("query_only")
         return driver.only_reads is not changed
 
-    def _note_write(self, action: Action, statement: Statement, outcome: Outcome) -> None:
+    def _note_write(
+        self, action: Action, statement: Statement, report: Report, outcome: Outcome
+    ) -> None:
         """Record what a statement has done behind BEGIN IMMEDIATE."""
         work = self.work
         if action.only_begins:
             work.turned = frozenset()
         elif statement.kind is Kind.WRITE or (outcome.changed and statement.kind not in SAVEPOINTS):
             work.wrote = True
-            if work.not_kept is None and is_committed_by_sqlite3(statement, outcome.changed_rows):
+            did_nothing = report.now is not None and report.was is None
+            if work.not_kept is not None or did_nothing:
+                return
+            if is_committed_by_sqlite3(statement, outcome.changed_rows):
                 work.not_kept = statement.sql
 
     def _log(self, statement: Statement, seen: Any) -> None:
