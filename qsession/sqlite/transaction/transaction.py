@@ -632,6 +632,8 @@ class Transaction:
             self._check(work)
             report = self.runner.run(driver, plan, work, self._check)
             if self.work is not work:
+                if statement.alone and statement.kind is Kind.WRITE and not report.busy:
+                    return report  # SQLite has ended it by itself before
                 raise self._ended_elsewhere()
             if report.validated:
                 self._queue.counters.validations += 1

@@ -1,0 +1,66 @@
+"""Several tasks on one connection: what one of them is told is so, whatever another one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from cancelling import PATIENCE, READ, Bench, rows
+from sqlalchemy import text
+from sqlalchemy.util import await_only
+
+from qsession.sqlite.transaction.runner import Runner
+
+INSERT = text("INSERT INTO items (value) VALUES (77)")
+INSERTED = "SELECT count(*) FROM items WHERE value = 77"
+
+
+class Held:
+    """Stands in for a function, which goes on at its end only when it is let go. In a thread."""
+
+    def __init__(self, function):
+        self.function = function
+        self.done, self.let_go = threading.Event(), threading.Event()
+
+    def __call__(self, *args):
+        found = self.function(*args)
+        self.done.set()
+        assert self.let_go.wait(PATIENCE)
+        return found
+
+
+async def cancelled_behind(connection):
+    """Cancel a statement that waits behind another one: SQLAlchemy gives the connection up."""
+    behind = asyncio.create_task(connection.execute(READ))
+    await asyncio.sleep(0)
+    behind.cancel()
+    await asyncio.wait([behind])
+
+
+@pytest.mark.parametrize("ending", ["rolled back", "cancelled"])
+async def test_a_statement_that_is_its_own_transaction(tmp_path, monkeypatch, ending):
+    """SQLite has committed it, and its task waits for a later turn: it is told that it was run."""
+    bench = await Bench.ready(tmp_path / "app.db", inline=False)
+    waits, later = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    def pace(runner, holder):
+        waits.set()
+        await_only(later)
+        return True
+
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        with monkeypatch.context() as patch:
+            patch.setattr(Runner, "pace", pace)
+            task = asyncio.create_task(connection.execute(INSERT))
+            await waits.wait()
+        if ending == "cancelled":
+            await cancelled_behind(connection)
+        else:
+            await connection.rollback()
+        later.set_result(None)
+        assert (await task).rowcount == 1
+    assert rows(bench.path, INSERTED) == [(1,)]
+    await bench.check()
+    await bench.engine.dispose()
