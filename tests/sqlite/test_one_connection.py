@@ -6,10 +6,12 @@ import asyncio
 import threading
 
 import pytest
-from cancelling import PATIENCE, READ, Bench, rows
+from cancelling import PATIENCE, READ, Bench, eventually, rows
 from sqlalchemy import text
 from sqlalchemy.util import await_only
 
+from qsession import QSessionError
+from qsession.sqlite import cursor as cursors
 from qsession.sqlite.transaction.runner import Runner
 
 INSERT = text("INSERT INTO items (value) VALUES (77)")
@@ -62,5 +64,40 @@ async def test_a_statement_that_is_its_own_transaction(tmp_path, monkeypatch, en
         later.set_result(None)
         assert (await task).rowcount == 1
     assert rows(bench.path, INSERTED) == [(1,)]
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_a_wait_for_the_ticket_after_its_transaction_has_ended(tmp_path, monkeypatch):
+    """It has read its stream to the end, and ends no snapshot: another one has its connection."""
+    bench = await Bench.ready(tmp_path / "app.db")
+    bench.learn()
+    pool, held = bench.engine.pool, Held(cursors.fetch)
+    snapshots = bench.engine.execution_options(qsession_reads="snapshot")
+    async with (
+        bench.engine.connect() as writer,
+        snapshots.connect() as connection,
+        snapshots.connect() as other,
+    ):
+        await other.execute(READ)  # from now on it is known to be short
+        await other.rollback()
+        await writer.execute(INSERT)
+        stream = await connection.stream(READ, execution_options={"yield_per": 1})
+        await stream.fetchone()
+        monkeypatch.setattr(cursors, "fetch", held)
+        late = asyncio.create_task(connection.execute(INSERT))
+        await eventually(held.done.is_set)
+        await cancelled_behind(connection)
+        monkeypatch.setattr(Runner, "pace", lambda runner, holder: False)
+        held.let_go.set()
+        while not pool._pool.qsize():
+            pass  # the loop does not turn, so the task is not told before
+        seen = (await other.execute(READ)).all()
+        assert not late.done()
+        await writer.commit()
+        with pytest.raises(QSessionError, match="another task ended"):
+            await late
+        again = (await other.execute(READ)).all()
+        assert again == seen
     await bench.check()
     await bench.engine.dispose()

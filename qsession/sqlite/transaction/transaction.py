@@ -543,10 +543,15 @@ class Transaction:
         return True
 
     def _read_streams(self, lease: Lease) -> None:
-        """Fetch the rest of open streams, because later statements read a newer state."""
-        if self.work.state is not State.LOCKED:
+        """Fetch the rest of open streams, because later statements read a newer state.
+
+        Raises if the transaction was ended meanwhile: another one may have the connection by then.
+        """
+        work = self.work
+        if work.state is not State.LOCKED:
             for stream in list(lease.streams):
                 stream.read_to_end()
+            self._check(work)
 
     def _check(self, work: Work) -> None:
         """Raise if the transaction was ended during a wait."""
