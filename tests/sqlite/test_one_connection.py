@@ -12,6 +12,7 @@ from sqlalchemy.util import await_only
 
 from qsession import QSessionError
 from qsession.sqlite import cursor as cursors
+from qsession.sqlite.transaction import sending
 from qsession.sqlite.transaction.runner import Runner
 
 INSERT = text("INSERT INTO items (value) VALUES (77)")
@@ -99,5 +100,27 @@ async def test_a_wait_for_the_ticket_after_its_transaction_has_ended(tmp_path, m
             await late
         again = (await other.execute(READ)).all()
         assert again == seen
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_a_stream_of_a_transaction_that_is_being_rolled_back(tmp_path, monkeypatch):
+    """It is refused, rather than handed out with a cursor that is about to be closed."""
+    bench = await Bench.ready(tmp_path / "app.db")
+    held = Held(sending.execute)
+    monkeypatch.setattr(sending, "execute", held)
+
+    async def read(connection):
+        await connection.stream(READ)
+
+    async with bench.engine.connect() as connection:
+        reading = asyncio.create_task(read(connection))
+        await eventually(held.done.is_set)
+        rollback = asyncio.create_task(connection.rollback())
+        await asyncio.sleep(0)
+        held.let_go.set()
+        await rollback
+        with pytest.raises(QSessionError, match="another task ended"):
+            await reading
     await bench.check()
     await bench.engine.dispose()

@@ -710,8 +710,7 @@ class Transaction:
         assert outcome is not None
         seen = outcome.seen
         if outcome.cursor is not None and statement.stream is not None:
-            if outcome.cursor not in lease.opened:  # a rollback that is under way closes it
-                raise self._ended_elsewhere()
+            self._check(work)  # another task's rollback closes its cursor
             seen = StreamDigest(outcome.description)
             statement.stream.open(lease, outcome.cursor, seen)
             lease.opened.clear()
