@@ -12,6 +12,7 @@ from sqlalchemy.util import await_only
 
 from qsession import QSessionError
 from qsession.sqlite import cursor as cursors
+from qsession.sqlite.durability.checkpoint import Checkpointer, When
 from qsession.sqlite.transaction import sending
 from qsession.sqlite.transaction.runner import Runner
 
@@ -65,6 +66,28 @@ async def test_a_statement_that_is_its_own_transaction(tmp_path, monkeypatch, en
         later.set_result(None)
         assert (await task).rowcount == 1
     assert rows(bench.path, INSERTED) == [(1,)]
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_a_statement_behind_a_commit(tmp_path, monkeypatch):
+    """It waits for the checkpoint of that commit, and is not committed by itself."""
+    bench = await Bench.ready(tmp_path / "app.db")
+    held = Held(lambda raw: None)
+    async with bench.engine.connect() as connection:
+        await connection.execute(text("UPDATE items SET value = 1"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpointer, "due", lambda checkpointer: When.HOLDING)
+            patch.setattr(Checkpointer, "run", lambda checkpointer, raw: held(raw))
+            commit = asyncio.create_task(connection.commit())
+            await eventually(held.done.is_set)
+            behind = asyncio.create_task(connection.execute(INSERT))
+            await asyncio.sleep(0)
+            held.let_go.set()
+            await commit
+        await behind
+        await connection.close()
+    assert rows(bench.path, INSERTED) == [(0,)]
     await bench.check()
     await bench.engine.dispose()
 

@@ -1035,9 +1035,10 @@ class Transaction:
         try:
             if when is When.HOLDING and in_greenlet():
                 with suppress(Exception):  # a later commit tries again
-                    driver.run_to_end(self._pool.checkpointer.run)
+                    self._run_at_the_end(driver, self._pool.checkpointer.run)
             if syncer is not None and syncer.failed and in_greenlet():
-                driver.run_to_end(recover, syncer, self._pool.checkpointer.external)
+                external = self._pool.checkpointer.external
+                self._run_at_the_end(driver, recover, syncer, external)
         finally:
             self._end(checkpoints=when is When.AFTER)
         if syncer is not None and (shared or syncer.failed):
@@ -1050,6 +1051,20 @@ class Transaction:
                     self._pool.check_file(driver, again=True)
                 raise
             self.runner.pace(holder=True)  # one fsync may wake many tasks
+
+    def _run_at_the_end(
+        self, driver: DriverConnection, function: Callable[..., Any], *args: Any
+    ) -> None:
+        """Run a function in the thread when the transaction is over in SQLite.
+
+        A statement that another task sends meanwhile waits: without a BEGIN, SQLite would commit it
+        at once.
+        """
+        self.statements.begin()
+        try:
+            driver.run_to_end(function, *args)
+        finally:
+            self.statements.end()
 
     def _wait_for_what_was_read(self, driver: DriverConnection, action: Action) -> None:
         """With durability="strict": wait until everything that was read is on disk.
@@ -1065,7 +1080,7 @@ class Transaction:
         """End a transaction that has only read. Nothing has to reach the disk."""
         work, kept = self.work, self._kept
         if kept is not None and kept.lent and in_greenlet():  # the application may have written
-            kept.lease.driver.run_to_end(sending.commit)
+            self._run_at_the_end(kept.lease.driver, sending.commit)
             self._finish(kept.lease, wrote=True)
             return
         if work.lease is not None and work.state is State.SNAPSHOT:
