@@ -111,6 +111,20 @@ async def test_stream_past_a_rollback(make: Make, options: dict[str, str]) -> No
     assert engine.stats().in_use == 0
 
 
+async def test_stream_past_transactions_without_a_connection(make: Make) -> None:
+    """The connection of the stream is used again, rather than waited for."""
+    engine = await users(make, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    async with engine.execution_options(**READ).connect() as connection:
+        result = await connection.stream(IDS, execution_options={"yield_per": 2})
+        assert (await result.fetchmany(2))[0] == (1,)
+        await connection.rollback()
+        await (await connection.begin_nested()).rollback()  # it is never sent
+        await connection.rollback()
+        assert len((await connection.execute(NAMES)).all()) == 10
+        assert len(await result.all()) == 8
+    assert engine.stats().in_use == 0
+
+
 async def test_two_streams_at_once(make: Make) -> None:
     """Streams of one connection do not disturb one another."""
     engine = await users(make)

@@ -1141,7 +1141,10 @@ class Transaction:
                 idled = idled and not work.stalled  # a stall is already recorded
                 self._queue.prediction.note(work.site, work.state is State.LOCKED, idled)
             lease = work.lease or self._pool.wake(self)
-            self._last = lease if lease is not None and lease.streams else None
+            if lease is not None and lease.streams:
+                self._last = lease
+            elif self._last is not None and not self._last.streams:
+                self._last = None
             if lease is not None and checkpoints and not lease.streams:
                 done = lease.end if self._kept is None else None
                 lease.driver.post(self._pool.checkpointer.run, done=done)
