@@ -42,10 +42,11 @@ async def cancelled_behind(connection):
     await asyncio.wait([behind])
 
 
-@pytest.mark.parametrize("ending", ["rolled back", "cancelled"])
-async def test_a_statement_that_is_its_own_transaction(tmp_path, monkeypatch, ending):
-    """SQLite has committed it, and its task waits for a later turn: it is told that it was run."""
-    bench = await Bench.ready(tmp_path / "app.db", inline=False)
+async def ended_when_run(connection, statement, ending, monkeypatch):
+    """The task of a statement that SQLite has run, and whose transaction another task has ended.
+
+    It waits for a later turn of the loop meanwhile.
+    """
     waits, later = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     def pace(runner, holder):
@@ -53,19 +54,45 @@ async def test_a_statement_that_is_its_own_transaction(tmp_path, monkeypatch, en
         await_only(later)
         return True
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "pace", pace)
+        task = asyncio.create_task(connection.execute(statement))
+        await waits.wait()
+    if ending == "cancelled":
+        await cancelled_behind(connection)
+    else:
+        await connection.rollback()
+    later.set_result(None)
+    return task
+
+
+@pytest.mark.parametrize("ending", ["rolled back", "cancelled"])
+async def test_a_statement_that_is_its_own_transaction(tmp_path, monkeypatch, ending):
+    """SQLite has committed it: it is told that it was run."""
+    bench = await Bench.ready(tmp_path / "app.db", inline=False)
     async with bench.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        with monkeypatch.context() as patch:
-            patch.setattr(Runner, "pace", pace)
-            task = asyncio.create_task(connection.execute(INSERT))
-            await waits.wait()
-        if ending == "cancelled":
-            await cancelled_behind(connection)
-        else:
-            await connection.rollback()
-        later.set_result(None)
+        task = await ended_when_run(connection, INSERT, ending, monkeypatch)
         assert (await task).rowcount == 1
     assert rows(bench.path, INSERTED) == [(1,)]
+    await bench.check()
+    await bench.engine.dispose()
+
+
+@pytest.mark.parametrize("ending", ["rolled back", "cancelled"])
+@pytest.mark.parametrize("earlier", ["", "PRAGMA cache_size=-500"], ids=["first", "second"])
+async def test_a_setting_that_is_told_as_not_run(tmp_path, monkeypatch, ending, earlier):
+    """The next user of the pool does not have it."""
+    bench = await Bench.ready(tmp_path / "app.db", inline=False)
+    async with bench.engine.connect() as connection:
+        if earlier:
+            await connection.execute(text(earlier))
+        sets = text("PRAGMA recursive_triggers=ON")
+        task = await ended_when_run(connection, sets, ending, monkeypatch)
+        with pytest.raises(QSessionError, match="another task ended"):
+            await task
+    async with bench.engine.connect() as connection:
+        assert (await connection.execute(text("PRAGMA recursive_triggers"))).scalar() == 0
     await bench.check()
     await bench.engine.dispose()
 

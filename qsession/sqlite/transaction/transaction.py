@@ -443,6 +443,8 @@ class Transaction:
                 self._pool.check_file(lease.driver)
             if statement.many and len(statement.parameters) > FEW:
                 report = self._run_in_slices(action, statement, lease)
+            elif statement.kind in _SETTINGS:
+                report = self._run_setting(action, statement, lease)
             else:
                 report = self._run(action, statement, lease)
             if report.error is None or not (report.refused and statement.kind is Kind.UNKNOWN):
@@ -620,6 +622,20 @@ class Transaction:
             if action.begin is Begin.WRITE:
                 self._lock()
                 action = Action()
+
+    def _run_setting(self, action: Action, statement: Statement, lease: Lease) -> Report:
+        """Run a statement that sets something on the connection.
+
+        Until it is recorded, nobody knows what to restore: if another task ends the transaction
+        meanwhile, the connection is closed.
+        """
+        work, driver = self.work, lease.driver
+        before, driver.suspect = driver.suspect, True
+        try:
+            return self._run(action, statement, lease)
+        finally:
+            if self.work is work:
+                driver.suspect = before
 
     def _run(self, action: Action, statement: Statement, lease: Lease) -> Report:
         """Run a statement with what is sent before it; wait for a lock of another program."""
