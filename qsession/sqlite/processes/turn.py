@@ -78,6 +78,10 @@ class FileTurn:
         self._stalled: tuple[int, float] | None = None
         """The holder of the turn when it stalled."""
         self._slice_began = 0.0
+        self._contended = False
+        """Whether another process or engine had it before, and may wait for it again."""
+        self._aside: list[Waiter] = []
+        """Tasks that wait until it is given back."""
         self._serial = Serial()
         self._serve = self._serial.serve
 
@@ -113,6 +117,20 @@ class FileTurn:
                 self._serve(self._leave, request)
                 raise
         return request.state is _State.GOES_ON
+
+    def step_aside(self) -> None:
+        """Wait until the turn is given back, for at most ``SLICE`` seconds. In a greenlet.
+
+        A task whose work does not need the turn leaves the loop to those whose work does. It goes
+        on while other processes write. No effect if no other process may wait for the turn. A
+        cancellation is raised at once.
+        """
+        if not self._contended:
+            return
+        waiter = Waiter()
+        future = waiter.prepare()
+        self._serve(self._put_aside, waiter)
+        await_only(waiter.wait(future, SLICE, self._serial, self._call_back, self._call_back))
 
     def release(self, wanted_here: bool) -> None:
         """Called when the ticket is given back. ``wanted_here``: this engine uses the turn again.
@@ -221,6 +239,7 @@ class FileTurn:
 
     def _got_it(self) -> None:
         self.held, self._was_wanted, self._stalled = True, False, None
+        self._contended = False
         self._slice_began = clock()
 
     def _arrived(self, locks: LockFiles) -> None:
@@ -232,6 +251,7 @@ class FileTurn:
             self._locks = None
         self._pending = False
         self._got_it()
+        self._contended = True
         self._let_all_go_on()
         if self._user is None:
             self._unlock()
@@ -272,6 +292,23 @@ class FileTurn:
             self._unlock()
         elif slice_is_over:
             self._slice_began = now
+            self._call_all_back()
+
+    def _put_aside(self, waiter: Waiter) -> None:
+        if self._contended:
+            self._aside.append(waiter)
+        else:
+            waiter.wake()
+
+    def _call_back(self, waiter: Waiter) -> None:
+        if waiter in self._aside:
+            self._aside.remove(waiter)
+            waiter.wake()
+
+    def _call_all_back(self) -> None:
+        self._contended, aside, self._aside = False, self._aside, []
+        for each in aside:
+            each.wake()
 
     def _renew(self, _: None) -> None:
         if self.held and self._locks is not None:
@@ -298,6 +335,7 @@ class FileTurn:
 
     def _unlock(self) -> None:
         self.held = self._was_wanted = False
+        self._call_all_back()
         if self._locks is not None:
             try:
                 self._locks.unlock()

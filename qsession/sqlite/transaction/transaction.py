@@ -1066,6 +1066,7 @@ class Transaction:
                 with suppress(Exception):  # if the file is gone, the next transaction reopens it
                     self._pool.check_file(driver, again=True)
                 raise
+            self._queue.turn.step_aside()
             self.runner.pace(holder=True)  # one fsync may wake many tasks
 
     def _run_at_the_end(

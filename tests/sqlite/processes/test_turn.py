@@ -128,6 +128,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
+def long_slice(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A slice does not end by itself; its length."""
+    monkeypatch.setattr(module, "SLICE", 2 * PATIENCE)
+    return 2 * PATIENCE
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> str:
     made = tmp_path / "app.db"
     made.touch()
@@ -273,6 +280,85 @@ async def test_past_the_slice_another_engine_is_next(
     clock.now += SLICE
     other.release(True)
     assert await ours
+    other.close()
+
+
+async def contended(path: str, turn: FileTurn) -> FileTurn:
+    """``turn`` gets the turn from another engine, which waits for it again and is returned."""
+    other = turn_on(path)
+    assert other.take_now()
+    ours = take(turn)
+    await eventually(lambda: turn.waits)
+    other.release(False)
+    assert await ours
+    return other
+
+
+async def test_step_aside_while_others_may_want_the_turn(
+    path: str, turn: FileTurn, clock: Clock, long_slice: float
+) -> None:
+    """Who stepped aside goes on when the turn is given back, and not while it is used here."""
+    other = await contended(path, turn)
+    theirs = take(other)
+    await eventually(turn.wanted)
+    aside = [asyncio.ensure_future(greenlet_spawn(turn.step_aside)) for _ in range(2)]
+    await eventually(lambda: len(turn._aside) == 2)
+    turn.release(True)
+    assert turn.take_now()
+    assert len(turn._aside) == 2
+    clock.now += long_slice
+    turn.release(True)
+    assert not turn.held
+    await asyncio.gather(*aside)
+    assert await theirs
+    other.close()
+
+
+async def test_nobody_steps_aside_for_nothing(
+    path: str, turn: FileTurn, clock: Clock, long_slice: float
+) -> None:
+    """Outside of a greenlet: it does not wait, for nobody else had the turn or wants it now."""
+    turn.step_aside()
+    assert turn.take_now()
+    turn.step_aside()
+    turn.release(False)
+    other = await contended(path, turn)
+    aside = asyncio.ensure_future(greenlet_spawn(turn.step_aside))
+    await eventually(lambda: len(turn._aside) == 1)
+    clock.now += long_slice
+    turn.release(True)
+    assert turn.held
+    await aside
+    turn.step_aside()
+    turn.release(False)
+    other.close()
+
+
+async def test_aside_for_no_longer_than_a_slice(path: str, turn: FileTurn) -> None:
+    """Although the turn is still used."""
+    other = await contended(path, turn)
+    await asyncio.wait_for(greenlet_spawn(turn.step_aside), PATIENCE)
+    assert turn.held
+    assert not turn._aside
+    other.close()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed"])
+async def test_the_end_of_stepping_aside(
+    path: str, turn: FileTurn, long_slice: float, end: str
+) -> None:
+    """A cancellation is raised at once, and nobody waits for an engine that is disposed of."""
+    other = await contended(path, turn)
+    aside = asyncio.ensure_future(greenlet_spawn(turn.step_aside))
+    await eventually(lambda: len(turn._aside) == 1)
+    if end == "cancelled":
+        aside.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await aside
+    else:
+        turn.close()
+        await aside
+    assert not turn._aside
     other.close()
 
 
