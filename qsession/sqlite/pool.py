@@ -240,14 +240,18 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
                 proxied.invalidate()
             else:
                 proxied._close_special(transaction_reset=True)
-        except Exception:  # of a listener; the transaction itself has ended
-            self.logger.exception("A pool listener failed; the connection is closed")
+        except BaseException as error:  # of a listener; the transaction itself has ended
             record = lease.record
             if record.lease is lease:  # SQLAlchemy has not returned it
                 record.fairy_ref = None
-                with suppress(Exception):  # the listener again: the next checkout replaces it
-                    record.invalidate()
-                self._do_return_conn(record)
+                try:
+                    with suppress(Exception):  # the listener again: the next checkout replaces it
+                        record.invalidate()
+                finally:
+                    self._do_return_conn(record)
+            if not isinstance(error, Exception):
+                raise
+            self.logger.exception("A pool listener failed; the connection is closed")
 
     def _create_connection(self, reserved: bool = False) -> ConnectionPoolEntry:
         """A pool record without a connection, which the checkout opens.

@@ -294,6 +294,35 @@ async def test_a_listener_that_fails_costs_no_connection(make: Make, name: str, 
     assert engine.pool.checkedout() == 0
 
 
+async def test_a_listener_that_is_cancelled_costs_no_connection(make: Make) -> None:
+    """It runs a statement when the connection goes back, and its task is cancelled there."""
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=0.1)
+    await create(engine)
+    inside: list[asyncio.Task[Any] | None] = []
+
+    def checkin(connection: Any, record: object) -> None:
+        if connection is not None:
+            task = asyncio.current_task()
+            inside.append(task)
+            assert task is not None
+            task.cancel()
+            connection.cursor().execute("SELECT 1")
+
+    async def write(key: int) -> None:
+        async with engine.begin() as connection:
+            await connection.execute(insert(notes), {"id": key})
+
+    event.listen(engine.sync_engine, "checkin", checkin)
+    for key in (2, 3):
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(write(key))
+    event.remove(engine.sync_engine, "checkin", checkin)
+    assert len(inside) == 2
+    await write(4)
+    assert await scalar(engine, READ, select(func.max(notes.c.id))) == 4
+    assert engine.pool.checkedout() == 0
+
+
 @pytest.mark.parametrize("options", [READ, WRITE])
 async def test_function_that_waits_for_the_loop(make: Make, options: dict[str, str]) -> None:
     """With inline=False no statement runs on the loop, so a function may ask it for something."""

@@ -6,8 +6,8 @@ import asyncio
 import threading
 
 import pytest
-from cancelling import PATIENCE, READ, Bench, eventually, rows
-from sqlalchemy import text
+from cancelling import ENDLESS, PATIENCE, READ, Bench, eventually, rows
+from sqlalchemy import event, text
 from sqlalchemy.util import await_only
 
 from qsession import QSessionError
@@ -172,5 +172,45 @@ async def test_a_stream_of_a_transaction_that_is_being_rolled_back(tmp_path, mon
         await rollback
         with pytest.raises(QSessionError, match="another task ended"):
             await reading
+    await bench.check()
+    await bench.engine.dispose()
+
+
+async def test_a_statement_that_is_its_own_transaction_and_is_broken_off(tmp_path):
+    """Another task's cancellation gives the connection up: it is told as one that was not run."""
+    bench, began = Bench(tmp_path / "app.db", inline=False), threading.Event()
+
+    @event.listens_for(bench.engine.sync_engine, "connect")
+    def connect(connection, _record):
+        connection.create_function("began", 0, began.set)
+
+    async with bench.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("CREATE TABLE numbers (i)"))
+        endless = text(f"INSERT INTO numbers SELECT began() FROM ({ENDLESS.text})")
+        task = asyncio.create_task(connection.execute(endless))
+        await eventually(began.is_set)
+        await cancelled_behind(connection)
+        with pytest.raises(QSessionError, match="another task ended"):
+            await task
+    await bench.check()
+    assert rows(bench.path, "SELECT count(*) FROM numbers") == [(0,)]
+    await bench.engine.dispose()
+
+
+async def test_a_cleanup_that_fails_before_a_setting(tmp_path):
+    """Its connection is closed, although the setting itself succeeds and is set back."""
+    bench = await Bench.ready(tmp_path / "app.db", inline=False)
+
+    def fails(raw):
+        raise OSError("of the cleanup")
+
+    async with bench.engine.connect() as connection:
+        await connection.execute(text("PRAGMA cache_size=-500"))
+        (lease,) = bench.engine.pool._leases
+        lease.driver.post(fails)
+        await connection.execute(text("PRAGMA cache_size=-600"))
+        assert lease.driver.suspect
+    await eventually(lambda: not lease.driver.is_open)
     await bench.check()
     await bench.engine.dispose()

@@ -8,9 +8,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 from engines import Make, metadata, notes
 from sqlalchemy import event, func, insert, select, text
+from sqlalchemy.exc import IntegrityError
 
 from qsession import QSession, QSessionError, QueuedAsyncEngine, ReadOnlyError
 
@@ -92,6 +94,37 @@ async def test_autocommit_holds_with_the_drivers_connection(engine: QueuedAsyncE
             assert await other.scalar(count) == (1, 2, 4)[number]
             await other.rollback()
         assert engine.stats().holder is None
+
+
+async def test_a_commit_of_the_drivers_changes_that_fails(make: Make, tmp_path: Path) -> None:
+    """The error is told, and the transaction is rolled back. Here the loop cannot use the driver's
+    connection, which may be used in its own thread only.
+    """
+
+    async def creator() -> aiosqlite.Connection:
+        return await aiosqlite.connect(engine.url.database or "")
+
+    engine = make(async_creator=creator)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        child = "parent REFERENCES parents DEFERRABLE INITIALLY DEFERRED"
+        await connection.execute(text(f"CREATE TABLE children (id INTEGER PRIMARY KEY, {child})"))
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute("PRAGMA foreign_keys=ON")
+        await driver.execute("INSERT INTO children (parent) VALUES (99)")
+        with pytest.raises(IntegrityError, match="FOREIGN KEY"):
+            await connection.commit()
+        await connection.rollback()
+        await driver.execute("INSERT INTO parents (id) VALUES (7)")
+        await connection.execute(text("SELECT 1"))
+        await connection.commit()
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM children")) == 0
+        assert await connection.scalar(text("SELECT count(*) FROM parents")) == 1
+    assert engine.stats().holder is None
 
 
 async def test_the_driver_writes_behind_any_text(engine: QueuedAsyncEngine) -> None:

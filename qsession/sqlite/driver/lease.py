@@ -82,6 +82,8 @@ class Lease:
             if self.driver.is_left_open():
                 logger.error("A connection was returned with an open transaction; it is closed")
                 self.driver.suspect = True
+            if self.driver.being_set:
+                self.driver.suspect = True
             self.record.kept = False
             give_back(self)
 

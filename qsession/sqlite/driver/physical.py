@@ -74,6 +74,10 @@ class DriverConnection(AsyncAdapt_aiosqlite_connection):
     """A cancellation during :meth:`close`. If close() raised it, SQLAlchemy would log a failure."""
     written: Any = None
     """The tables that statements write on it, once a commit of it was observed."""
+    being_set = False
+    """Whether a statement sets something on it that is not recorded yet. If it is given back
+    meanwhile, nobody knows what to restore, and it is closed.
+    """
     suspect = False
     """Set after an error that may have damaged its state: it is closed instead of used again."""
 

@@ -624,18 +624,14 @@ class Transaction:
                 action = Action()
 
     def _run_setting(self, action: Action, statement: Statement, lease: Lease) -> Report:
-        """Run a statement that sets something on the connection.
-
-        Until it is recorded, nobody knows what to restore: if another task ends the transaction
-        meanwhile, the connection is closed.
-        """
+        """Run a statement that sets something on the connection."""
         work, driver = self.work, lease.driver
-        before, driver.suspect = driver.suspect, True
+        driver.being_set = True
         try:
             return self._run(action, statement, lease)
         finally:
             if self.work is work:
-                driver.suspect = before
+                driver.being_set = False
 
     def _run(self, action: Action, statement: Statement, lease: Lease) -> Report:
         """Run a statement with what is sent before it; wait for a lock of another program."""
@@ -653,7 +649,8 @@ class Transaction:
             self._check(work)
             report = self.runner.run(driver, plan, work, self._check)
             if self.work is not work:
-                if statement.alone and statement.kind is Kind.WRITE and not report.busy:
+                undone = report.busy or report.code == errors.SQLITE_INTERRUPT
+                if statement.alone and statement.kind is Kind.WRITE and not undone:
                     return report  # SQLite has ended it by itself before
                 raise self._ended_elsewhere()
             if report.validated:
@@ -695,7 +692,7 @@ class Transaction:
             driver.query_only = None  # unknown until the plan has run
         if driver.has_attached:  # PRAGMA data_version covers the main file only
             plan.asks_version, plan.version = False, None
-        elif may_change_schema(words):
+        elif may_change_schema(words) and not statement.alone:
             plan.watches = "schema_version"
         if statement.kind is Kind.WRITE and statement.alone:
             plan.witness = self._witness({statement.sql: _sample(statement)})
@@ -1054,7 +1051,8 @@ class Transaction:
                     self._run_at_the_end(driver, self._pool.checkpointer.run)
             if syncer is not None and syncer.failed and in_greenlet():
                 external = self._pool.checkpointer.external
-                self._run_at_the_end(driver, recover, syncer, external)
+                with suppress(Exception):  # the wait for the disk tells what is so
+                    self._run_at_the_end(driver, recover, syncer, external)
         finally:
             self._end(checkpoints=when is When.AFTER)
         if syncer is not None and (shared or syncer.failed):
@@ -1071,7 +1069,7 @@ class Transaction:
 
     def _run_at_the_end(
         self, driver: DriverConnection, function: Callable[..., Any], *args: Any
-    ) -> None:
+    ) -> Any:
         """Run a function in the thread when the transaction is over in SQLite.
 
         A statement that another task sends meanwhile waits: without a BEGIN, SQLite would commit it
@@ -1079,7 +1077,7 @@ class Transaction:
         """
         self.statements.begin()
         try:
-            driver.run_to_end(function, *args)
+            return driver.run_to_end(function, *args)
         finally:
             self.statements.end()
 
@@ -1097,7 +1095,12 @@ class Transaction:
         """End a transaction that has only read. Nothing has to reach the disk."""
         work, kept = self.work, self._kept
         if kept is not None and kept.lent and in_greenlet():  # the application may have written
-            self._run_at_the_end(kept.lease.driver, sending.commit)
+            driver = kept.lease.driver
+            error = self._run_at_the_end(driver, sending.commit).error
+            if error is not None:
+                self._run_at_the_end(driver, sending.clean_up)
+                self._end()
+                raise self._pool.explain(error)
             self._finish(kept.lease, wrote=True)
             return
         if work.lease is not None and work.state is State.SNAPSHOT:

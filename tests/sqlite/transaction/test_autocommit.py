@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from qsession import QueuedAsyncEngine
+from qsession.sqlite.transaction import sending
 
 COUNT = select(func.count()).select_from(notes)
 
@@ -300,3 +301,35 @@ async def test_a_streamed_write_is_committed_before_its_first_row(make: Make) ->
         rest = await found.fetchall()
         assert sorted(row.id for row in [first, *rest] if row) == [7, 8, 9]
     await connection.close()
+
+
+async def test_ddl_before_another_program_locks_the_file(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is committed: nothing that waits for the lock is sent behind it."""
+    engine = make(isolation_level="AUTOCOMMIT", queue_timeout=0.2)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=DELETE")
+        cursor.close()
+
+    execute, path = sending.execute, engine.url.database
+    assert path is not None
+
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+
+            def locked_behind(*args: Any) -> Any:
+                found = execute(*args)
+                other.execute("BEGIN EXCLUSIVE")
+                return found
+
+            monkeypatch.setattr(sending, "execute", locked_behind)
+            await connection.execute(text("CREATE TABLE made (id INTEGER)"))
+            monkeypatch.undo()
+            other.execute("ROLLBACK")
+        assert await connection.scalar(text("SELECT count(*) FROM made")) == 0
+    await engine.dispose()
