@@ -367,31 +367,3 @@ async def test_a_stream_that_nobody_receives_keeps_no_snapshot(tmp_path, monkeyp
     with pytest.raises((asyncio.CancelledError, QSessionError)):
         await task
     await bench.engine.dispose()
-
-
-async def test_a_stream_whose_rollback_is_under_way(tmp_path, monkeypatch):
-    """The error names the cause, not a cursor that the rollback has closed."""
-    bench = await Bench.ready(tmp_path / "app.db")
-    waits, later = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-    def pace(runner, holder):
-        waits.set()
-        await_only(later)
-        return True
-
-    async def read(connection):
-        return await (await connection.stream(READ)).all()
-
-    async with bench.engine.connect() as connection:
-        with monkeypatch.context() as patch:
-            patch.setattr(Runner, "pace", pace)
-            reading = asyncio.create_task(read(connection))
-            await waits.wait()
-        ending = asyncio.create_task(connection.rollback())
-        await asyncio.sleep(0)  # it waits for the thread now
-        later.set_result(None)
-        with pytest.raises(QSessionError, match="another task ended the transaction"):
-            await reading
-        await ending
-    await bench.check()
-    await bench.engine.dispose()
