@@ -1,4 +1,4 @@
-"""The short table and the chart of the README: a few peers, and what each of them loses."""
+"""The short table and the chart of the README: a few peers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PEERS = (
 )
 WAYS = ("orm", "driver")
 HEADS = {
-    "overview": ["", "reads/s", "changes/s", "updates lost", f"inserts/s, {SLOW}"],
-    "overview_ru": ["", "чтений", "изменений", "потеряно", "вставок, fsync дольше на 2 мс"],
+    "overview": ["", "reads/s", "changes/s", f"inserts/s, {SLOW}"],
+    "overview_ru": ["", "чтений", "изменений", "вставок, fsync дольше на 2 мс"],
 }
 
 
@@ -51,7 +51,7 @@ def capacity(throughput: list[Row], slow_fsync: list[Row], processes: list[Row])
 def draw(throughput: list[Row], slow_fsync: list[Row], out: Path) -> bool:
     """Write ``overview.svg``; false where matplotlib is missing."""
     slow = select(slow_fsync, disk=SLOW)
-    changes = [(_labelled(each, throughput), _speed(each, "change", throughput)) for each in PEERS]
+    changes = [(each, _speed(each, "change", throughput)) for each in PEERS]
     inserts = [(each, _speed(each, "insert", slow)) for each in PEERS]
     charts = [
         Bars("Read, modify, write, commit", "a second", changes),
@@ -62,8 +62,8 @@ def draw(throughput: list[Row], slow_fsync: list[Row], out: Path) -> bool:
 
 def _line(peer: str, here: list[Row], slow: list[Row]) -> list[str]:
     reads, changes = (_speed(peer, work, here) for work in ("get", "change"))
-    lost, inserts = _lost(peer, here), _speed(peer, "insert", slow)
-    return [peer, f"{reads:,.0f}", f"{changes:,.0f}", f"{lost:,}", f"{inserts:,.0f}"]
+    inserts = _speed(peer, "insert", slow)
+    return [peer, f"{reads:,.0f}", f"{changes:,.0f}", f"{inserts:,.0f}"]
 
 
 def _of(peer: str, work: str, rows: list[Row]) -> list[Row]:
@@ -74,12 +74,3 @@ def _speed(peer: str, work: str, rows: list[Row]) -> float:
     """Operations in a second; 0 for a peer that was not installed."""
     found = _of(peer, work, rows)
     return median(map(speed, found)) if found else 0.0
-
-
-def _lost(peer: str, rows: list[Row]) -> int:
-    return sum(each["lost"] for each in _of(peer, "change", rows))
-
-
-def _labelled(peer: str, rows: list[Row]) -> str:
-    lost = _lost(peer, rows)
-    return f"{peer}: {lost:,} lost" if lost else peer
