@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from qsession.sqlite.driver.physical import DriverConnection
@@ -119,7 +119,7 @@ class Lease:
         return cursors
 
 
-def close_cursors(raw: sqlite3.Connection, cursors: list[sqlite3.Cursor]) -> None:
-    """Close cursors that no task has received. A cursor keeps the snapshot of its statement."""
+def close_cursors(raw: sqlite3.Connection, cursors: Iterable[sqlite3.Cursor]) -> None:
+    """Close cursors that nobody reads any more. A cursor keeps the snapshot of its statement."""
     for cursor in cursors:
         cursor.close()

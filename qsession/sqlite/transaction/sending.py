@@ -20,6 +20,7 @@ from qsession.errors import (
     SQLITE_READONLY,
     sqlite_code,
 )
+from qsession.sqlite.driver.lease import close_cursors
 from qsession.sqlite.driver.processor import mark, spent
 from qsession.sqlite.driver.setup import explaining, plain_cursor, pragma
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen, rows_seen
@@ -331,8 +332,7 @@ def commit(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) -> E
 
 def clean_up(raw: sqlite3.Connection, cursors: Sequence[sqlite3.Cursor] = ()) -> None:
     """Close cursors, then roll back."""
-    for cursor in cursors:
-        cursor.close()
+    close_cursors(raw, cursors)
     if raw.in_transaction:
         raw.execute("ROLLBACK")
 

@@ -642,8 +642,7 @@ class Transaction:
             and changes_rows(statement)
             and not (work.log.failed or driver.has_attached)
         )
-        plan = self._plan(action, statement, driver, upgrades)
-        plan.opened = lease.opened
+        plan = self._plan(action, statement, lease, upgrades)
         deadline: float | None = None
         while True:
             self._check(work)
@@ -666,8 +665,7 @@ class Transaction:
             if upgrades or lease.streams:  # its snapshot is no longer the latest: validate
                 upgrades = False
                 self._read_streams(lease)  # each keeps its snapshot until its end
-                plan = self._plan(action, statement, driver, upgrades)
-                plan.opened = lease.opened
+                plan = self._plan(action, statement, lease, upgrades)
                 continue
             if driver.in_its_own_way:
                 report.error = messages.in_its_own_way(report.error)
@@ -677,11 +675,11 @@ class Transaction:
                 return report
             deadline = self._wait_for_lock(deadline, statement.sql)
 
-    def _plan(
-        self, action: Action, statement: Statement, driver: DriverConnection, upgrades: bool
-    ) -> Plan:
-        lent = statement.alone and self._lent
+    def _plan(self, action: Action, statement: Statement, lease: Lease, upgrades: bool) -> Plan:
+        driver, lent = lease.driver, statement.alone and self._lent
         plan = plan_of(self.work, action, statement, upgrades, lent)
+        if statement.stream is not None:
+            plan.opened = lease.opened
         words, query_only = statement.words, action.query_only
         if words is not None and words.name == "query_only":
             query_only = False  # the application sets or reads it
