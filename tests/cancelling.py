@@ -7,15 +7,18 @@ import gc
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any
 
+import pytest
 from sqlalchemy import insert, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.util import await_only
 
 from qsession import create_async_engine
 from qsession.sqlite.queue.prediction import Guess
+from qsession.sqlite.transaction.runner import Runner
 from qsession.testing import assert_free
 
 PATIENCE = 20.0
@@ -99,6 +102,26 @@ async def eventually(condition: Callable[[], bool], what: Callable[[], str] = st
     while not condition():
         assert time.monotonic() < deadline, what()
         await asyncio.to_thread(time.sleep, 0)
+
+
+async def until_it_paces(
+    work: Coroutine[Any, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.Task[Any], asyncio.Future[None]]:
+    """Run a statement until SQLite has run it, in the thread, and its task waits for a later turn
+    of the loop. The task, and the future that lets it go on.
+    """
+    waits, later = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    def pace(runner: Runner, holder: bool) -> bool:
+        waits.set()
+        await_only(later)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runner, "pace", pace)
+        task = asyncio.create_task(work)
+        await waits.wait()
+    return task, later
 
 
 def places_out(pool: Any) -> int:

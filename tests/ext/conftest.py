@@ -23,3 +23,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         return
     with database_on(request.param) as url:
         yield url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """An empty database on PostgreSQL."""
+    with database_on("postgresql") as url:
+        yield url.render_as_string(hide_password=False)

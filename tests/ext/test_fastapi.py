@@ -334,33 +334,49 @@ async def test_a_long_body_is_not_kept(path):
         assert set(attempts) == {(b"".join(chunks), many)}
 
 
-@pytest.mark.parametrize("attempts", [1, 2])
-@pytest.mark.parametrize("kind", ["ours", "plain"])
-async def test_a_conflict_that_a_handler_turns_into_an_answer(path, attempts, kind):
-    """It is run again as well, whatever it is wrapped in; its own answer is the last resort."""
+def makers_and_app(path: Any, kind: str, attempts: int) -> tuple[SessionMaker, Any, FastAPI]:
+    """A maker of ours, that of the handlers, which may be SQLAlchemy's, and an application."""
     ours = SessionMaker(f"sqlite+aiosqlite:///{path}", access="auto")
     maker: Any = ours if kind == "ours" else async_sessionmaker(ours.engine)
     app = FastAPI(lifespan=Lifespan(maker=ours, tables=Base.metadata))
     app.add_middleware(QSessionMiddleware, attempts=attempts)
+    return ours, maker, app
+
+
+async def change_behind(s: AsyncSession, ours: SessionMaker, made: list[int]) -> None:
+    """Change an item, which another transaction changes as well at the first attempt."""
+    made.append(1)
+    item = await s.get_one(Item, 1)
+    if len(made) == 1:
+        async with ours.begin() as other:
+            await other.execute(text("UPDATE items SET value = value + 10"))
+    item.value += 1
+
+
+async def answer_to_add(app: FastAPI, ours: SessionMaker) -> Any:
+    """What the application answers when there is one item."""
+    async with app.router.lifespan_context(app):
+        async with ours.begin() as s:
+            s.add(Item(id=1, value=0))
+        return await ask(app, "POST", "/add")
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("kind", ["ours", "plain"])
+async def test_a_conflict_that_a_handler_turns_into_an_answer(path, attempts, kind):
+    """It is run again as well, whatever it is wrapped in; its own answer is the last resort."""
+    ours, maker, app = makers_and_app(path, kind, attempts)
     made = []
 
     @app.post("/add")
     async def add(s: Annotated[AsyncSession, session_of(maker)]) -> None:
-        made.append(1)
-        item = await s.get_one(Item, 1)
-        if len(made) == 1:
-            async with ours.begin() as other:
-                await other.execute(text("UPDATE items SET value = value + 10"))
-        item.value += 1
+        await change_behind(s, ours, made)
         try:
             await s.flush()
         except exc.OperationalError as error:
             raise HTTPException(418) from error
 
-    async with app.router.lifespan_context(app):
-        async with ours.begin() as s:
-            s.add(Item(id=1, value=0))
-        answer = await ask(app, "POST", "/add")
+    answer = await answer_to_add(app, ours)
     assert (answer.status, len(made)) == ((200, 2) if attempts == 2 else (418, 1))
     assert value(path) == (11 if attempts == 2 else 10)
 
@@ -393,20 +409,12 @@ async def with_query(app: FastAPI, where: str, query: str) -> Exchange:
 @pytest.mark.parametrize("kind", ["ours", "plain"])
 async def test_a_conflict_that_a_handler_swallows(path, attempts, then, kind):
     """It may not end in 200 with nothing written, and another error does not hide it."""
-    ours = SessionMaker(f"sqlite+aiosqlite:///{path}", access="auto")
-    maker: Any = ours if kind == "ours" else async_sessionmaker(ours.engine)
-    app = FastAPI(lifespan=Lifespan(maker=ours, tables=Base.metadata))
-    app.add_middleware(QSessionMiddleware, attempts=attempts)
+    ours, maker, app = makers_and_app(path, kind, attempts)
     made = []
 
     @app.post("/add")
     async def add(s: Annotated[AsyncSession, session_of(maker)]) -> str:
-        made.append(1)
-        item = await s.get_one(Item, 1)
-        if len(made) == 1:
-            async with ours.begin() as other:
-                await other.execute(text("UPDATE items SET value = value + 10"))
-        item.value += 1
+        await change_behind(s, ours, made)
         with contextlib.suppress(exc.SQLAlchemyError):
             await s.flush()
             return "written"
@@ -414,10 +422,7 @@ async def test_a_conflict_that_a_handler_swallows(path, attempts, then, kind):
             raise HTTPException(418)
         return "ignored"
 
-    async with app.router.lifespan_context(app):
-        async with ours.begin() as s:
-            s.add(Item(id=1, value=0))
-        answer = await ask(app, "POST", "/add")
+    answer = await answer_to_add(app, ours)
     refused = 409 if then == "return" else 418
     assert (answer.status, len(made)) == ((200, 2) if attempts == 2 else (refused, 1))
     assert value(path) == (11 if attempts == 2 else 10)

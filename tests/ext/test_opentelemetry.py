@@ -24,7 +24,6 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
-from server_databases import database_on
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -335,13 +334,6 @@ async def test_what_an_exporter_writes_is_not_traced(telemetry: Telemetry, tmp_p
         context.detach(token)
     assert not telemetry.exporter.get_finished_spans()
     await engine.dispose()
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """An empty database on PostgreSQL."""
-    with database_on("postgresql") as url:
-        yield url.render_as_string(hide_password=False)
 
 
 @pytest.mark.servers

@@ -19,7 +19,6 @@ import sqlalchemy.ext.asyncio
 from cancelling import PATIENCE, assert_free, eventually
 from folders import ROOT
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
-from server_databases import database_on
 from sqlalchemy import text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -348,13 +347,6 @@ async def test_a_real_scrape(
     for line in told.splitlines():
         assert line.startswith(("# HELP qsession_", "# TYPE qsession_", "qsession_"))
     await engine.dispose()
-
-
-@pytest.fixture
-def postgresql() -> Iterator[str]:
-    """An empty database on PostgreSQL."""
-    with database_on("postgresql") as url:
-        yield url.render_as_string(hide_password=False)
 
 
 @pytest.mark.servers

@@ -8,15 +8,24 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from cancelling import ENDLESS, MARKS, READ, Base, Bench, Item, Mark, collected, eventually
+from cancelling import (
+    ENDLESS,
+    MARKS,
+    READ,
+    Base,
+    Bench,
+    Item,
+    Mark,
+    collected,
+    eventually,
+    until_it_paces,
+)
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.pool import NullPool
-from sqlalchemy.util import await_only
 
 from qsession import QSessionError
 from qsession.session.maker import QSession
-from qsession.sqlite.transaction.runner import Runner
 from qsession.testing import When, cancel_at
 
 
@@ -337,21 +346,12 @@ async def test_a_reader_gets_what_a_cancelled_holder_leaves(tmp_path):
 async def test_a_stream_that_nobody_receives_keeps_no_snapshot(tmp_path, monkeypatch, ending):
     """It ends between SQLite's answer and the task, which waits for a later turn of the loop."""
     bench = await Bench.ready(tmp_path / "app.db")
-    waits, later = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-    def pace(runner, holder):
-        waits.set()
-        await_only(later)
-        return True
 
     async def read(connection):
         await connection.stream(READ)
 
     async with bench.engine.connect() as connection:
-        with monkeypatch.context() as patch:
-            patch.setattr(Runner, "pace", pace)
-            task = asyncio.create_task(read(connection))
-            await waits.wait()
+        task, later = await until_it_paces(read(connection), monkeypatch)
         if ending == "cancelled":
             task.cancel()
         else:

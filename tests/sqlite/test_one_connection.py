@@ -6,9 +6,8 @@ import asyncio
 import threading
 
 import pytest
-from cancelling import ENDLESS, PATIENCE, READ, Bench, eventually, rows
+from cancelling import ENDLESS, PATIENCE, READ, Bench, eventually, rows, until_it_paces
 from sqlalchemy import event, text
-from sqlalchemy.util import await_only
 
 from qsession import QSessionError
 from qsession.sqlite import cursor as cursors
@@ -47,17 +46,7 @@ async def ended_when_run(connection, statement, ending, monkeypatch):
 
     It waits for a later turn of the loop meanwhile.
     """
-    waits, later = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-    def pace(runner, holder):
-        waits.set()
-        await_only(later)
-        return True
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Runner, "pace", pace)
-        task = asyncio.create_task(connection.execute(statement))
-        await waits.wait()
+    task, later = await until_it_paces(connection.execute(statement), monkeypatch)
     if ending == "cancelled":
         await cancelled_behind(connection)
     else:
