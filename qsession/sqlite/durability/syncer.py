@@ -86,6 +86,8 @@ class Syncer:
         """Whether tasks that the last sync answered may be about to commit again. The next sync
         then waits for them.
         """
+        self._latest = object()
+        """Stands for the last answers that a loop has passed on."""
         self._began = -math.inf
         """When the last sync began."""
         self._took = 0.0
@@ -331,14 +333,20 @@ class Syncer:
             if not waiter.future.done():
                 waiter.future.set_result(error)
         loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._go_on)
+        self._latest = latest = object()
+        loop.call_soon(loop.call_soon, self._go_on, latest)
 
-    def _go_on(self) -> None:
-        """Allow the next sync when the answered tasks have run. Some may wait for a turn first."""
+    def _go_on(self, answers: object) -> None:
+        """Allow the next sync when the answered tasks have run. Some may wait for a turn first.
+
+        It looks in each turn of the loop, and only for the last answers: later ones begin anew.
+        """
         loop = asyncio.get_running_loop()
-        if self._holds and turns.of(loop).busy:
-            loop.call_soon(self._go_on)
-        elif self._holds:
+        if not self._holds or self._latest is not answers:
+            return
+        if turns.of(loop).busy:
+            loop.call_soon(self._go_on, answers)
+        else:
             self._holds = False
             if self._waiters:
                 self._alarm.ring()

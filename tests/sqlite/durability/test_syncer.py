@@ -28,6 +28,7 @@ from qsession.sqlite.durability.syncer import recover, syncer_of
 from qsession.sqlite.files.filesystem import file_identity
 from qsession.sqlite.processes.checkpoint_lock import right_to_checkpoint
 from qsession.testing import held_disk
+from qsession.waiting.pacing import LoopTurn
 
 NEVER = 3600.0
 
@@ -478,6 +479,36 @@ async def test_one_call_for_each_loop_and_sync(syncer, disk, monkeypatch):
     sync.end()
     await asyncio.gather(*gathered)
     assert len(calls) == 1
+
+
+async def test_one_look_for_each_turn_of_the_loop(syncer, disk, monkeypatch):
+    """While tasks wait for their turn, answer after answer, the loop is not asked more often."""
+    loop = asyncio.get_running_loop()
+    plain, looks = loop.call_soon, []
+    busy = True
+
+    def noted(callback, *args, **kw):
+        if callback == syncer._go_on:
+            looks.append(callback)
+        return plain(callback, *args, **kw)
+
+    async def turn(number):
+        looks.clear()
+        for _ in range(number):
+            await asyncio.sleep(0)
+        return len(looks)
+
+    monkeypatch.setattr(LoopTurn, "busy", property(lambda _: busy))
+    for _ in range(5):
+        answered = await waiting(syncer)
+        (await disk.begun()).end()
+        await answered
+    await turn(3)
+    monkeypatch.setattr(loop, "call_soon", noted)
+    assert await turn(20) == 20
+    busy = False
+    await turn(2)
+    assert await turn(20) == 0
 
 
 @pytest.fixture
