@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import (
     Connection,
     Inspector,
+    LargeBinary,
     MetaData,
     Table,
     UniqueConstraint,
     exc,
+    func,
+    select,
     text,
 )
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from sqlalchemy.types import NullType
 
 from qsession.transfer.collations import collations_in, sorted_by_strangers
 from qsession.transfer.left_out import virtual_tables
@@ -39,6 +45,10 @@ _STATEMENTS = text(
     "SELECT sql FROM sqlite_master WHERE tbl_name = :table COLLATE NOCASE AND sql IS NOT NULL "
     "AND type IN ('table', 'index') ORDER BY type = 'index', rowid"
 )
+_TYPES = text("SELECT name, type FROM pragma_table_xinfo(:table)")
+_AFFINITIES = ("INT", "CHAR", "CLOB", "TEXT", "BLOB", "REAL", "FLOA", "DOUB")
+"""What a declared type may contain (https://sqlite.org/datatype3.html#determination_of_column_affinity).
+"""
 _FOREIGN_KEYS = text(
     'SELECT f.id, f."table", f."from" FROM pragma_foreign_key_list(:table) f ORDER BY f.id, f.seq'
 )
@@ -88,6 +98,7 @@ def prepare(connection: Connection) -> None:
 
 def complete(connection: Connection, metadata: MetaData) -> None:
     """Add to tables that were reflected what was missed."""
+    _set_types(connection, metadata)
     for table in metadata.tables.values():
         _add_unique_constraints(connection, table)
         of = {"table": table.name}
@@ -99,6 +110,38 @@ def complete(connection: Connection, metadata: MetaData) -> None:
         lost += _lost_keys(table, connection.execute(_FOREIGN_KEYS, of))
         strange = frozenset(sorted_by_strangers(connection, table.name))
         table.info.update({WRITTEN: statements, LOST: lost, UNSORTED: strange})
+
+
+def _set_types(connection: Connection, metadata: MetaData) -> None:
+    """Set types that SQLAlchemy does not know by what the columns hold, or what they refer to.
+
+    A column of type UUID or STRING may hold text, one of type MONEY numbers.
+    """
+    empty = []
+    for table in metadata.tables.values():
+        for name, declared in connection.execute(_TYPES, {"table": table.name}):
+            if name in table.columns and _is_unknown(declared):
+                column = table.columns[name]
+                held = select(func.typeof(column)).where(column.is_not(None)).distinct()
+                found = set(connection.scalars(held))
+                if found == {"blob"}:
+                    column.type = LargeBinary()
+                elif not found <= {"integer", "real"}:
+                    column.type = NullType()
+                elif not found:
+                    empty.append(column)
+    for column in empty:
+        for key in column.foreign_keys:
+            with suppress(exc.NoReferenceError):
+                column.type = key.column.type
+
+
+def _is_unknown(declared: str) -> bool:
+    """Whether it is a type of which SQLite, like SQLAlchemy, makes NUMERIC for want of a better."""
+    name = declared.partition("(")[0].strip().upper()
+    if not name or name in SQLiteDialect.ischema_names:
+        return False
+    return not any(part in name for part in _AFFINITIES)
 
 
 def _lost_keys(table: Table, rows: Iterable[Any]) -> list[str]:

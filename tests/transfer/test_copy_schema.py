@@ -375,6 +375,29 @@ async def test_defaults_that_the_type_does_not_take(new, tmp_path, kind):
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_types_that_only_the_program_of_the_file_knows(new, tmp_path, kind):
+    """They get a type by what they hold; without rows, that of the column they refer to."""
+    here, key = await new(kind), "3f2504e0-4f89-11d3-9a0c-0305e82c3301"
+    script = f"""
+    CREATE TABLE t (id UUID PRIMARY KEY, a STRING(20) UNIQUE, b email, c MONEY(10, 2), d bytes,
+        e STRING);
+    INSERT INTO t VALUES ('{key}', '007x', 'a@b.c', 12.5, x'00ff', 7),
+        ('x', 'é', NULL, 1, NULL, 'y');
+    CREATE TABLE u (id INTEGER PRIMARY KEY, t UUID REFERENCES t (id));
+    CREATE TABLE v (id INTEGER PRIMARY KEY, n MONEY);
+    """
+    source = made(tmp_path / "s.db", script)
+    assert (await copy(source, here, verify=True)).rows == 2
+    first = (key, "007x", "a@b.c", Decimal("12.5"), b"\x00\xff", "7")
+    second = ("x", "é", None, Decimal(1), None, "y")
+    assert set(await ask(here, "SELECT id, a, b, c, d, e FROM t")) == {first, second}
+    await ask(here, f"INSERT INTO u VALUES (1, '{key}')", "INSERT INTO v VALUES (1, 2.5)")
+    with pytest.raises(IntegrityError):
+        await ask(here, "INSERT INTO u VALUES (2, 'z')")
+
+
+@pytest.mark.servers
 async def test_sets_of_mariadb(new):
     """A value has several members, so it may be longer than the longest of them."""
     there = await new("asyncmy")
