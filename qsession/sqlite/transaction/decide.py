@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from qsession.config import Access
 from qsession.sqlite.queue.want import Want
-from qsession.sqlite.transaction.statement import ONLY_OUTSIDE, Kind, Words
+from qsession.sqlite.transaction.statement import ONLY_OUTSIDE, Kind, Words, leaves_wal
 
 
 class State(Enum):
@@ -97,7 +97,7 @@ def decide(now: Situation, kind: Kind, words: Words | None = None, nowait: bool 
     """What a statement of ``kind`` needs in a transaction in the situation ``now``."""
     if kind is Kind.COMMIT or kind is Kind.ROLLBACK:
         return Action(instead=Instead.COMMIT if kind is Kind.COMMIT else Instead.ROLLBACK)
-    if kind in _WRITES and now.access == "read":
+    if now.access == "read" and (kind in _WRITES or leaves_wal(words)):
         return Action(instead=Instead.REFUSE_WRITE)
     if now.state is State.LOCKED:
         return _behind_a_write(kind, words)

@@ -318,6 +318,14 @@ def test_a_reader_never_writes(state: State, kind: Kind) -> None:
         assert decide(now(state, "read", alone=alone), kind) == instead(Instead.REFUSE_WRITE)
 
 
+@pytest.mark.parametrize("state", [IDLE, READING, SNAPSHOT])
+def test_a_reader_leaves_the_journal_mode_as_it_is(state: State) -> None:
+    """The mode is in the header of the file, and ``PRAGMA query_only`` does not protect it."""
+    leaves = Words(Kind.SET, "journal_mode", "delete")
+    assert decide(now(state, "read"), Kind.SET, leaves) == instead(Instead.REFUSE_WRITE)
+    assert decide(now(access="auto"), Kind.SET, leaves).instead is None
+
+
 @pytest.mark.parametrize("kind", [Kind.WRITE, Kind.LOCK])
 def test_nowait_takes_the_ticket_at_once(kind: Kind) -> None:
     """Or fails at once."""
