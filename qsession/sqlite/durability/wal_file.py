@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 
 from qsession.sqlite.files.filesystem import file_identity
+
+PATIENCE = 5.0
+"""Seconds to wait for a descriptor, if the process has none left."""
+RETRY = 0.01
+"""Seconds between two attempts to get one."""
 
 
 def fsync(file: int) -> None:
@@ -57,7 +63,7 @@ class WalFile:
         self.close()
         try:
             # Open for writing, because Windows flushes only such files.
-            file = os.open(self._name, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            file = _opened(self._name, os.O_RDWR | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
             return False
         self._file, found = file, os.fstat(file)
@@ -83,10 +89,25 @@ class WalFile:
             os.close(file)
 
 
+def _opened(path: str, flags: int) -> int:
+    """A new descriptor. That there is none left says nothing about the disk, so one is waited for.
+
+    SQLite needs no new one for the sync of a WAL.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return os.open(path, flags)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY)
+
+
 def _sync_folder(folder: str) -> None:
     """Sync a folder. As in SQLite, it is not an error if a folder cannot be opened or synced."""
     try:
-        file = os.open(folder, os.O_RDONLY)
+        file = _opened(folder, os.O_RDONLY)
         try:
             fsync(file)
         finally:
