@@ -19,6 +19,9 @@ from qsession.errors import (
 )
 from qsession.sqlite.files.read_only import is_stranded, path_of
 
+_FOR_ONE_CONNECTION = 8
+"""Descriptors of a connection that is opened, and of the lock files."""
+
 
 def explain(error: Exception, database: str, query_only: bool = False) -> Exception:
     """The same error with the same code, and with cause and advice added to its message.
@@ -60,6 +63,11 @@ def hint(error: sqlite3.Error, database: str) -> str | None:
         closed = _file_beside(path, os.R_OK | os.W_OK)
         if closed is not None:
             return f"{closed!r}, which belongs to it, may not be read and written by this user"
+        if _lacks_descriptors():
+            return (
+                f"{database!r} cannot be opened, because this process may open no more files; "
+                "close some, such as engines that are not in use, or raise the limit (ulimit -n)"
+            )
         return f"{database!r} cannot be opened; check the permissions of the file and its folder"
     if code == SQLITE_NOTADB:
         return f"{database!r} is not an SQLite database, or it is encrypted"
@@ -77,8 +85,25 @@ def hint(error: sqlite3.Error, database: str) -> str | None:
             "disk, quotas and limits on file sizes"
         )
     if code == SQLITE_FULL:
-        return f"the disk has no space left for {database!r}; the transaction was not written"
+        return (
+            f"the disk has no space left for {database!r}, or the limit of PRAGMA max_page_count "
+            "is reached; the transaction was not written"
+        )
     return None
+
+
+def _lacks_descriptors() -> bool:
+    """Whether the descriptors that are left are too few for a connection."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _FOR_ONE_CONNECTION:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    finally:
+        for each in opened:
+            os.close(each)
+    return False
 
 
 def _is_missing(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -57,6 +58,29 @@ def test_a_file_of_the_wal_that_another_user_made(
     said = hint(error, str(tmp_path / "a.db"))
     assert said is not None
     assert f"a.db{suffix}', which belongs to it, " in said
+
+
+def test_no_descriptor_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The permissions are in order, and are not blamed. What was opened to find out is closed."""
+    error: Any = sqlite3.OperationalError("SQLite's own words")
+    error.sqlite_errorcode = SQLITE_CANTOPEN
+    closed: list[int] = []
+    left = iter((101, 102))
+
+    def opened(path: str, flags: int) -> int:
+        try:
+            return next(left)
+        except StopIteration:
+            raise OSError(errno.EMFILE, "Too many open files") from None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        patch.setattr(os, "close", closed.append)
+        said = hint(error, str(tmp_path / "a.db"))
+    assert said is not None
+    assert "may open no more files" in said
+    assert closed == [101, 102]
+    assert "check the permissions" in (hint(error, str(tmp_path / "a.db")) or "")
 
 
 def test_two_slashes() -> None:
