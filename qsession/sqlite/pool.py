@@ -26,7 +26,7 @@ from qsession.sqlite.driver.physical import DriverConnection
 from qsession.sqlite.driver.setup import make_ready
 from qsession.sqlite.durability.checkpoint import Checkpointer
 from qsession.sqlite.durability.syncer import Syncer, syncer_of
-from qsession.sqlite.files.explain import explain
+from qsession.sqlite.files.explain import explain, warn_of_old_wal
 from qsession.sqlite.files.filesystem import file_identity
 from qsession.sqlite.files.read_only import fingerprint
 from qsession.sqlite.processes import fork, status
@@ -457,6 +457,7 @@ class WriteQueuePool(AsyncAdaptedQueuePool):
         raise sqlite3.OperationalError(
             f"The database file {driver.path!r} was {changed} while it was open. This transaction "
             "wrote nothing. The next transaction opens the file again."
+            + ("" if there is None else warn_of_old_wal(driver.path))
         )
 
     def explain(self, error: Exception, query_only: bool = False) -> Exception:

@@ -92,6 +92,25 @@ def hint(error: sqlite3.Error, database: str) -> str | None:
     return None
 
 
+def warn_of_old_wal(path: str) -> str:
+    """A sentence about the WAL that a replaced file has left; empty if there is none.
+
+    SQLite cannot tell that it belongs to another file
+    (https://sqlite.org/howtocorrupt.html#_mispairing_database_files_and_hot_journals_).
+    """
+    wal = f"{path}-wal"
+    try:
+        is_empty = os.path.getsize(wal) == 0
+    except OSError:  # there is none
+        return ""
+    if is_empty:
+        return ""
+    return (
+        f" {wal!r} may belong to the old file, and SQLite plays it back over the new one: stop all "
+        f"programs that use the file, remove {wal!r}, and put the new file in its place again."
+    )
+
+
 def _lacks_descriptors() -> bool:
     """Whether the descriptors that are left are too few for a connection."""
     opened: list[int] = []

@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from qsession import create_async_engine
 from qsession.errors import SQLITE_CANTOPEN, SQLITE_READONLY
+from qsession.sqlite import pool
 from qsession.sqlite.files.explain import hint
 
 
@@ -81,6 +83,28 @@ def test_no_descriptor_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "may open no more files" in said
     assert closed == [101, 102]
     assert "check the permissions" in (hint(error, str(tmp_path / "a.db")) or "")
+
+
+@pytest.mark.parametrize("with_wal", [True, False])
+async def test_what_a_replaced_file_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_wal: bool
+) -> None:
+    """SQLite takes the old WAL for one of the new file, so the error says what to do about it."""
+    monkeypatch.setattr(pool, "LOOK_AGAIN", 0.0)
+    path = tmp_path / "a.db"
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE t (a)")
+    with closing(sqlite3.connect(tmp_path / "new.db")) as other:
+        other.execute("CREATE TABLE t (a)")
+    os.replace(tmp_path / "new.db", path)
+    if not with_wal:
+        os.unlink(f"{path}-wal")
+    with pytest.raises(OperationalError, match="was replaced by another file") as raised:
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT * FROM t")
+    assert ("a.db-wal' may belong to the old file" in str(raised.value)) is with_wal
+    await engine.dispose()
 
 
 def test_two_slashes() -> None:
