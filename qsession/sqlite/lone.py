@@ -14,7 +14,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from threading import get_ident
 from typing import Any, cast
@@ -24,14 +23,13 @@ from qsession.sqlite.changes.commits import Witness
 from qsession.sqlite.connection import RoutedConnection
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import BUDGET, LONG_WRITE
-from qsession.sqlite.driver.physical import SUSPECT, DriverConnection
-from qsession.sqlite.driver.setup import Sync
+from qsession.sqlite.driver.physical import SUSPECT
 from qsession.sqlite.durability.checkpoint import When
-from qsession.sqlite.durability.syncer import Syncer
 from qsession.sqlite.pool import WriteQueuePool
 from qsession.sqlite.queue.nesting import settle
 from qsession.sqlite.queue.write_queue import WriteQueue
 from qsession.sqlite.transaction import sending
+from qsession.sqlite.transaction.commit import Commit
 from qsession.sqlite.transaction.plan import Plan
 from qsession.sqlite.transaction.runner import Runner
 from qsession.sqlite.transaction.sending import Outcome, Report
@@ -54,8 +52,6 @@ class LoneWrite:
     __slots__ = (
         "_task",
         "commit",
-        "committed_at",
-        "driver",
         "error",
         "future",
         "has_turn",
@@ -63,7 +59,6 @@ class LoneWrite:
         "last_statement",
         "outcome",
         "statement",
-        "syncer",
         "ticket",
     )
 
@@ -88,12 +83,7 @@ class LoneWrite:
         """Whether it has the turn on the file with the ticket."""
         self.outcome: Outcome | None = None
         self.error: Exception | None = None
-        self.commit = 0
-        """The number of its commit."""
-        self.committed_at = 0.0
-        self.driver: DriverConnection | None = None
-        self.syncer: Syncer | None = None
-        """The syncer that confirms the commit; None if SQLite itself syncs it, or no one does."""
+        self.commit: Commit | None = None
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
@@ -246,8 +236,15 @@ class Lane:
             pool.admission.leave(lone)
             if events.observers:
                 self._tell(lone, waited=timeout is not None)
-        if lone.syncer is not None:
-            await self._after_sync(lone)
+        commit = lone.commit
+        if commit is not None and commit.syncer is not None:
+            failure: Exception | None = lone.future.result()
+            if failure is not None:
+                commit.look_at_file()
+                raise commit.syncer.unconfirmed(failure) from failure
+            turn = self._turn.enter(holder=True)  # one fsync may wake many tasks
+            if turn is not None:
+                await turn
         error, lone.error = lone.error, None
         if error is not None:
             try:
@@ -270,24 +267,13 @@ class Lane:
             until = ticket.granted_at or now
             seconds = until - ticket.asked_at
             self.pool.write_queue.tell_of_wait(ticket, seconds, outcome, ago=now - until)
-        if lone.syncer is not None and lone.committed_at:
+        commit = lone.commit
+        if commit is not None and commit.syncer is not None and commit.at:
             if not lone.future.done() or lone.future.cancelled():
                 outcome = "cancelled"
             else:
                 outcome = "confirmed" if lone.future.result() is None else "failed"
-            events.emit(events.DiskWait(lone.syncer.database, now - lone.committed_at, outcome))
-
-    async def _after_sync(self, lone: LoneWrite) -> None:
-        failure: Exception | None = lone.future.result()
-        if failure is not None:
-            assert lone.syncer is not None
-            assert lone.driver is not None
-            with suppress(Exception):  # if the file is gone, the next statement reopens it
-                self.pool.check_file(lone.driver, again=True)
-            raise lone.syncer.unconfirmed(failure) from failure
-        turn = self._turn.enter(holder=True)  # one fsync may wake many tasks
-        if turn is not None:
-            await turn
+            commit.tell(outcome)
 
     def _ask(self, lone: LoneWrite) -> None:
         """Ask for the ticket; run it now if it is free."""
@@ -362,9 +348,9 @@ class Lane:
                     lease.end()
                 lone.answer()  # its task runs it, with the ticket
                 return
-            when = self._take_note(lone, lease, report)
+            self._take_note(lone, lease, report)
         except BaseException as error:
-            self._pass_on(lone, lease, When.NOT)
+            self._pass_on(lone, lease)
             lone.error = (
                 error
                 if isinstance(error, Exception)
@@ -375,12 +361,13 @@ class Lane:
                 raise
             return
         try:
-            self._pass_on(lone, lease, when)
+            self._pass_on(lone, lease)
         finally:  # even if the connection cannot be given back
-            if lone.syncer is None:
+            commit = lone.commit
+            if commit is None or commit.syncer is None:
                 lone.answer()
             elif not lone.future.done():
-                lone.syncer.enlist(lone.commit, lone.future)
+                commit.syncer.enlist(commit.number, lone.future)
 
     def _may_run(self, lone: LoneWrite) -> bool:
         """Whether it has both the ticket, which nobody can take away any more, and the turn."""
@@ -410,33 +397,24 @@ class Lane:
         report = self._runner.run_here(driver, plan)
         return None if report is None or report.busy else report
 
-    def _take_note(self, lone: LoneWrite, lease: Lease, report: Report) -> When:
-        """Record the commit or the error. Returns when a checkpoint is due."""
-        pool, driver = self.pool, lease.driver
+    def _take_note(self, lone: LoneWrite, lease: Lease, report: Report) -> None:
+        """Record the commit or the error."""
         if report.error is not None:
             self._look_at(report, lease)
-            lone.error = pool.explain(report.error)
-            if not report.changed:
-                return When.NOT
-        lone.outcome = report.outcome
-        pool.write_queue.counters.commits += 1
-        if driver.sync is Sync.SHARED:
-            lone.driver, lone.syncer = driver, pool.syncer(driver)
-            lone.commit = lone.syncer.committed()
-            if events.observers:
-                lone.committed_at = time.monotonic()
-        return pool.checkpointer.due()
+            lone.error = self.pool.explain(report.error)
+        if report.error is None or report.changed:
+            lone.outcome, lone.commit = report.outcome, Commit(self.pool, lease.driver)
 
-    def _pass_on(self, lone: LoneWrite, lease: Lease | None, when: When) -> None:
+    def _pass_on(self, lone: LoneWrite, lease: Lease | None) -> None:
         """Give back the connection and the ticket, after a checkpoint if it needs the ticket."""
-        pool, ticket = self.pool, lone.ticket
+        pool, ticket, commit = self.pool, lone.ticket, lone.commit
         try:
             pool.admission.leave(lone)
-            if lease is not None and when is When.HOLDING:
-                done = partial(_pass_on, pool.write_queue, ticket, lease)
-                lease.driver.post(pool.checkpointer.run, done=done)
+            if lease is not None and commit is not None and commit.keeps_ticket:
+                done = partial(pool.write_queue.release_behind, lease, ticket)
+                lease.driver.post(commit.work, done=done)
                 ticket.detached = True
-            elif lease is not None and when is When.AFTER:
+            elif lease is not None and commit is not None and commit.due is When.AFTER:
                 lease.driver.post(pool.checkpointer.run, done=lease.end)
             elif lease is not None:
                 lease.end()
@@ -500,11 +478,3 @@ def _owner(queue: WriteQueue) -> object:
     """The owner of the held ticket."""
     holder = queue.queue.holder
     return None if holder is None else holder.owner
-
-
-def _pass_on(queue: WriteQueue, ticket: Ticket, lease: Lease) -> None:
-    """Give back the connection and the ticket after a checkpoint, in the connection's thread."""
-    try:
-        lease.end()
-    finally:
-        queue.release(ticket)

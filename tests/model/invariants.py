@@ -25,7 +25,7 @@ def check(engine: Any) -> None:
             continue
         if work.state is State.LOCKED:
             ticket, kept = work.ticket, transaction._kept
-            if ticket is None and kept is not None and kept.lent:
+            if ticket is None and kept.lent:
                 continue  # written on the driver's connection: SQLite's lock alone is there
             if ticket is None or not (ticket.held and ticket.claimed and queue.holder is ticket):
                 raise Broken(
@@ -42,7 +42,7 @@ def check(engine: Any) -> None:
         # The rest of a stream is fetched before its connection is given back. A transaction stays
         # on its connection if it gave up the ticket to wait for one: the reserve was kept.
         lease = None if work is None or work.stays else work.lease
-        if lease is not None and not lease.streams and waiter.owner._kept is None:
+        if lease is not None and not lease.streams and waiter.owner._kept.lease is None:
             raise Broken(f"{work} waits for the ticket, and has a connection")
     most = pool.size() + pool._max_overflow + 1
     stats = pool.stats()

@@ -19,6 +19,7 @@ from qsession import events
 from qsession.config import Settings
 from qsession.errors import QueueFull, QueueTimeout
 from qsession.sqlite.changes.commits import commits_of
+from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.processes.owners import describe_process, shorten
 from qsession.sqlite.processes.turn import FileTurn
 from qsession.sqlite.queue import nesting
@@ -197,6 +198,15 @@ class WriteQueue:
                     where=where_it_ends(ticket) if held >= events.LONG else "",
                 )
             )
+
+    def release_behind(self, lease: Lease | None, ticket: Ticket | None) -> None:
+        """Give back a connection, then the ticket, after work in the connection's thread."""
+        try:
+            if lease is not None:
+                lease.end()
+        finally:
+            if ticket is not None:
+                self.release(ticket)
 
     def tell_of_wait(
         self, ticket: Ticket, seconds: float, outcome: str, *, ago: float = 0.0

@@ -9,10 +9,8 @@ from typing import Any
 from qsession import errors
 from qsession.errors import QSessionError
 from qsession.sqlite.processes.owners import lock_owner
-from qsession.sqlite.queue.holder import describe
 from qsession.sqlite.transaction.decide import Instead
 from qsession.waiting.callers import current_call
-from qsession.waiting.ticket import Ticket
 
 
 def refusal(instead: Instead, sql: str) -> QSessionError:
@@ -88,16 +86,6 @@ def lock_timeout(sql: str, database: str, path: str, seconds: float) -> errors.Q
     return errors.QueueTimeout(
         f"Another connection held a lock on {database!r} for longer than queue_timeout="
         f"{seconds:g} s; {sql!r} was not run. The lock is held by {lock_owner(path)}."
-    )
-
-
-def hold_timeout(sql: str, ticket: Ticket, seconds: float) -> errors.HoldTimeout:
-    """The error for what follows ``max_hold``."""
-    holder = describe(ticket)
-    return errors.HoldTimeout(
-        f"The transaction was rolled back because it held the write ticket longer than max_hold="
-        f"{seconds:g} s; its last statement was {sql!r}. Nothing was written. At that time, "
-        f"{holder.task} was at {holder.where}.{holder.traceback}"
     )
 
 

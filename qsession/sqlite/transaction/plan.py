@@ -6,11 +6,18 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import BUDGET, LONG_WRITE
 from qsession.sqlite.queue.prediction import Guess
 from qsession.sqlite.transaction.decide import Action, Begin, State
+from qsession.sqlite.transaction.kept import Kept
 from qsession.sqlite.transaction.log import Entry
-from qsession.sqlite.transaction.statement import Kind, Statement
+from qsession.sqlite.transaction.statement import (
+    Kind,
+    Statement,
+    may_change_schema,
+    sent_behind_begin,
+)
 from qsession.sqlite.transaction.work import NOTHING_READ, Work
 
 
@@ -59,20 +66,14 @@ class Plan:
 
 
 def plan_of(
-    work: Work,
-    action: Action,
-    statement: Statement,
-    upgrades: bool,
-    lent: bool = False,
+    work: Work, kept: Kept, lease: Lease, action: Action, statement: Statement, upgrades: bool
 ) -> Plan:
-    """The plan for an action. ``upgrades``: SQLite itself upgrades the read transaction.
-
-    ``lent``: the application has the driver's connection.
-    """
+    """The plan for an action. ``upgrades``: SQLite itself upgrades the read transaction."""
     plan, begin, log, words = Plan(statement), action.begin, work.log, statement.words
-    alone = statement.alone
+    alone, driver = statement.alone, lease.driver
     if begin is Begin.WRITE:
-        plan.remembered = work.remembered
+        if work.deferred or work.savepoints:
+            plan.remembered = sent_behind_begin(work.deferred, work.savepoints)
         plan.only_begins = action.only_begins
         if not upgrades:
             plan.begin = "BEGIN IMMEDIATE"
@@ -88,7 +89,18 @@ def plan_of(
         plan.version, plan.entries, plan.complete = work.version, log.entries, log.complete
     if statement.kind is Kind.SET and words is not None and words.value is not None:
         plan.watches = words.name
-    if alone and (statement.many or lent) and statement.kind is Kind.WRITE:
+    if driver.has_attached:  # PRAGMA data_version covers the main file only
+        plan.asks_version, plan.version = False, None
+    elif may_change_schema(words) and not alone:
+        plan.watches = "schema_version"
+    if words is not None and words.name == "query_only":  # the application sets or reads it
+        plan.query_only = None if driver.query_only is False else False
+    elif action.query_only is not None and action.query_only is not driver.query_only:
+        stays = driver.only_reads or kept.sets("query_only")  # as it was set
+        plan.query_only = None if stays else action.query_only
+    if statement.stream is not None:
+        plan.opened = lease.opened
+    if alone and (statement.many or kept.lent) and statement.kind is Kind.WRITE:
         # To the application, each row of an executemany is a separate transaction. All rows use one
         # lock: if a row met another program's lock, the rows before it could not be told apart.
         # On a lent connection, the driver would begin a transaction that is never committed.

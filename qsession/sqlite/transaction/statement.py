@@ -9,7 +9,7 @@ under ``PRAGMA query_only``, and SQLite tells.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -81,6 +81,11 @@ class Statement:
     """SQLAlchemy's execution context."""
     alone: bool = False
     """AUTOCOMMIT: whether it is its own transaction."""
+
+    @property
+    def sample(self) -> Any:
+        """Its parameters; of an executemany, the first ones."""
+        return next(iter(self.parameters), ()) if self.many else self.parameters
 
 
 LONG = 1_000
@@ -197,6 +202,12 @@ def savepoints_after(open_ones: tuple[str, ...], words: Words) -> tuple[str, ...
         return open_ones
     number = len(open_ones) - open_ones[::-1].index(words.name)
     return open_ones[: number - 1 if words.kind is Kind.RELEASE else number]
+
+
+def sent_behind_begin(deferred: Iterable[str], savepoints: Iterable[str]) -> tuple[str, ...]:
+    """What was not sent before the first write, with the savepoints that are still open."""
+    quoted = (name.replace('"', '""') for name in savepoints)
+    return (*deferred, *(f'SAVEPOINT "{name}"' for name in quoted))
 
 
 def is_committed_by_sqlite3(statement: Statement, changed_rows: bool) -> bool:

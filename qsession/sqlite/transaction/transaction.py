@@ -8,7 +8,6 @@ Before its first write it may lose the ticket at any moment; after that, it has 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 import time
 from collections.abc import Callable, Collection
@@ -22,27 +21,20 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from qsession import errors, events
-from qsession.config import (
-    Access,
-    Settings,
-    check_access,
-    check_options,
-    check_priority,
-    check_reads,
-)
+from qsession.config import Access, Settings
 from qsession.sqlite.changes.commits import Witness
 from qsession.sqlite.driver.lease import Lease
 from qsession.sqlite.driver.pace import Pace
 from qsession.sqlite.driver.physical import SUSPECT, DriverConnection
-from qsession.sqlite.driver.setup import Sync, attached_to_itself, pragma, sync_after_setting
-from qsession.sqlite.durability.checkpoint import Checkpointer, When
-from qsession.sqlite.durability.syncer import Syncer, recover
+from qsession.sqlite.driver.setup import Sync
+from qsession.sqlite.durability.checkpoint import When
 from qsession.sqlite.processes.owners import shorten
 from qsession.sqlite.queue.admission import Admission
+from qsession.sqlite.queue.hold_limit import HoldLimit
 from qsession.sqlite.queue.prediction import Guess, call_site
 from qsession.sqlite.queue.want import Want
-from qsession.sqlite.queue.write_queue import WriteQueue
 from qsession.sqlite.transaction import messages, sending
+from qsession.sqlite.transaction.commit import Commit, Files
 from qsession.sqlite.transaction.conflict import as_stale_data, conflict
 from qsession.sqlite.transaction.decide import (
     Action,
@@ -52,9 +44,8 @@ from qsession.sqlite.transaction.decide import (
     decide_for,
 )
 from qsession.sqlite.transaction.digest import StreamDigest, error_seen
-from qsession.sqlite.transaction.kept import Kept
-from qsession.sqlite.transaction.log import Log
-from qsession.sqlite.transaction.plan import Plan, plan_of
+from qsession.sqlite.transaction.kept import NOTHING_KEPT, Kept, is_so_already
+from qsession.sqlite.transaction.plan import plan_of
 from qsession.sqlite.transaction.runner import FEW, READY, Runner
 from qsession.sqlite.transaction.sending import Outcome, Report, Stage
 from qsession.sqlite.transaction.statement import (
@@ -63,10 +54,7 @@ from qsession.sqlite.transaction.statement import (
     Kind,
     Statement,
     changes_rows,
-    is_committed_by_sqlite3,
     leaves_wal,
-    may_change_schema,
-    means_on,
     savepoints_after,
 )
 from qsession.sqlite.transaction.work import NOTHING_READ, Work
@@ -81,20 +69,13 @@ _READS = (Kind.READ, Kind.UNKNOWN)
 _SETTINGS = (Kind.SET, Kind.SET_IN_FILE)
 _PIN = Statement("(the driver's connection)", kind=Kind.WRITE)
 
-logger = logging.getLogger("qsession")
 
-
-class Connections(Protocol):
+class Connections(Files, Protocol):
     """What a transaction needs from its pool."""
 
-    write_queue: WriteQueue
     admission: Admission
     pace: Pace
-    checkpointer: Checkpointer
     settings: Settings
-
-    @property
-    def database(self) -> str: ...
 
     @property
     def wants_room(self) -> bool: ...
@@ -110,17 +91,13 @@ class Connections(Protocol):
 
     def wake(self, transaction: Transaction) -> Lease | None: ...
 
-    def syncer(self, driver: DriverConnection) -> Syncer: ...
-
-    def check_file(self, driver: DriverConnection, again: bool = False) -> None: ...
-
     def explain(self, error: Exception, query_only: bool = False) -> Exception: ...
 
 
 class Transaction:
     """The transactions of one :class:`qsession.sqlite.connection.RoutedConnection`."""
 
-    _kept: Kept | None = None
+    _kept = NOTHING_KEPT
     _last: Lease | None = None
     """A lease on which streams of an earlier transaction may still be open."""
     autocommit = False
@@ -143,16 +120,14 @@ class Transaction:
     def __repr__(self) -> str:
         return f"<Transaction {self.work!r}>"
 
-    # The interface for the queue.
+    # The interface for the queue: see Owner.
 
     @property
     def task(self) -> Caller | None:
-        """The caller that used it last: a task, or a thread of a synchronous engine."""
         return self.runner.task
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The loop that used it last."""
         return self.runner.loop
 
     @property
@@ -162,47 +137,44 @@ class Transaction:
 
     @property
     def wrote(self) -> bool:
-        """Whether it has written."""
         return self.work.wrote
 
     @property
     def promised(self) -> bool:
-        """Whether its reads must not change before it writes, unless it idles."""
         return self.work.access == "write"
 
     @property
     def insists(self) -> bool:
-        """Whether it may idle for ``stall_after`` before its first write, however many wait."""
         return self.promised or self._queue.prediction.conflicted(self.work.site)
 
     @property
     def running(self) -> bool:
-        """Whether a statement of it runs or waits."""
         return self.statements.running > 0 or self.in_call
 
     @property
     def activity(self) -> int:
-        """Changes after each action of the transaction."""
         return self.statements.activity
 
+    @property
+    def site(self) -> int | None:
+        return self.work.site
+
+    @property
+    def locked_by_driver(self) -> bool:
+        return self._kept.is_locked
+
     def reads_for(self) -> tuple[float, float]:
-        """How long the present SELECT has run: processor time and clock time, in seconds."""
         return self.runner.reads_for()
 
     @property
     def snapshot_since(self) -> float | None:
-        """Since when it has had a snapshot, its own or that of an open stream. The snapshot keeps
-        the WAL from being reused.
-        """
-        work = self.work
-        if work.state is State.SNAPSHOT:
-            return work.snapshot_began
-        return work.last_read if work.lease is not None and work.lease.streams else None
+        """Since when it has had a snapshot, which keeps the WAL from being reused."""
+        return self.work.snapshot_since
 
     @property
     def is_untouched(self) -> bool:
         """Whether nothing was sent since its last end, and nothing is kept from before."""
-        return self.work.access is None and self._kept is None and self._last is None
+        return self.work.access is None and self._kept is NOTHING_KEPT and self._last is None
 
     @property
     def stack(self) -> Collection[FrameType]:
@@ -217,9 +189,9 @@ class Transaction:
         """Whether its end sends nothing and does not wait, because it has not written and has no
         snapshot. Then any thread may end it.
         """
-        work, statements = self.work, self.statements
+        work, kept = self.work, self._kept is not NOTHING_KEPT or self._last is not None
         free = work.state in (State.IDLE, State.READING) and work.lease is None
-        return free and not (self._kept or self._last or work.limit or statements.running)
+        return free and not (kept or work.limit is not None or self.statements.running)
 
     # Statements.
 
@@ -246,17 +218,18 @@ class Transaction:
         self.last_statement = statement.sql
         try:
             if self.work.access is None:
-                self._take_options(options)
-            if self._kept is not None:
+                self.work.take_options(options, self._settings)
+            if self._kept is not NOTHING_KEPT:
                 self._look_at_kept(self._kept)
             if statement.kind in MAY_WRITE and (
                 queue.commits.observed or self.work.sent is not None
             ):
-                self.work.note(statement.sql, _sample(statement))
+                self.work.note(statement.sql, statement.sample)
             action = self._decide(statement)
-            if action.instead is not None:
-                return self._do_instead(action.instead, statement)
-            outcome = self._perform(action, statement)
+            if action.instead is None:
+                outcome = self._perform(action, statement)
+            else:
+                outcome = self._do_instead(action.instead, statement)
             if self.autocommit:
                 self._follow_savepoints(statement)
             return outcome
@@ -285,49 +258,16 @@ class Transaction:
         A commit on a connection on which the application can do anything is found by the next look.
         """
         lease, commits = self.work.lease, self._queue.commits
-        if not commits.observed or lease is None or self._lent:
+        if not commits.observed or lease is None or self._kept.lent:
             return None
-        return Witness(commits, lease.driver, None if self._kept else sent)
-
-    def _take_options(self, options: Any) -> None:
-        work, settings = self.work, self._settings
-        access, reads = settings.access, settings.reads
-        if options:
-            check_options(tuple(options))
-        if "qsession_access" in options:
-            access = check_access("qsession_access", options["qsession_access"])
-        if "qsession_reads" in options:
-            reads = check_reads("qsession_reads", options["qsession_reads"])
-        if "qsession_priority" in options:
-            work.priority = check_priority("qsession_priority", options["qsession_priority"])
-        if reads == "snapshot":
-            work.snapshot = True
-        if options.get("qsession_locks"):
-            work.locks = True
-        work.access = access
-
-    def _is_alone(self) -> bool:
-        """Whether a statement under AUTOCOMMIT is its own transaction."""
-        work = self.work
-        if work.by_hand or work.savepoints:
-            return False
-        return self._kept is None or not self._kept.is_locked
-
-    @property
-    def _lent(self) -> bool:
-        """Whether the application has the driver's connection."""
-        return self._kept is not None and self._kept.lent
+        return Witness(commits, lease.driver, sent if self._kept is NOTHING_KEPT else None)
 
     def _decide(self, statement: Statement) -> Action:
-        work, kind = self.work, statement.kind
-        statement.alone = self.autocommit and self._is_alone()
-        writes_mostly = False
-        if (
-            work.state is State.IDLE
-            and work.access == "auto"
-            and kind in _READS
-            and not statement.alone
-        ):
+        work, kind, alone, writes_mostly = self.work, statement.kind, False, False
+        if self.autocommit:
+            alone = not (work.by_hand or work.savepoints or self._kept.is_locked)
+        statement.alone = alone
+        if work.state is State.IDLE and work.access == "auto" and kind in _READS and not alone:
             if work.site is None:
                 work.site = call_site(self.task)
                 work.guess = self._queue.prediction.guess(work.site)
@@ -340,7 +280,7 @@ class Transaction:
             work.access,
             work.snapshot,
             work.by_hand,
-            statement.alone,
+            alone,
             writes_mostly,
             work.locks,
             work.savepoints,
@@ -356,65 +296,19 @@ class Transaction:
             work.by_hand = work.snapshot = True
             work.turned = frozenset()
         elif instead is Instead.REMEMBER:
-            self._remember(statement)
-            if self.autocommit:
-                self._follow_savepoints(statement)
+            assert statement.words is not None
+            work.remember(statement.sql, statement.words)
         elif instead is Instead.REFUSE_WRITE or not self._has_no_effect(instead, statement):
             raise messages.refusal(instead, statement.sql)
         return _nothing_sent()
 
     def _has_no_effect(self, instead: Instead, statement: Statement) -> bool:
         """Whether a PRAGMA that works only outside a transaction changes nothing, or only later."""
-        if self._is_so_already(statement):
+        work, words, kept = self.work, statement.words, self._kept
+        if words is not None and work.lease is not None and is_so_already(work.lease.driver, words):
+            kept.postponed.pop(words.name, None)
             return True
-        return instead is Instead.REFUSE_SETTING and self._turns_back(statement)
-
-    def _is_so_already(self, statement: Statement) -> bool:
-        """Whether it is ``PRAGMA foreign_keys=ON`` and they are on, as sessions often begin."""
-        lease, words = self.work.lease, statement.words
-        if lease is None or words is None or words.name != "foreign_keys" or words.value is None:
-            return False
-        if bool(lease.driver.run(pragma, words.name)) is not means_on(words.value):
-            return False
-        if self._kept is not None:
-            self._kept.postponed.pop(words.name, None)
-        return True
-
-    def _turns_back(self, statement: Statement) -> bool:
-        """Whether it is ``PRAGMA foreign_keys=ON`` after its user has turned them off, as at the
-        end of a script that rebuilds a table. They are turned on when the transaction has ended.
-
-        If they were turned off before the transaction, all later ones on the connection may rely on
-        it: DROP TABLE of a parent table would delete its children. Then it does what SQLite does,
-        which is nothing.
-        """
-        kept, words = self._kept, statement.words
-        if kept is None or words is None or words.value is None:
-            return False
-        if not kept.turns_back(words.name, means_on(words.value)):
-            return False
-        if words.name in self.work.turned:
-            kept.postpone(words.name)
-        else:
-            logger.info(
-                "%r has no effect inside a transaction (https://sqlite.org/pragma.html"
-                "#pragma_foreign_keys). They were turned off before it began, and stay off until "
-                "they are turned on outside a transaction, or the connection is closed.",
-                statement.sql,
-            )
-        return True
-
-    def _remember(self, statement: Statement) -> None:
-        """Keep a statement to send after BEGIN IMMEDIATE. Before that there is nothing to undo."""
-        work, words = self.work, statement.words
-        assert words is not None
-        if words.kind is Kind.DEFER:
-            work.remembered = (*work.remembered, statement.sql)
-            return
-        work.savepoints = savepoints_after(work.savepoints, words)
-        others = [sql for sql in work.remembered if not sql.startswith("SAVEPOINT ")]
-        quoted = ['"' + name.replace('"', '""') + '"' for name in work.savepoints]
-        work.remembered = (*others, *(f"SAVEPOINT {name}" for name in quoted))
+        return instead is Instead.REFUSE_SETTING and kept.restores(statement, work.turned)
 
     def _follow_savepoints(self, statement: Statement) -> None:
         """Under AUTOCOMMIT the outermost savepoint acts as BEGIN, and its RELEASE as COMMIT."""
@@ -468,12 +362,11 @@ class Transaction:
 
     def _come_by_ticket(self, action: Action, statement: Statement) -> None:
         """Get the ticket and the turn on the file, or neither if a SELECT runs without them."""
-        work, settings = self.work, self._settings
-        read = work.last_read
+        work, queue, settings, read = self.work, self._queue, self._settings, self.work.last_read
         if read is not None and time.monotonic() - read >= settings.stall_after:
             work.idled = True
         elif work.place is not None:
-            self._queue.watch.places.note(work.place, long=False)
+            queue.watch.places.note(work.place, long=False)
             work.place = None
         while True:
             ticket = work.ticket
@@ -483,24 +376,20 @@ class Transaction:
                 work.ticket, work.idled = None, True  # it was taken away
                 work.unlimit()
             reads = statement.kind in _READS
-            found = self._queue.acquire(
+            found = queue.acquire(
                 self, settings, action.want, reads, work.priority, self._give_back
             )
             if self.work is not work and found is not None:
-                self._queue.release(found)
+                queue.release(found)
             self._check(work)
             if found is None:
                 return
             work.ticket = found
-            self._limit_hold()
+            if settings.max_hold is not None and work.limit is None:
+                work.limit = HoldLimit(found, settings.max_hold)
             if not action.claims:
-                self._queue.watch.start()
+                queue.watch.start()
                 return
-
-    @property
-    def site(self) -> int | None:
-        """Its call site, if the prediction uses it."""
-        return self.work.site
 
     def taken_away(self, place: int | None, stalled: bool) -> None:
         """Note that its ticket was taken away. If it had stalled, waiting SELECTs of the same call
@@ -512,8 +401,7 @@ class Transaction:
             return
         work.stalled = True
         queue.watch.places.note(place, long=True)
-        site = work.site
-        if site is not None and queue.prediction.note_stall(site):
+        if (site := work.site) is not None and queue.prediction.note_stall(site):
             queue.queue.dismiss(lambda ticket: bool(ticket.owner.site == site))
 
     def _give_back(self) -> None:
@@ -528,7 +416,7 @@ class Transaction:
         if work.state is State.SNAPSHOT:
             lease.tidy(sending.finish_reading)
             work.state = State.READING
-        if self._kept is None and self.work is work and not work.stays:
+        if self._kept is NOTHING_KEPT and self.work is work and not work.stays:
             work.lease, work.version = None, None
             lease.end()
 
@@ -539,7 +427,8 @@ class Transaction:
         work, lease = self.work, self.work.lease
         if work.state is not State.SNAPSHOT or work.access == "read" or lease is None:
             return False
-        if self.running or work.holds or self._kept or lease.streams or not lease.driver.quiet:
+        used = lease.streams or not lease.driver.quiet or self._kept is not NOTHING_KEPT
+        if self.running or work.holds or used:
             return False
         self._give_back()
         return True
@@ -572,11 +461,7 @@ class Transaction:
         connection: it gives up the ticket first, and asks again when it has the connection.
         """
         work = self.work
-        lease = work.lease
-        if lease is None and self._kept is not None:
-            lease = self._kept.lease
-        if lease is None:
-            lease = self._pool.wake(self)
+        lease = work.lease or self._kept.lease or self._pool.wake(self)
         if lease is None and self._last is not None:
             lease = self._last.take_up()
         if lease is None:
@@ -595,8 +480,8 @@ class Transaction:
     def _rest(self, lease: Lease) -> None:
         """Lend the connection to others until the next statement."""
         work = self.work
-        used = lease.streams or lease.opened
-        if not (used or lease.reserved or self._kept or lease.driver.suspect):
+        used = lease.streams or lease.opened or self._kept is not NOTHING_KEPT
+        if not (used or lease.reserved or lease.driver.suspect):
             work.lease = None
             self._pool.rest(self, lease)
 
@@ -620,7 +505,7 @@ class Transaction:
                 report.outcome = whole
                 return report
             if action.begin is Begin.WRITE:
-                self._lock()
+                self.work.lock()
                 action = Action()
 
     def _run_setting(self, action: Action, statement: Statement, lease: Lease) -> Report:
@@ -642,10 +527,14 @@ class Transaction:
             and changes_rows(statement)
             and not (work.log.failed or driver.has_attached)
         )
-        plan = self._plan(action, statement, lease, upgrades)
         deadline: float | None = None
         while True:
             self._check(work)
+            plan = plan_of(work, self._kept, lease, action, statement, upgrades)
+            if plan.query_only is not None:
+                driver.query_only = None  # unknown until the plan has run
+            if statement.alone and statement.kind is Kind.WRITE:
+                plan.witness = self._witness({statement.sql: statement.sample})
             report = self.runner.run(driver, plan, work, self._check)
             if self.work is not work:
                 undone = report.busy or report.code == errors.SQLITE_INTERRUPT
@@ -656,7 +545,7 @@ class Transaction:
                 self._queue.counters.validations += 1
             if plan.query_only is not None and report.stage is not Stage.BEGIN:
                 driver.query_only = plan.query_only
-            if driver.query_only and self._lent and self._access != "read":
+            if driver.query_only and self._kept.lent and self._access != "read":
                 driver.let_write(True)  # the application may write on it
             if driver.frozen:
                 self._pool.check_file(driver, again=True)
@@ -665,7 +554,6 @@ class Transaction:
             if upgrades or lease.streams:  # its snapshot is no longer the latest: validate
                 upgrades = False
                 self._read_streams(lease)  # each keeps its snapshot until its end
-                plan = self._plan(action, statement, lease, upgrades)
                 continue
             if driver.in_its_own_way:
                 report.error = messages.in_its_own_way(report.error)
@@ -675,34 +563,13 @@ class Transaction:
                 return report
             deadline = self._wait_for_lock(deadline, statement.sql)
 
-    def _plan(self, action: Action, statement: Statement, lease: Lease, upgrades: bool) -> Plan:
-        driver, lent = lease.driver, statement.alone and self._lent
-        plan = plan_of(self.work, action, statement, upgrades, lent)
-        if statement.stream is not None:
-            plan.opened = lease.opened
-        words, query_only = statement.words, action.query_only
-        if words is not None and words.name == "query_only":
-            query_only = False  # the application sets or reads it
-        elif driver.only_reads or (self._kept is not None and self._kept.sets("query_only")):
-            query_only = None  # a listener or the application has set it, and it stays
-        if query_only is not None and query_only is not driver.query_only:
-            plan.query_only = query_only
-            driver.query_only = None  # unknown until the plan has run
-        if driver.has_attached:  # PRAGMA data_version covers the main file only
-            plan.asks_version, plan.version = False, None
-        elif may_change_schema(words) and not statement.alone:
-            plan.watches = "schema_version"
-        if statement.kind is Kind.WRITE and statement.alone:
-            plan.witness = self._witness({statement.sql: _sample(statement)})
-        return plan
-
     # Results.
 
     def _settle(
         self, action: Action, statement: Statement, lease: Lease, report: Report
     ) -> Outcome:
         """Record what happened; return the outcome or raise the error."""
-        work = self.work
+        work, kind = self.work, statement.kind
         if report.conflict is not None:
             raise self._conflict(report.conflict, statement)
         if report.version is not None and work.log.is_empty:
@@ -713,7 +580,7 @@ class Transaction:
         elif action.logs and work.state is State.IDLE:
             work.state = State.READING
         is_open = work.in_transaction
-        if report.in_transaction and not (is_open or self._lent):
+        if report.in_transaction and not (is_open or self._kept.lent):
             lease.tidy(sending.clean_up)  # no other code would end it
         if report.error is not None:
             self._failed(action, statement, lease, report, was_open)
@@ -726,15 +593,20 @@ class Transaction:
             statement.stream.open(lease, outcome.cursor, seen)
             lease.opened.clear()
         if work.state is State.LOCKED:
-            self._note_write(action, statement, report, outcome)
+            if action.only_begins:
+                work.turned = frozenset()
+            elif kind is Kind.WRITE or (outcome.changed and kind not in SAVEPOINTS):
+                in_file = report.now is None or report.was is not None
+                work.note_write(statement, outcome.changed_rows, in_file)
         elif action.logs:
-            self._log(statement, seen)
+            work.log_read(statement, seen)
         if action.keeps:
             self._keep(lease, statement, report)
-        elif statement.kind is Kind.OUTSIDE and not statement.alone:
+        elif kind is Kind.OUTSIDE and not statement.alone:
             self._give_up_ticket()
-        if statement.alone and work.state is not State.LOCKED:
-            self._end_alone(statement, lease, outcome)
+        if statement.alone and work.state is not State.LOCKED:  # SQLite has committed it
+            could = kind is Kind.UNKNOWN or kind is Kind.OUTSIDE
+            self._finish(lease, kind is Kind.WRITE or (could and outcome.changed))
         elif was_open and not report.in_transaction and action.begin is not Begin.END:
             self._finish(lease, work.wrote)  # the application sent COMMIT or ROLLBACK
         elif not is_open:
@@ -751,7 +623,7 @@ class Transaction:
             # such table", may come before an upgrade has the lock, and others must not wait for it.
             failed = report.error is not None and report.code != errors.SQLITE_CONSTRAINT
             if report.in_transaction and (report.changed or not failed):
-                self._lock()
+                self.work.lock()
                 if statement.kind is Kind.BEGIN_WRITE:
                     work.by_hand = True
         elif action.begin is Begin.SNAPSHOT:
@@ -760,27 +632,18 @@ class Transaction:
         elif action.begin is Begin.END and not report.in_transaction:
             work.state = State.READING
 
-    def _lock(self) -> None:
-        """Note that it has SQLite's write lock: from now on its reads cannot change."""
-        work = self.work
-        assert work.ticket is not None
-        assert work.ticket.claimed
-        work.state, work.log, work.version = State.LOCKED, NOTHING_READ, None
-        work.remembered = ()
-
     def _failed(
         self, action: Action, statement: Statement, lease: Lease, report: Report, was_open: bool
     ) -> None:
         """Record what became of the transaction, and raise the error of the statement."""
-        work, error = self.work, report.error
+        work, kept, error = self.work, self._kept, report.error
         assert error is not None
         elsewhere = statement.kind in (Kind.SET, Kind.COPY)  # ATTACH, VACUUM INTO: another file
         if report.code in SUSPECT and not elsewhere:
             lease.driver.suspect = True
-            if self._kept is not None:
-                self._lose_kept(error)
+            kept.lose(messages.settings_lost(self.last_statement, error))
         if was_open and not report.in_transaction and action.begin is not Begin.END:
-            self._dropped(error)
+            self.abandon(messages.dropped(self.last_statement, error))
         elif work.state is State.LOCKED:
             work.wrote = work.wrote or report.changed  # OR FAIL keeps the rows before the error
         elif statement.alone:
@@ -788,7 +651,7 @@ class Transaction:
         else:
             seen = action.logs or (action.claims and report.lacks)
             if seen and report.stage is Stage.STATEMENT and not statement.many:
-                self._log(statement, error_seen(error))
+                work.log_read(statement, error_seen(error))
                 work.log.failed = True
                 if work.state is State.IDLE:
                     work.state = State.READING
@@ -801,34 +664,8 @@ class Transaction:
                 self._rest(lease)
         if elsewhere:
             raise error
-        raise self._pool.explain(error, self._refuses_to_write(lease.driver))
-
-    def _refuses_to_write(self, driver: DriverConnection) -> bool:
-        """Whether a listener or the application has set PRAGMA query_only."""
-        changed = self._kept is not None and self._kept.sets("query_only")
-        return driver.only_reads is not changed
-
-    def _note_write(
-        self, action: Action, statement: Statement, report: Report, outcome: Outcome
-    ) -> None:
-        """Record what a statement has done behind BEGIN IMMEDIATE."""
-        work = self.work
-        if action.only_begins:
-            work.turned = frozenset()
-        elif statement.kind is Kind.WRITE or (outcome.changed and statement.kind not in SAVEPOINTS):
-            work.wrote = True
-            did_nothing = report.now is not None and report.was is None
-            if work.not_kept is not None or did_nothing:
-                return
-            if is_committed_by_sqlite3(statement, outcome.changed_rows):
-                work.not_kept = statement.sql
-
-    def _log(self, statement: Statement, seen: Any) -> None:
-        work = self.work
-        if work.log is NOTHING_READ:
-            work.log = Log()
-        work.log.append(statement, seen)
-        work.last_read = time.monotonic()
+        # Whether a listener or the application has set PRAGMA query_only.
+        raise self._pool.explain(error, lease.driver.only_reads is not kept.sets("query_only"))
 
     def _conflict(self, reason: str, statement: Statement) -> Exception:
         """End the transaction in a conflict; return the error to raise."""
@@ -841,10 +678,6 @@ class Transaction:
         self.abandon(error)
         return as_stale_data(error, statement.context)
 
-    def _dropped(self, error: Exception) -> None:
-        """Note that SQLite itself rolled back the transaction (disk full, RAISE(ROLLBACK))."""
-        self.abandon(messages.dropped(self.last_statement, error))
-
     def _wait_for_lock(self, deadline: float | None, sql: str) -> float:
         """Wait a moment for another program's lock. Return the deadline, by :func:`time.monotonic`.
 
@@ -855,15 +688,12 @@ class Transaction:
         if deadline is None:
             deadline = now + self._settings.queue_timeout
         elif now >= deadline:
-            raise self._lock_timeout(sql)
+            self._queue.counters.timeouts += 1
+            lease, database = self.work.lease, self._queue.database
+            path = database if lease is None else lease.driver.path
+            raise messages.lock_timeout(sql, database, path, self._settings.queue_timeout)
         await_only(asyncio.sleep(BUSY_RETRY))
         return deadline
-
-    def _lock_timeout(self, sql: str) -> errors.QueueTimeout:
-        self._queue.counters.timeouts += 1
-        lease, database = self.work.lease, self._pool.database
-        path = database if lease is None else lease.driver.path
-        return messages.lock_timeout(sql, database, path, self._settings.queue_timeout)
 
     def _clean_up_after(self, error: BaseException, statement: Statement) -> None:
         """After an error: give up a ticket that is not needed; undo a cancelled transaction."""
@@ -872,7 +702,7 @@ class Transaction:
             work.lease.driver.suspect = True  # it may have been set, and this was not recorded
         if not isinstance(error, Exception):
             self.abandon(messages.cancelled())
-        elif work.state is State.IDLE and not (self._lent or work.remembered or work.by_hand):
+        elif work.state is State.IDLE and not (self._kept.lent or work.is_begun):
             self._end()
         elif work.state is not State.LOCKED and work.ticket is not None and work.ticket.claimed:
             self._give_up_ticket()
@@ -881,33 +711,24 @@ class Transaction:
 
     def _keep(self, lease: Lease, statement: Statement, report: Report) -> None:
         """Keep the connection, if a statement has set something on it."""
-        words, driver, before = statement.words, lease.driver, report.was
+        words, kind, before = statement.words, statement.kind, report.was
         assert words is not None
-        if statement.kind is Kind.SET and words.value is not None and before is None:
+        if kind is Kind.SET and words.value is not None and before is None:
             if words.name != "synchronous":
                 return  # it was so before
             before = report.now
-        kept = self._kept = self._kept or Kept(lease)
-        kept.add(statement.kind, words, before, report.now)
-        if statement.kind is Kind.SET:
+        self._kept = self._kept.on(lease)
+        self._kept.add(kind, words, before, report.now)
+        if kind is Kind.SET:
             self.work.turned |= {words.name}
-            driver.sync = driver.run(sync_after_setting, driver.sync, words.name)
             if words.name in ("attach", "detach"):
-                driver.has_attached, self.work.version = True, None
-                driver.in_its_own_way = driver.run(attached_to_itself)
-                driver.run(self._pool.checkpointer.share)
-
-    def _lose_kept(self, error: Exception) -> None:
-        """Record that the connection cannot be used again, and its settings are lost."""
-        kept = self._kept
-        assert kept is not None
-        if kept.is_changed:
-            kept.lost = messages.settings_lost(self.last_statement, error)
+                self.work.version = None
+                lease.driver.run(self._pool.checkpointer.share)
 
     def let_go(self) -> None:
         """Give back the kept connection, when it is no longer used here."""
-        kept, self._kept = self._kept, None
-        if kept is not None:
+        kept, self._kept = self._kept, NOTHING_KEPT
+        if kept is not NOTHING_KEPT:
             kept.let_go()
 
     def pin(self) -> DriverConnection:
@@ -920,9 +741,8 @@ class Transaction:
         if self.work.failure is not None:
             raise self.work.failure
         lease = self._wait_for_driver() if in_greenlet() else self._find_driver()
-        kept = self._kept = self._kept or Kept(lease)
-        kept.lend(self._settings.queue_timeout, self.autocommit, self._access != "read")
-        return lease.driver
+        self._kept, writes = self._kept.on(lease), self._access != "read"
+        return self._kept.lend(self._settings.queue_timeout, self.autocommit, writes)
 
     @property
     def _access(self) -> Access:
@@ -949,8 +769,8 @@ class Transaction:
 
     def _find_driver(self) -> Lease:
         """The connection that it has, or an idle one, because this code cannot wait."""
-        lease = self.work.lease or (None if self._kept is None else self._kept.lease)
-        lease = lease or self._pool.wake(self) or self._pool.idle_lease()
+        lease = self.work.lease or self._kept.lease or self._pool.wake(self)
+        lease = lease or self._pool.idle_lease()
         if lease is None:
             raise messages.no_driver()
         self.work.lease = lease
@@ -963,17 +783,12 @@ class Transaction:
         ticket may wait for the lock.
         """
         work, kept = self.work, self._kept
-        if kept is None or not kept.is_locked or work.in_transaction:
+        if work.in_transaction or not kept.is_locked:
             return
         work.lease = kept.lease
         if work.ticket is None or not work.ticket.claim():
             work.ticket = None
         work.state, work.log, work.wrote = State.LOCKED, NOTHING_READ, True
-
-    @property
-    def locked_by_driver(self) -> bool:
-        """Whether the application has SQLite's lock through the driver's connection."""
-        return self._kept is not None and self._kept.is_locked
 
     # The end.
 
@@ -986,7 +801,7 @@ class Transaction:
         work = self.work
         if work.failure is not None:
             raise work.failure
-        if self._lent and in_greenlet():
+        if self._kept.lent and in_greenlet():
             self.runner.use_here()
             self._look_at_driver()
         if work.state is not State.LOCKED:
@@ -1003,7 +818,7 @@ class Transaction:
             raise
         finally:
             self.statements.end()
-        self._finish(lease, work.wrote or self._lent)
+        self._finish(lease, work.wrote or self._kept.lent)
 
     def _send_commit(self, lease: Lease) -> None:
         work, driver = self.work, lease.driver
@@ -1021,7 +836,7 @@ class Transaction:
             if errors.sqlite_code(error) != errors.SQLITE_BUSY:
                 driver.suspect |= errors.sqlite_code(error) in SUSPECT
                 if not ended.in_transaction:
-                    self._dropped(error)
+                    self.abandon(messages.dropped(self.last_statement, error))
                 raise self._pool.explain(error)
             deadline = self._wait_for_lock(deadline, "COMMIT")
             self._check(work)
@@ -1029,39 +844,20 @@ class Transaction:
     def _finish(self, lease: Lease, wrote: bool) -> None:
         """After SQLite has committed: give everything back, then wait for the disk.
 
-        The commit gets its number before the ticket passes on, so that the numbers are in the order
-        of the commits. A cancellation is raised after a checkpoint that needs the ticket.
+        A cancellation is raised after a checkpoint that needs the ticket.
         """
         if not wrote:
             self._end()
             return
-        driver = lease.driver
-        self._queue.counters.commits += 1
-        shared = driver.sync is Sync.SHARED
-        # If the disk has lost earlier frames, commits that SQLite itself synced are lost as well.
-        looks = shared or (driver.sync is Sync.SQLITE and driver.identity is not None)
-        syncer = self._pool.syncer(driver) if looks else None
-        number = 0 if syncer is None else syncer.committed()
-        when = self._pool.checkpointer.due()
+        commit = Commit(self._pool, lease.driver)
         try:
-            if when is When.HOLDING and in_greenlet():
+            if commit.keeps_ticket and in_greenlet():
                 with suppress(Exception):  # a later commit tries again
-                    self._run_at_the_end(driver, self._pool.checkpointer.run)
-            if syncer is not None and syncer.failed and in_greenlet():
-                external = self._pool.checkpointer.external
-                with suppress(Exception):  # the wait for the disk tells what is so
-                    self._run_at_the_end(driver, recover, syncer, external)
+                    self._run_at_the_end(lease.driver, commit.work)
         finally:
-            self._end(checkpoints=when is When.AFTER)
-        if syncer is not None and (shared or syncer.failed):
-            quiet = self._queue.is_idle and not self.runner.crowded
-            wait = partial(_wait_and_tell, syncer) if events.observers else syncer.wait
-            try:
-                await_only(wait(number, now=quiet))
-            except errors.DurabilityError:
-                with suppress(Exception):  # if the file is gone, the next transaction reopens it
-                    self._pool.check_file(driver, again=True)
-                raise
+            self._end(checkpoints=commit.due is When.AFTER)
+        if commit.syncer is not None:
+            commit.wait(now=self._queue.is_idle and not self.runner.crowded)
             self._queue.turn.step_aside()
             self.runner.pace(holder=True)  # one fsync may wake many tasks
 
@@ -1092,8 +888,8 @@ class Transaction:
     def _end_reading(self) -> None:
         """End a transaction that has only read. Nothing has to reach the disk."""
         work, kept = self.work, self._kept
-        if kept is not None and kept.lent and in_greenlet():  # the application may have written
-            driver = kept.lease.driver
+        if kept.lent and kept.lease is not None and in_greenlet():
+            driver = kept.lease.driver  # the application may have written
             error = self._run_at_the_end(driver, sending.commit).error
             if error is not None:
                 self._run_at_the_end(driver, sending.clean_up)
@@ -1105,11 +901,6 @@ class Transaction:
             work.lease.tidy(sending.finish_reading)
         self._end()
 
-    def _end_alone(self, statement: Statement, lease: Lease, outcome: Outcome) -> None:
-        """End a statement under AUTOCOMMIT, which SQLite has committed."""
-        could = statement.kind in (Kind.UNKNOWN, Kind.OUTSIDE)
-        self._finish(lease, statement.kind is Kind.WRITE or (could and outcome.changed))
-
     def rollback(self, by_statement: bool = False) -> None:
         """Roll back. A cancellation is raised when the rollback has ended.
 
@@ -1117,8 +908,7 @@ class Transaction:
         application sent ROLLBACK as a statement.
         """
         work, kept, others = self.work, self._kept, self.statements.running > by_statement
-        state, lent = work.state, kept is not None and kept.lent
-        lease = work.lease if kept is None else kept.lease
+        state, lent, lease = work.state, kept.lent, kept.lease or work.lease
         if state is State.IDLE and work.access is None and not (work.by_hand or lent or others):
             return  # a session that is closed rolls back twice
         if lease is not None and (state is State.LOCKED or lent or others):
@@ -1164,9 +954,9 @@ class Transaction:
             elif self._last is not None and not self._last.streams:
                 self._last = None
             if lease is not None and checkpoints and not lease.streams:
-                done = lease.end if self._kept is None else None
+                done = lease.end if self._kept is NOTHING_KEPT else None
                 lease.driver.post(self._pool.checkpointer.run, done=done)
-            elif lease is not None and self._kept is None:
+            elif lease is not None and self._kept is NOTHING_KEPT:
                 lease.end()
         finally:  # even after an error or a cancellation
             self._pool.admission.leave(self)
@@ -1186,59 +976,13 @@ class Transaction:
             self.work.failure, self.work.state = failure, State.FAILED
         work.unlimit()
         lease = work.lease or self._pool.wake(self)
-        done = partial(_passed_on, self._queue, work.ticket, lease if self._kept is None else None)
+        ends = lease if self._kept is NOTHING_KEPT else None
+        done = partial(self._queue.release_behind, ends, work.ticket)
         if lease is None:
             done()
         else:
             lease.abandon(self.running, sending.clean_up, done)
         self._pool.admission.leave(self)
-
-    def _limit_hold(self) -> None:
-        if self._settings.max_hold is not None and self.work.limit is None:
-            loop = asyncio.get_running_loop()
-            self.work.limit = loop.call_later(self._settings.max_hold, self._expire_hold)
-
-    def _expire_hold(self) -> None:
-        """Roll back a transaction that held the ticket for too long, when it is idle."""
-        work = self.work
-        if self.running:
-            work.limit = asyncio.get_running_loop().call_later(BUSY_RETRY, self._expire_hold)
-            return
-        ticket: Ticket | None = work.ticket
-        if ticket is None or not ticket.held:
-            return
-        assert self._settings.max_hold is not None
-        self.abandon(messages.hold_timeout(self.last_statement, ticket, self._settings.max_hold))
-
-
-async def _wait_and_tell(syncer: Syncer, number: int, *, now: bool) -> None:
-    """Wait for the disk, and tell the subscribers of events how long it took."""
-    began, outcome = time.monotonic(), "cancelled"
-    try:
-        await syncer.wait(number, now=now)
-        outcome = "confirmed"
-    except errors.DurabilityError:
-        outcome = "failed"
-        raise
-    finally:
-        events.emit(events.DiskWait(syncer.database, time.monotonic() - began, outcome))
-
-
-def _passed_on(queue: WriteQueue, ticket: Ticket | None, lease: Lease | None) -> None:
-    """Give back what an abandoned transaction had, after SQLite has rolled it back."""
-    try:
-        if lease is not None:
-            lease.give_back()
-    finally:
-        if ticket is not None:
-            queue.release(ticket)
-
-
-def _sample(statement: Statement) -> Any:
-    """Parameters of a statement; of an executemany, the first ones."""
-    if statement.many:
-        return next(iter(statement.parameters), ())
-    return statement.parameters
 
 
 def _nothing(raw: Any) -> None:

@@ -6,15 +6,30 @@ task has ended its transaction.
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from qsession.config import Access
+from qsession.config import (
+    Access,
+    Settings,
+    check_access,
+    check_options,
+    check_priority,
+    check_reads,
+)
 from qsession.sqlite.driver.lease import Lease
+from qsession.sqlite.queue.hold_limit import HoldLimit
 from qsession.sqlite.queue.prediction import Guess
 from qsession.sqlite.transaction.decide import State
 from qsession.sqlite.transaction.log import Log
+from qsession.sqlite.transaction.statement import (
+    Kind,
+    Statement,
+    Words,
+    is_committed_by_sqlite3,
+    savepoints_after,
+)
 from qsession.waiting.ticket import Ticket, TicketState
 
 MOST_SENT = 1_000
@@ -62,8 +77,8 @@ class Work:
     """``PRAGMA data_version`` of the connection before the first read; None if unknown."""
     savepoints: tuple[str, ...] = ()
     """Open savepoints, outermost first; only before the first write, and under AUTOCOMMIT."""
-    remembered: tuple[str, ...] = ()
-    """Statements to send after BEGIN IMMEDIATE."""
+    deferred: tuple[str, ...] = ()
+    """Statements that hold until the next COMMIT, to send after BEGIN IMMEDIATE."""
     site: int | None = None
     """Its call site, if the prediction uses it."""
     guess = Guess.READS
@@ -79,11 +94,28 @@ class Work:
     """When it read last, by :func:`time.monotonic`."""
     snapshot_began: float | None = None
     """When its snapshot began, by the same clock; in state SNAPSHOT."""
-    limit: asyncio.TimerHandle | None = None
-    """The timer that ends it after ``max_hold``."""
+    limit: HoldLimit | None = None
+    """What ends it after ``max_hold``."""
 
     def __repr__(self) -> str:
         return f"<Work {self.state.name} wrote={self.wrote} log={len(self.log.entries)}>"
+
+    def take_options(self, options: Mapping[str, Any], settings: Settings) -> None:
+        """Take the options of the first statement, or those of the engine."""
+        access, reads = settings.access, settings.reads
+        if options:
+            check_options(tuple(options))
+        if "qsession_access" in options:
+            access = check_access("qsession_access", options["qsession_access"])
+        if "qsession_reads" in options:
+            reads = check_reads("qsession_reads", options["qsession_reads"])
+        if "qsession_priority" in options:
+            self.priority = check_priority("qsession_priority", options["qsession_priority"])
+        if reads == "snapshot":
+            self.snapshot = True
+        if options.get("qsession_locks"):
+            self.locks = True
+        self.access = access
 
     def begin_snapshot(self) -> None:
         """BEGIN and a statement were sent: from now on it reads from one snapshot."""
@@ -100,10 +132,36 @@ class Work:
             self.sent = {}
         self.sent[sql] = parameters
 
+    def lock(self) -> None:
+        """Note that it has SQLite's write lock: from now on its reads cannot change."""
+        assert self.ticket is not None
+        assert self.ticket.claimed
+        self.state, self.log, self.version = State.LOCKED, NOTHING_READ, None
+
+    def remember(self, sql: str, words: Words) -> None:
+        """Remember a statement for the first write. Before that there is nothing to undo."""
+        if words.kind is Kind.DEFER:
+            self.deferred = (*self.deferred, sql)
+        else:
+            self.savepoints = savepoints_after(self.savepoints, words)
+
+    def log_read(self, statement: Statement, seen: Any) -> None:
+        """Log what a statement has read."""
+        if self.log is NOTHING_READ:
+            self.log = Log()
+        self.log.append(statement, seen)
+        self.last_read = time.monotonic()
+
+    def note_write(self, statement: Statement, changed_rows: bool, in_file: bool) -> None:
+        """Note that a statement has written. ``in_file``: False for DDL that was not needed."""
+        self.wrote = True
+        if self.not_kept is None and in_file and is_committed_by_sqlite3(statement, changed_rows):
+            self.not_kept = statement.sql
+
     def unlimit(self) -> None:
-        """Cancel the timer for ``max_hold``, because it has given up its ticket."""
+        """Forget ``max_hold``, because it no longer has its ticket."""
         if self.limit is not None:
-            self.limit.cancel()
+            self.limit.timer.cancel()
             self.limit = None
 
     @property
@@ -112,9 +170,21 @@ class Work:
         return self.ticket is not None and self.ticket.state is TicketState.HELD
 
     @property
+    def snapshot_since(self) -> float | None:
+        """Since when it has had a snapshot, its own or that of an open stream."""
+        if self.state is State.SNAPSHOT:
+            return self.snapshot_began
+        return self.last_read if self.lease is not None and self.lease.streams else None
+
+    @property
     def is_open(self) -> bool:
         """Whether a statement was sent and the transaction has not ended."""
         return self.state not in (State.IDLE, State.FAILED)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the application has begun something, even if nothing was sent for it yet."""
+        return self.by_hand or bool(self.savepoints or self.deferred)
 
     @property
     def in_transaction(self) -> bool:

@@ -343,14 +343,13 @@ async def test_max_hold_begins_with_the_ticket_that_is_held(tmp_path):
     async with bench.engine.connect() as connection:
         assert await connection.scalar(SUM) == 0
         work = connection.sync_connection.connection.transaction.work
-        first = work.limit
-        assert first is not None
+        first = work.limit.timer
         async with bench.engine.connect() as other:
             await other.execute(text("PRAGMA user_version=5"))
             await other.commit()
         await connection.execute(RAISE)
         assert first.cancelled()
-        assert work.limit.when() > first.when()
+        assert work.limit.timer.when() > first.when()
         await eventually(lambda: bench.engine.stats().holder is None)
         with pytest.raises(HoldTimeout):
             await connection.execute(RAISE)

@@ -88,8 +88,8 @@ def transaction(connection):
 
 def driver_of(connection):
     """The connection to the file that it has kept; None if it keeps none."""
-    found = transaction(connection)._kept
-    return None if found is None else found.lease.driver
+    lease = transaction(connection)._kept.lease
+    return None if lease is None else lease.driver
 
 
 # Whose settings they are.
