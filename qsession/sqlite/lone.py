@@ -348,7 +348,11 @@ class Lane:
                     lease.end()
                 lone.answer()  # its task runs it, with the ticket
                 return
-            self._take_note(lone, lease, report)
+            if report.error is not None:
+                self._look_at(report, lease)
+                lone.error = self.pool.explain(report.error)
+            if report.error is None or report.changed:
+                lone.outcome, lone.commit = report.outcome, Commit(self.pool, lease.driver)
         except BaseException as error:
             self._pass_on(lone, lease)
             lone.error = (
@@ -396,14 +400,6 @@ class Lane:
             plan.witness = Witness(commits, driver, sent)
         report = self._runner.run_here(driver, plan)
         return None if report is None or report.busy else report
-
-    def _take_note(self, lone: LoneWrite, lease: Lease, report: Report) -> None:
-        """Record the commit or the error."""
-        if report.error is not None:
-            self._look_at(report, lease)
-            lone.error = self.pool.explain(report.error)
-        if report.error is None or report.changed:
-            lone.outcome, lone.commit = report.outcome, Commit(self.pool, lease.driver)
 
     def _pass_on(self, lone: LoneWrite, lease: Lease | None) -> None:
         """Give back the connection and the ticket, after a checkpoint if it needs the ticket."""
