@@ -237,11 +237,10 @@ class Lane:
             if events.observers:
                 self._tell(lone, waited=timeout is not None)
         commit = lone.commit
-        if commit is not None and commit.syncer is not None:
+        if commit is not None and commit.waits:
             failure: Exception | None = lone.future.result()
             if failure is not None:
-                commit.look_at_file()
-                raise commit.syncer.unconfirmed(failure) from failure
+                raise commit.unconfirmed(failure) from failure
             turn = self._turn.enter(holder=True)  # one fsync may wake many tasks
             if turn is not None:
                 await turn
@@ -268,7 +267,7 @@ class Lane:
             seconds = until - ticket.asked_at
             self.pool.write_queue.tell_of_wait(ticket, seconds, outcome, ago=now - until)
         commit = lone.commit
-        if commit is not None and commit.syncer is not None and commit.at:
+        if commit is not None and commit.waits and commit.at:
             if not lone.future.done() or lone.future.cancelled():
                 outcome = "cancelled"
             else:
@@ -368,10 +367,10 @@ class Lane:
             self._pass_on(lone, lease)
         finally:  # even if the connection cannot be given back
             commit = lone.commit
-            if commit is None or commit.syncer is None:
+            if commit is None or not commit.waits:
                 lone.answer()
             elif not lone.future.done():
-                commit.syncer.enlist(commit.number, lone.future)
+                commit.enlist(lone.future)
 
     def _may_run(self, lone: LoneWrite) -> bool:
         """Whether it has both the ticket, which nobody can take away any more, and the turn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from contextlib import suppress
@@ -33,27 +34,36 @@ class Commit:
     are in the order of the commits.
     """
 
-    __slots__ = ("_driver", "_pool", "at", "due", "keeps_ticket", "number", "syncer")
+    __slots__ = ("_driver", "_pool", "_shared", "at", "due", "number", "syncer")
 
     def __init__(self, pool: Files, driver: DriverConnection) -> None:
         self._pool, self._driver = pool, driver
         self.syncer: Syncer | None = None
-        """The syncer that has to confirm it; None if SQLite has synced it, or nobody does."""
+        """The syncer that has numbered it; None if nobody syncs it, or there is no file."""
         self.number = 0
         """Its number at the syncer."""
-        shared, failed = driver.sync is Sync.SHARED, False
-        # If the disk has lost earlier frames, commits that SQLite itself synced are lost as well.
-        if shared or (driver.sync is Sync.SQLITE and driver.identity is not None):
-            syncer = pool.syncer(driver)
-            self.number, failed = syncer.committed(), syncer.failed
-            self.syncer = syncer if shared or failed else None
+        self._shared = driver.sync is Sync.SHARED
+        if self._shared or (driver.sync is Sync.SQLITE and driver.identity is not None):
+            self.syncer = pool.syncer(driver)
+            self.number = self.syncer.committed()
         pool.write_queue.counters.commits += 1
         self.due = pool.checkpointer.due()
         """When a checkpoint has to run."""
-        self.keeps_ticket = failed or self.due is When.HOLDING
-        """Whether :meth:`work` has to run before the ticket passes on."""
         self.at = time.monotonic() if events.observers else 0.0
         """When it was written, if somebody is to be told."""
+
+    @property
+    def keeps_ticket(self) -> bool:
+        """Whether :meth:`work` has to run before the ticket passes on."""
+        return self.due is When.HOLDING or (self.syncer is not None and self.syncer.failed)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the syncer has to confirm it.
+
+        SQLite itself may have synced it. If the disk has lost earlier frames, it is lost as well.
+        """
+        return self.syncer is not None and (self._shared or self.syncer.failed)
 
     def work(self, raw: sqlite3.Connection) -> None:
         """Run a checkpoint, or the one after a failed sync. In the connection's thread, outside a
@@ -77,14 +87,25 @@ class Commit:
             outcome = "confirmed"
         except errors.DurabilityError:
             outcome = "failed"
-            self.look_at_file()
+            self._look_at_file()
             raise
         finally:
             if self.at:
                 self.tell(outcome)
 
-    def look_at_file(self) -> None:
-        """The disk has not confirmed it: if the file is gone, the next transaction reopens it."""
+    def enlist(self, future: asyncio.Future[Exception | None]) -> None:
+        """Have ``future`` resolved when the disk has confirmed it, or with the error."""
+        assert self.syncer is not None
+        self.syncer.enlist(self.number, future)
+
+    def unconfirmed(self, failure: Exception) -> errors.DurabilityError:
+        """The error to raise, because the disk has not confirmed it."""
+        assert self.syncer is not None
+        self._look_at_file()
+        return self.syncer.unconfirmed(failure)
+
+    def _look_at_file(self) -> None:
+        """If the file is gone, the next transaction reopens it."""
         with suppress(Exception):
             self._pool.check_file(self._driver, again=True)
 

@@ -856,7 +856,7 @@ class Transaction:
                     self._run_at_the_end(lease.driver, commit.work)
         finally:
             self._end(checkpoints=commit.due is When.AFTER)
-        if commit.syncer is not None:
+        if commit.waits:
             commit.wait(now=self._queue.is_idle and not self.runner.crowded)
             self._queue.turn.step_aside()
             self.runner.pace(holder=True)  # one fsync may wake many tasks

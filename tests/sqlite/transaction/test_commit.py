@@ -46,6 +46,19 @@ def test_what_follows_a_commit(
     pool.write_queue.counters.commits = 0
     commit = Commit(pool, driver)
     assert commit.number == (7 if numbered else 0)
-    assert (commit.syncer is not None) == waits
+    assert commit.waits == waits
     assert commit.keeps_ticket == keeps_ticket
     assert pool.write_queue.counters.commits == 1
+
+
+def test_the_disk_fails_after_sqlite_has_synced() -> None:
+    """What SQLite has synced is behind frames that another sync has lost."""
+    pool: Any = Mock()
+    pool.syncer.return_value.failed = False
+    pool.checkpointer.due.return_value = When.NOT
+    pool.write_queue.counters.commits = 0
+    commit = Commit(pool, Mock(sync=Sync.SQLITE, identity=(1, 2)))
+    assert not commit.waits
+    pool.syncer.return_value.failed = True
+    assert commit.waits
+    assert commit.keeps_ticket
