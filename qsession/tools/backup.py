@@ -22,7 +22,7 @@ from qsession.sqlite.files.explain import explain
 from qsession.sqlite.files.filesystem import hard_links
 from qsession.sqlite.files.read_only import fingerprint, frozen_uri
 from qsession.sqlite.processes.lock_file import all_names
-from qsession.sqlite.processes.owners import user_names
+from qsession.sqlite.processes.owners import lock_owner, user_names
 from qsession.tools import integrity
 
 PAGES = 256
@@ -65,9 +65,9 @@ def back_up(
     Blocks the thread. Raises ``FileExistsError`` if ``target`` exists and ``replace`` is false, or
     if another program created it during the copy. Raises ``FileNotFoundError`` if ``source`` does
     not exist, and ``OSError`` or ``sqlite3.Error`` if a file cannot be read or written. Raises
-    `BackupError` if a program has ``target`` open, if files of another database lie beside
-    it, or if the copy is damaged; then ``source`` may be damaged, too. After any error, also
-    ``KeyboardInterrupt``, ``target`` is unchanged.
+    `BackupError` if a program has ``target`` open or ``source`` locked, if files of another
+    database lie beside ``target``, or if the copy is damaged; then ``source`` may be damaged, too.
+    After any error, also ``KeyboardInterrupt``, ``target`` is unchanged.
     """
     source, target = Path(source), Path(os.path.realpath(target))  # a symbolic link stays
     if not source.is_file():
@@ -295,6 +295,11 @@ def _copy(source: Path, unfinished: Path, progress: Progress | None) -> tuple[st
             if sqlite_code(error) == SQLITE_FULL:
                 why = os.strerror(errno.ENOSPC)
                 raise OSError(errno.ENOSPC, why, str(unfinished.parent)) from error
+            if sqlite_code(error) == SQLITE_BUSY:
+                raise BackupError(
+                    f"{str(source)!r} was locked for longer than {BUSY_TIMEOUT:g} s by "
+                    f"{lock_owner(str(source))}: copy again when that has ended"
+                ) from error
             raise explain(error, str(source)) from error
         found = integrity.check(copy, PROBLEMS)
         if found.problems:

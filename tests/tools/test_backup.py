@@ -11,6 +11,7 @@ from contextlib import closing
 
 import pytest
 from cancelling import PATIENCE, assert_free, rows
+from foreign import IN_ROLLBACK_MODE, program
 from sqlalchemy import text
 
 from qsession import create_async_engine
@@ -41,6 +42,20 @@ async def engine(tmp_path):
 
 def left_over(folder):
     return [each.name for each in folder.iterdir() if "unfinished" in each.name]
+
+
+def test_a_program_that_keeps_the_file_locked_is_named(tmp_path, monkeypatch):
+    """In a rollback journal, an exclusive lock keeps readers out as well."""
+    monkeypatch.setattr(backup, "BUSY_TIMEOUT", 0.05)
+    path = tmp_path / "a.db"
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("CREATE TABLE t (x)")
+    with program(path, IN_ROLLBACK_MODE) as other:
+        named = rf"locked for longer than 0.05 s by pid {other.pid}\b"
+        with pytest.raises(BackupError, match=named):
+            back_up(path, tmp_path / "b.db")
+    assert not (tmp_path / "b.db").exists()
+    assert left_over(tmp_path) == []
 
 
 async def test_writers_go_on_and_the_copy_is_of_one_moment(engine, tmp_path, monkeypatch):
