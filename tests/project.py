@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from alembic.config import Config
+from plain_rows import dump
 
 from qsession.commands.init import init
 
@@ -56,9 +57,8 @@ class Project:
         (self.folder / "migrations" / "versions" / f"{self.count:04}.py").write_text(body)
 
     def dump(self, file: Path | None = None) -> list[str]:
-        """Schema and rows, as SQL."""
-        with closing(sqlite3.connect(file or self.file)) as look:
-            return list(look.iterdump())
+        """Schema and rows."""
+        return dump(file or self.file)
 
     def execute(self, *statements: str) -> list[tuple[object, ...]]:
         with closing(sqlite3.connect(self.file)) as outside:

@@ -117,8 +117,8 @@ def _set_types(connection: Connection, metadata: MetaData) -> None:
 
     A column of type UUID or STRING may hold text, one of type MONEY numbers.
     """
-    empty = []
-    for table in metadata.tables.values():
+    referring = []
+    for table in metadata.sorted_tables:  # what is referred to comes first
         for name, declared in connection.execute(_TYPES, {"table": table.name}):
             if name in table.columns and _is_unknown(declared):
                 column = table.columns[name]
@@ -128,12 +128,13 @@ def _set_types(connection: Connection, metadata: MetaData) -> None:
                     column.type = LargeBinary()
                 elif not found <= {"integer", "real"}:
                     column.type = NullType()
-                elif not found:
-                    empty.append(column)
-    for column in empty:
+                else:
+                    referring.append((column, not found))
+    for column, is_empty in referring:
         for key in column.foreign_keys:
             with suppress(exc.NoReferenceError):
-                column.type = key.column.type
+                if is_empty or isinstance(key.column.type, NullType):  # numbers among texts
+                    column.type = key.column.type
 
 
 def _is_unknown(declared: str) -> bool:

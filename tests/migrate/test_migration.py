@@ -228,7 +228,7 @@ async def test_a_transaction_for_each_migration(project: Project) -> None:
     assert project.execute("SELECT version_num FROM alembic_version") == [("0002",)]
     assert project.execute("SELECT parent_id, age FROM child, parent") == [(1, None)]
     assert not project.execute("SELECT 1 FROM sqlite_master WHERE name IN ('third', 'fourth')")
-    assert project.dump(project.folder / "before.db") == ["BEGIN TRANSACTION;", "COMMIT;"]
+    assert project.dump(project.folder / "before.db") == []
 
 
 async def test_a_transaction_for_each_migration_where_all_is_done(project: Project) -> None:
@@ -371,7 +371,7 @@ async def test_a_backup_says_what_it_could_not_check(
         raw.commit()
     project.add('op.execute("CREATE TABLE t (id INTEGER PRIMARY KEY)")')
     await upgrade(config=project.config, backup=project.folder / "before.db")
-    assert "INSERT INTO \"tags\" VALUES('a');" in project.dump(project.folder / "before.db")
+    assert "tags ('a',)" in project.dump(project.folder / "before.db")
     assert project.execute("SELECT name FROM sqlite_master WHERE name = 't'")
     (told,) = [each.getMessage() for each in caplog.records if each.name == "qsession"]
     assert "before.db' is complete, but the content of tags could not be fully checked" in told

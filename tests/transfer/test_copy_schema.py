@@ -398,6 +398,26 @@ async def test_types_that_only_the_program_of_the_file_knows(new, tmp_path, kind
 
 
 @pytest.mark.servers
+@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE TABLE v (id UUID PRIMARY KEY REFERENCES w (id));"
+        "CREATE TABLE u (id UUID PRIMARY KEY REFERENCES v (id));"
+        "CREATE TABLE w (id UUID PRIMARY KEY); INSERT INTO w VALUES ('abc');",
+        "CREATE TABLE p (p STRING PRIMARY KEY); INSERT INTO p VALUES ('7'), ('x');"
+        "CREATE TABLE q (id INTEGER PRIMARY KEY, p STRING REFERENCES p (p));"
+        "INSERT INTO q VALUES (1, '7');",
+    ],
+    ids=["empty tables", "numbers among texts"],
+)
+async def test_foreign_keys_of_types_that_only_the_program_knows(new, tmp_path, kind, script):
+    """A column has the type of the one it refers to, so that the key is kept."""
+    report = await copy(made(tmp_path / "s.db", script), await new(kind), verify=True)
+    assert report.notes == ()
+
+
+@pytest.mark.servers
 async def test_sets_of_mariadb(new):
     """A value has several members, so it may be longer than the longest of them."""
     there = await new("asyncmy")

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from plain_rows import dump
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
@@ -36,12 +37,6 @@ def made(path: Path, sql: str = TABLE, mode: str = "DELETE") -> str:
 def contents(folder: Path) -> dict[str, str]:
     """Names and contents of all files."""
     return {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in folder.iterdir()}
-
-
-def dump(path: Path) -> list[str]:
-    """Schema and rows, as SQL."""
-    with closing(sqlite3.connect(path)) as raw:
-        return list(raw.iterdump())
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "WAL"])

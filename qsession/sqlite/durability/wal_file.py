@@ -107,7 +107,7 @@ def _opened(path: str, flags: int) -> int:
 def _sync_folder(folder: str) -> None:
     """Sync a folder. As in SQLite, it is not an error if a folder cannot be opened or synced."""
     try:
-        file = _opened(folder, os.O_RDONLY)
+        file = os.open(folder, os.O_RDONLY)
         try:
             fsync(file)
         finally:

@@ -71,7 +71,8 @@ class Commit:
         """
         checkpointer, syncer = self._pool.checkpointer, self.syncer
         if self.due is When.HOLDING:
-            checkpointer.run(raw)
+            with suppress(Exception):  # the recovery does not depend on it
+                checkpointer.run(raw)
         if syncer is not None and syncer.failed:
             recover(raw, syncer, checkpointer.external)
 
@@ -81,6 +82,8 @@ class Commit:
         ``now``: whether the sync begins at once. Raises :class:`DurabilityError`.
         """
         assert self.syncer is not None
+        if self.at:
+            self.at = time.monotonic()  # a checkpoint before this is no wait for the disk
         outcome = "cancelled"
         try:
             await_only(self.syncer.wait(self.number, now=now))
