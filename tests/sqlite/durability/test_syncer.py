@@ -58,6 +58,7 @@ async def syncer(disk, path):
 
 async def ended():
     """Wait until no syncer has a thread."""
+    gc.collect()  # engines that earlier tests have left
     for thread in threads():
         await asyncio.to_thread(thread.join, PATIENCE)
     assert not threads()
