@@ -402,12 +402,18 @@ async def test_types_that_only_the_program_of_the_file_knows(new, tmp_path, kind
 @pytest.mark.parametrize(
     "script",
     [
-        "CREATE TABLE v (id UUID PRIMARY KEY REFERENCES w (id));"
-        "CREATE TABLE u (id UUID PRIMARY KEY REFERENCES v (id));"
-        "CREATE TABLE w (id UUID PRIMARY KEY); INSERT INTO w VALUES ('abc');",
-        "CREATE TABLE p (p STRING PRIMARY KEY); INSERT INTO p VALUES ('7'), ('x');"
-        "CREATE TABLE q (id INTEGER PRIMARY KEY, p STRING REFERENCES p (p));"
-        "INSERT INTO q VALUES (1, '7');",
+        """
+        CREATE TABLE v (id UUID PRIMARY KEY REFERENCES w (id));
+        CREATE TABLE u (id UUID PRIMARY KEY REFERENCES v (id));
+        CREATE TABLE w (id UUID PRIMARY KEY);
+        INSERT INTO w VALUES ('abc');
+        """,
+        """
+        CREATE TABLE p (p STRING PRIMARY KEY);
+        CREATE TABLE q (id INTEGER PRIMARY KEY, p STRING REFERENCES p (p));
+        INSERT INTO p VALUES ('7'), ('x');
+        INSERT INTO q VALUES (1, '7');
+        """,
     ],
     ids=["empty tables", "numbers among texts"],
 )
