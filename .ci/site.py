@@ -16,6 +16,7 @@ MOVED = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
+    "benchmarks/results/README.md": "figures/index.md",
 } | {
     each.relative_to(TOP).as_posix(): f"figures/{each.name}"
     for each in (TOP / "benchmarks" / "results").glob("*.svg")

@@ -12,7 +12,7 @@ from .summary import Bars, Report, Row
 
 NAMES = (
     "throughput", "slow_fsync", "lone_writer", "bulk", "scaling", "busy", "sleepers", "fairness",
-    "processes", "loop_stall", "waiting", "import_time",
+    "processes", "loop_stall", "waiting", "import_time", "versions",
 )  # fmt: skip
 
 

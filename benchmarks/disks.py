@@ -5,16 +5,14 @@ The delay is made by a small library that is built with ``cc`` and loaded before
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 
-from .child import command, environment
+from .child import command, environment, rows_of, setup_of, text_of
 from .machine import fsync_ms
 from .setup import Setup
 from .summary import Row
@@ -57,21 +55,12 @@ def _delay(disk: str) -> str:
 
 def rows_of_child(setup: Setup, module: str, shim: Path | None) -> Iterator[Row]:
     """Run `module` in a child process that can change its disk. It prints a row in each line."""
-    text = json.dumps({**asdict(setup), "directory": str(setup.directory)})
-    with subprocess.Popen(
-        command(module, text), env=with_disk(shim, HERE), stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            yield json.loads(line)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, child.args)
+    yield from rows_of(command(module, text_of(setup)), with_disk(shim, HERE))
 
 
 def setup_of_child(text: str) -> tuple[Setup, tuple[str, ...]]:
     """What the child was told, and which disks it has. It leaves if the delay has no effect."""
-    settings = json.loads(text)
-    setup = replace(Setup(Path(settings.pop("directory"))), **settings)
+    setup = setup_of(text)
     if "LD_PRELOAD" not in os.environ:
         return setup, (HERE,)
     change_to(SLOW)

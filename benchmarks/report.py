@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from . import comparisons, overview
 from .summary import Goal, Report, Table
 
 TOP = Path(__file__).parent.parent
-PAGE = TOP / "docs" / "performance.md"
-OTHERS = (TOP / "README.md", TOP / "README.ru.md", TOP / "docs" / "scaling.md")
 RESULTS = Path(__file__).parent / "results"
+PAGE = RESULTS / "README.md"
+OTHERS = (
+    TOP / "README.md", TOP / "README.ru.md", TOP / "docs" / "performance.md",
+    TOP / "docs" / "scaling.md",
+)  # fmt: skip
 MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def write(page: Path = PAGE, results: Path = RESULTS) -> None:
     """Renew what stands between ``<!-- figures: NAME -->`` and ``<!-- end -->``.
 
-    NAME is a comparison, ``goals``, ``machine``, or a table of `overview`. One without results is
-    left as it is.
+    NAME is a comparison, ``throughput_table`` for its table without the goals, ``goals``,
+    ``machine``, or a table of `overview`. One without results is left as it is.
     """
     saved = {
         name: json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
@@ -37,6 +41,10 @@ def write(page: Path = PAGE, results: Path = RESULTS) -> None:
     if saved:
         texts["goals"] = _goals(reports)
         texts["machine"] = _machine(list(saved.values()))
+    if "throughput" in saved:
+        texts["throughput_table"] = _tables(
+            replace(reports["throughput"], goals=[]), saved["throughput"]
+        )
     if {"throughput", "slow_fsync", "processes"} <= set(saved):
         rows = [saved[name]["rows"] for name in ("throughput", "slow_fsync", "processes")]
         texts |= overview.tables(*rows[:2])

@@ -9,6 +9,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks import (
     slow_fsync,
     subscribers,
     throughput,
+    versions,
 )
 from benchmarks.disks import HERE, SLOW, SLOWER
 from benchmarks.load import Kind, lateness, load
@@ -58,7 +60,10 @@ def whole(result: Report) -> None:
     assert all(value >= 0 for chart in result.bars for _, value in chart.bars)
 
 
-@pytest.mark.parametrize("name", [each for each in comparisons.NAMES if each != "slow_fsync"])
+OF_THEIR_OWN = {"slow_fsync", "versions"}
+
+
+@pytest.mark.parametrize("name", [each for each in comparisons.NAMES if each not in OF_THEIR_OWN])
 def test_comparison(small: Setup, name: str) -> None:
     """A comparison yields rows that survive JSON, and a report about them."""
     comparison = comparisons.load(name)
@@ -76,6 +81,26 @@ def test_slow_fsync(small: Setup) -> None:
     rows = list(comparison.measure(replace(small, tasks=1)))
     assert {row["disk"] for row in rows} == {SLOW, SLOWER}
     whole(comparison.report(rows))
+
+
+def test_versions(small: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Environments of other versions are measured as well, and each event loop that one has."""
+    python = tmp_path / ".venvs" / "other" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nOTHER=1 exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venvs" / "broken" / "bin").mkdir(parents=True)
+    (tmp_path / ".venvs" / "broken" / "bin" / "python").write_text("")
+    monkeypatch.setattr(versions, "TOP", tmp_path)
+    told = versions._versions
+    monkeypatch.setattr(versions, "_versions", lambda each: told(each) and str(each == str(python)))
+    rows = json.loads(json.dumps(list(versions.measure(small))))
+    assert {row["versions"] for row in rows} == {versions.versions()}
+    loops = {"asyncio", *(["uvloop"] if find_spec("uvloop") else [])}
+    assert {row["loop"] for row in rows} == loops
+    assert len(rows) == 2 * len(loops) * len(versions.PEERS) * len(WORKS)
+    assert not sum(row["errors"] + row["lost"] for row in rows)
+    whole(versions.report(rows))
 
 
 @pytest.mark.parametrize("work", WORKS)
@@ -173,6 +198,7 @@ def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:
     page.write_text(
         "before\n<!-- figures: throughput -->\nold\n<!-- end -->\nbetween\n"
         "<!-- figures: scaling -->\nkept\n<!-- end -->\n<!-- figures: machine --><!-- end -->"
+        "\n<!-- figures: throughput_table -->\n<!-- end -->"
     )
     report.write(page, tmp_path)
     text = page.read_text()
@@ -180,12 +206,16 @@ def test_page_is_renewed(small: Setup, tmp_path: Path) -> None:
     assert "| qsession() |" in text
     assert "Run of 2026-11-30, rounds: 1. a disk; 0.1 processes wanted to run." in text
     assert "old" not in text
+    with_goals, _, without = text.partition("<!-- figures: throughput_table -->")
+    assert "| Goal |" in with_goals
+    assert "| Goal |" not in without
+    assert "| qsession() |" in without
     assert "between\n<!-- figures: scaling -->\nkept\n<!-- end -->" in text
 
 
 @pytest.mark.parametrize("page", report.OTHERS, ids=lambda page: page.name)
 def test_short_tables_are_those_of_the_results(page: Path, tmp_path: Path) -> None:
-    """Those of the README, in each language, and of docs/scaling.md: nobody has to copy figures."""
+    """Those of the README, in each language, and of the pages: nobody has to copy figures."""
     copy = tmp_path / page.name
     shutil.copy(page, copy)
     report.write(copy)

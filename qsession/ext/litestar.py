@@ -51,7 +51,8 @@ class QSessionPlugin(InitPluginProtocol):
 
     **Answers**, unless the application has handlers of its own for these errors. 409: a conflict,
     nothing was written. 503 with ``Retry-After``: `QueueTimeout`, `QueueFull` or `EngineDraining`.
-    Also behind the errors of repositories, which are answered as by advanced-alchemy otherwise.
+    Also for errors of repositories that were raised from these. Others are answered as by
+    advanced-alchemy.
 
     **Shutdown.** The engine accepts no new transactions, waits `drain` seconds for those that are
     open (None: without a limit), and is disposed of. Raises `QueueTimeout` if one is open then.
@@ -112,7 +113,7 @@ class _Sessions(InitPluginProtocol):
 
 
 def _ends_sessions(app: ASGIApp) -> ASGIApp:
-    """A middleware: a session that was used behind its commit holds nothing after the request."""
+    """A middleware: a session that was used after its commit holds nothing after the request."""
 
     async def ends_sessions(scope: Scope, receive: Receive, send: Send) -> None:
         sessions = cast("dict[str, Any]", scope).setdefault(_SESSIONS, [])

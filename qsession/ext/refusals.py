@@ -21,7 +21,7 @@ BUSY = Refusal(503, "Too busy just now: try again later.")
 
 
 def refusal_for(error: BaseException) -> Refusal | None:
-    """The answer to an error: `CONFLICT`, also behind the errors of libraries, or `BUSY`. None for
+    """The answer to an error: `CONFLICT`, also inside the errors of libraries, or `BUSY`. None for
     an error that is no matter of the queue. Of a group, as of several tasks, all have to be one.
     """
     if is_conflict(error):

@@ -69,7 +69,7 @@ class PostgreSQLSource:
         return subscription
 
     def leave(self, subscription: Subscription) -> None:
-        """End a subscription. The connection is closed behind the last one."""
+        """End a subscription. The connection is closed after the last one."""
         subscription.end(State.OVER)
         if self._listener is not None:
             self._listener.look_soon()

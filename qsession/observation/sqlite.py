@@ -66,7 +66,7 @@ class SQLiteSource:
             self._known.clear()
 
     def leave(self, subscription: Subscription) -> None:
-        """End a subscription. The connection is closed behind the last one."""
+        """End a subscription. The connection is closed after the last one."""
         subscription.end(State.OVER)
         subscription.pool.write_queue.commits.look_soon()
 

@@ -406,7 +406,7 @@ class Lane:
         try:
             pool.admission.leave(lone)
             if lease is not None and commit is not None and commit.keeps_ticket:
-                done = partial(pool.write_queue.release_behind, lease, ticket)
+                done = partial(pool.write_queue.release_after, lease, ticket)
                 lease.driver.post(commit.work, done=done)
                 ticket.detached = True
             elif lease is not None and commit is not None and commit.due is When.AFTER:

@@ -120,7 +120,7 @@ def _lines(raw: sqlite3.Connection, pragma: str) -> list[str]:
 def _all_lines(raw: sqlite3.Connection, limit: int, fewer: int = 0) -> list[str]:
     """The lines about the whole database. ``fewer``: as ``limit``, for a damaged one.
 
-    At a page that it cannot read SQLite ends with an error behind what it has found, and Python
+    At a page that it cannot read SQLite ends with an error after what it has found, and Python
     loses the last line. If it is to find no more than that, it ends before the error.
     """
     try:

@@ -34,7 +34,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
 }
-"""So that what is looked for behind a lock is what others have committed, whatever the server's
+"""So that what is looked for after a lock is what others have committed, whatever the server's
 default. Less would leave no lock on a table of MySQL that is empty:
 https://dev.mysql.com/doc/refman/8.4/en/innodb-locks-set.html"""
 # https://mariadb.com/kb/en/information-schema-engines-table/
@@ -152,7 +152,7 @@ async def _drop(engine: AsyncEngine, traces: Traces) -> None:
     """Drop the tables that were made, unless others work with them or have rows there.
 
     A DROP TABLE waits for transactions that use the table, and goes through after their COMMIT,
-    whatever they wrote. LOCK TABLES waits in the same way, so it is looked for rows behind it.
+    whatever they wrote. LOCK TABLES waits in the same way, so rows are looked for after it.
     """
     if not traces.tables:
         return

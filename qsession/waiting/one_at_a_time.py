@@ -38,7 +38,7 @@ class OneAtATime:
                 self._let_next()
                 raise
             waited = True
-        if waited and self._line:  # it may begin nothing, as behind a conflict
+        if waited and self._line:  # it may begin nothing, as after a conflict
             loop.call_soon(self._let_next)
 
     def begin(self) -> None:

@@ -222,7 +222,7 @@ class Witness:
     """Watches one commit of our own, in the thread in which it happens.
 
     ``PRAGMA data_version`` of the connection that commits changes only by commits of others. If it
-    is the same before our commit and after the look behind it, then what this look has found is our
+    is the same before our commit and after the look after it, then what this look has found is our
     commit alone, and its tables are known. If not, all tables count.
     """
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from qsession.errors import NestedWriteError
 from qsession.sqlite.processes.owners import shorten
+from qsession.sqlite.processes.turn import FileTurn
 from qsession.sqlite.queue.owner import Owner
 from qsession.waiting.callers import (
     ThreadCaller,
@@ -45,6 +46,7 @@ class Queue(Protocol):
     """The queue of an engine."""
 
     queue: TicketQueue
+    turn: FileTurn
     identity: Any
 
 
@@ -55,6 +57,16 @@ _queues: set[weakref.ref[Queue]] = set()
 def note(queue: Queue) -> None:
     """Register the queue of an engine, which may have open transactions in any loop."""
     _queues.add(weakref.ref(queue, _queues.discard))
+
+
+def neighbours(queue: TicketQueue, file: Any) -> list[Queue]:
+    """The queues of the other engines of this process on the same file. From any thread."""
+    found = [each() for each in list(_queues)]
+    return [
+        each
+        for each in found
+        if each is not None and each.queue is not queue and file and each.identity == file
+    ]
 
 
 def settle(queue: TicketQueue, file: Any, transaction: Owner, reads: bool) -> bool:
@@ -135,13 +147,10 @@ def _standing(
     """The held ticket of a task whose loop this call blocks."""
     if stopped is None:
         return None
-    for each in list(_queues):
-        other = each()
-        if other is None or not (other.queue is queue or (file and other.identity == file)):
-            continue
-        holder = other.queue.holder
+    for each in (queue, *(other.queue for other in neighbours(queue, file))):
+        holder = each.holder
         if holder is not None and _belongs_to(holder.owner, stopped):
-            return other.queue, holder
+            return each, holder
     return None
 
 

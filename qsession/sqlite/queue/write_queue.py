@@ -199,7 +199,7 @@ class WriteQueue:
                 )
             )
 
-    def release_behind(self, lease: Lease | None, ticket: Ticket | None) -> None:
+    def release_after(self, lease: Lease | None, ticket: Ticket | None) -> None:
         """Give back a connection, then the ticket, after work in the connection's thread."""
         try:
             if lease is not None:
@@ -255,8 +255,12 @@ class WriteQueue:
         if last is None:
             return "Another process is writing to the file; the system does not say which one."
         pid, since = last
-        who = "another engine of this process" if pid == os.getpid() else describe_process(pid)
-        return f"The turn has been held by {who} for {max(time.time() - since, 0.0):.1f} s."
+        here = pid == os.getpid()
+        who = "another engine of this process" if here else describe_process(pid)
+        text = f"The turn has been held by {who} for {max(time.time() - since, 0.0):.1f} s."
+        others = nesting.neighbours(self.queue, self.identity) if here else ()
+        holders = (each.queue.holder for each in others if each.turn.held)
+        return " ".join([text, *(f"Its holder: {describe(each)}." for each in holders if each)])
 
     async def until_free(self, deadline: float | None, owner: Owner) -> None:
         """Wait until the present holder and all present waiters have given the ticket back.

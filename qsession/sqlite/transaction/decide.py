@@ -100,7 +100,7 @@ def decide(now: Situation, kind: Kind, words: Words | None = None, nowait: bool 
     if now.access == "read" and (kind in _WRITES or leaves_wal(words)):
         return Action(instead=Instead.REFUSE_WRITE)
     if now.state is State.LOCKED:
-        return _behind_a_write(kind, words)
+        return _after_a_write(kind, words)
     if kind is Kind.READ or kind is Kind.UNKNOWN:
         return _read(now, kind)
     if kind in _LOCKS:
@@ -158,7 +158,7 @@ def _begin_again(now: Situation) -> Action:
     return _SEND if now.state is State.SNAPSHOT else Action(begin=Begin.SNAPSHOT)
 
 
-def _behind_a_write(kind: Kind, words: Words | None) -> Action:
+def _after_a_write(kind: Kind, words: Words | None) -> Action:
     """SQLite checks the statement itself, except for PRAGMAs that it silently ignores."""
     if kind is Kind.SET:
         silent = words is not None and words.name == "foreign_keys"

@@ -16,7 +16,7 @@ from qsession.sqlite.transaction.statement import (
     Kind,
     Statement,
     may_change_schema,
-    sent_behind_begin,
+    sent_after_begin,
 )
 from qsession.sqlite.transaction.work import NOTHING_READ, Work
 
@@ -73,7 +73,7 @@ def plan_of(
     alone, driver = statement.alone, lease.driver
     if begin is Begin.WRITE:
         if work.deferred or work.savepoints:
-            plan.remembered = sent_behind_begin(work.deferred, work.savepoints)
+            plan.remembered = sent_after_begin(work.deferred, work.savepoints)
         plan.only_begins = action.only_begins
         if not upgrades:
             plan.begin = "BEGIN IMMEDIATE"

@@ -204,7 +204,7 @@ def savepoints_after(open_ones: tuple[str, ...], words: Words) -> tuple[str, ...
     return open_ones[: number - 1 if words.kind is Kind.RELEASE else number]
 
 
-def sent_behind_begin(deferred: Iterable[str], savepoints: Iterable[str]) -> tuple[str, ...]:
+def sent_after_begin(deferred: Iterable[str], savepoints: Iterable[str]) -> tuple[str, ...]:
     """What was not sent before the first write, with the savepoints that are still open."""
     quoted = (name.replace('"', '""') for name in savepoints)
     return (*deferred, *(f'SAVEPOINT "{name}"' for name in quoted))

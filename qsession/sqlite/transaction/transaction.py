@@ -977,7 +977,7 @@ class Transaction:
         work.unlimit()
         lease = work.lease or self._pool.wake(self)
         ends = lease if self._kept is NOTHING_KEPT else None
-        done = partial(self._queue.release_behind, ends, work.ticket)
+        done = partial(self._queue.release_after, ends, work.ticket)
         if lease is None:
             done()
         else:

@@ -64,7 +64,7 @@ class Work:
     stays = False
     """Whether it keeps its connection while it waits for the ticket."""
     turned: frozenset[str] = frozenset()
-    """PRAGMAs that were set in it, and behind a BEGIN of the application if there is one."""
+    """PRAGMAs that were set in it, and after a BEGIN of the application if there is one."""
     wrote = False
     sent: dict[str, Any] | None = None
     """The statements that may have written, each with parameters, if the file is observed. None if

@@ -38,7 +38,7 @@ _REST = re.compile(
     rf"(?: ON UPDATE {_ACTION})?(?: ON DELETE {_ACTION})?(?: DEFERRABLE)?(?: INITIALLY DEFERRED)?"
     r"(?: NOT VALID)?\Z"
 )
-"""What a definition has behind the columns: https://www.postgresql.org/docs/current/sql-createtable.html"""
+"""What a definition has after the columns: https://www.postgresql.org/docs/current/sql-createtable.html"""
 _NOT_VALID = " NOT VALID"
 
 

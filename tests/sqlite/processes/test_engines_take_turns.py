@@ -162,6 +162,39 @@ async def test_timeout_names_the_other_process(tmp_path: Path) -> None:
                     await session.execute(select(Item).with_for_update(nowait=True))
 
 
+async def test_timeout_names_the_task_of_another_engine(tmp_path: Path) -> None:
+    """It is the one that has written, not one that waits for the turn as well."""
+    path = tmp_path / "app.db"
+    async with ready(path) as first:
+        third, second = (
+            Bench(path, stall_after=PATIENCE, queue_timeout=seconds) for seconds in (PATIENCE, 0.2)
+        )
+        has_written, may_end = asyncio.Event(), asyncio.Event()
+
+        async def write() -> None:
+            async with AsyncSession(first.engine) as session:
+                session.add(Item(id=100))
+                await session.flush()
+                has_written.set()
+                await may_end.wait()
+                await session.commit()
+
+        writing = asyncio.create_task(write(), name="the slow import")
+        await asyncio.wait_for(has_written.wait(), PATIENCE)
+        waiting = asyncio.create_task(add(third), name="the patient one")
+        await eventually(lambda: waits(third))
+        with pytest.raises(QueueTimeout, match="another engine of this process") as caught:
+            await asyncio.create_task(add(second))
+        assert "the slow import" in str(caught.value)
+        assert "INSERT INTO item" in str(caught.value)
+        assert "the patient one" not in str(caught.value)
+        may_end.set()
+        await asyncio.wait_for(asyncio.gather(writing, waiting), PATIENCE)
+        assert value(first) == 1
+        await second.engine.dispose()
+        await third.engine.dispose()
+
+
 async def test_a_read_does_not_wait_for_another_process(tmp_path: Path) -> None:
     """A SELECT that is taken for one that writes goes without the turn after ``stall_after``."""
     async with ready(tmp_path / "app.db", stall_after=0.05) as bench:

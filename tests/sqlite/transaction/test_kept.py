@@ -272,7 +272,7 @@ async def test_foreign_keys_behind_a_read(bench):
     assert bench.engine.stats().conflicts == 0
 
 
-async def test_foreign_keys_behind_a_write(bench):
+async def test_foreign_keys_after_a_write(bench):
     """SQLite would silently do nothing, and a migration would lose rows: an error says so."""
     async with bench.engine.connect() as connection:
         await connection.execute(ADD, {"run": 1})
@@ -381,7 +381,7 @@ async def test_a_setting_that_fails_ends_nothing(bench, tmp_path):
     assert marks(bench) == [1]
 
 
-async def test_attached_behind_a_write(bench, tmp_path):
+async def test_attached_after_a_write(bench, tmp_path):
     """SQLite allows it there, but no change of the synchronous level, which is ours."""
     async with bench.engine.connect() as connection:
         await connection.execute(ADD, {"run": 1})

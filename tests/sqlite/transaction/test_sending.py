@@ -240,7 +240,7 @@ def test_a_rollback_is_not_broken_off(raw: sqlite3.Connection, commits: bool) ->
     assert not raw.in_transaction
 
 
-def test_what_was_remembered_is_sent_behind_begin(raw: sqlite3.Connection) -> None:
+def test_what_was_remembered_is_sent_after_begin(raw: sqlite3.Connection) -> None:
     """Savepoints that were asked for before the first write can be rolled back to."""
     send(raw, Plan(INSERT, begin=WRITE, remembered=['SAVEPOINT "a"']))
     raw.execute("ROLLBACK TO a")
