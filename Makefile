@@ -1,6 +1,6 @@
 # make demo      see it work: 200 tasks moving money, on the stock engine and on qsession, 20 s
 # make test      the test suite in three processes;  PYTEST_ARGS="-n 0 -x -k name" narrows it, in one
-# make test-all  the suite on every Python 3.10 to 3.13 found here, with SQLAlchemy 2.0 and 2.1,
+# make test-all  the suite on every Python 3.10 to 3.14 found here, with SQLAlchemy 2.0 and 2.1,
 #                once without the short ways of short statements, and once on uvloop
 # make apps      Prefect, google-adk, openai-agents, advanced-alchemy, APScheduler 4, agno and Phoenix on the engine, some minutes
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
@@ -17,7 +17,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # The first interpreter that is new enough and can make an environment. PYTHON=... overrides it.
-FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.10 \
+FIND_PYTHON = for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10 \
 	$$HOME/.pyenv/versions/3.1[0-9].*/bin/python; do \
 	"$$p" -c 'import sys, venv, ensurepip, sqlite3; sys.exit(sys.version_info < (3, 10))' \
 	>/dev/null 2>&1 && { echo "$$p"; break; }; done || true

@@ -158,9 +158,9 @@ async def _auto_increment(
 ) -> list[str]:
     """The statement that sets it. A smaller number than that of the rows changes nothing."""
     column = _numbered(table)
-    if column is None:
+    if column is None or column not in given:
         return []
-    if given.get(column, 0) <= (await _furthest(target, table, column) or 0):
+    if given[column] <= (await _furthest(target, table, column) or 0):
         return []
     name = target.dialect.identifier_preparer.format_table(table)
     return [f"ALTER TABLE {name} AUTO_INCREMENT = {given[column] + 1}"]

@@ -460,6 +460,17 @@ async def test_numbers_of_deleted_rows_are_not_given_again(new, source, target, 
     assert await ask(here, "SELECT max(id) FROM t") == [(4,)]
 
 
+@pytest.mark.parametrize("target", EVERYWHERE)
+async def test_numbers_below_zero(new, tmp_path, target):
+    """The source has rows with negative numbers only, and counts on from 1, as the copy does."""
+    script = "CREATE TABLE t (id INTEGER PRIMARY KEY, x INTEGER); INSERT INTO t VALUES (-5, 1);"
+    here = await new(target)
+    await copy(made(tmp_path / "s.db", script), here, verify=True)
+    assert await ask(here, "SELECT id FROM t") == [(-5,)]
+    await ask(here, "DELETE FROM t", "INSERT INTO t (x) VALUES (4)")
+    assert (await ask(here, "SELECT id FROM t"))[0][0] > 0
+
+
 @pytest.mark.servers
 async def test_numbers_that_cannot_be_set(new, tmp_path):
     """To alter a table is another right on MariaDB than to write to it: the copy is complete."""

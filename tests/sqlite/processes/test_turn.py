@@ -411,6 +411,7 @@ def test_two_loops_wait_for_two_engines(path: str) -> None:
         each.start()
     for each in threads:
         each.join(PATIENCE)
+    assert not any(each.is_alive() for each in threads)
     assert counts == [10, 10, 10]
     assert is_free(path)
 
