@@ -220,9 +220,11 @@ def test_a_pragma_that_sqlite_ignores_on_a_connection_of_ones_own(
 
     def run(revision: str) -> None:
         if make is create_engine:
-            with engine.connect() as connection:
-                migrate(connection, revision)
-            engine.dispose()
+            try:
+                with engine.connect() as connection:
+                    migrate(connection, revision)
+            finally:
+                engine.dispose()
         else:
             asyncio.run(migrate_in_loop(revision))
 
