@@ -21,7 +21,8 @@
 
 Each class inherits from an error that callers of SQLAlchemy already catch. An operational error has
 an ``orig`` with the result code that SQLite itself would give, because existing retry code reads
-it: 5 (BUSY) for a timeout, 517 (BUSY_SNAPSHOT) for a conflict. All other errors of SQLite
+it: 5 (BUSY) for a timeout, 517 (BUSY_SNAPSHOT) for a conflict. Other retry code reads the text, so
+the one of such an ``orig`` begins with SQLite's, "database is locked". All other errors of SQLite
 (constraints, a full disk, a file that is not a database) arrive in SQLAlchemy's own wrapper.
 """
 
@@ -50,6 +51,8 @@ SQLITE_ABORT_ROLLBACK = 516
 SQLITE_BUSY_SNAPSHOT = 517
 SQLITE_IOERR_FSYNC = 1034
 
+_LOCKED = "database is locked"
+"""What SQLite says of BUSY, and of each of its extended codes."""
 REFUSED = "qsession_refused"
 """The key in the ``info`` of a connection to a server for why its transaction can only be rolled
 back: a code, and the error for later statements.
@@ -72,8 +75,9 @@ class _Operational(QSessionError, exc.OperationalError):
 
     def __init__(self, message: str, orig: BaseException | None = None) -> None:
         if orig is None:
-            orig = sqlite3.OperationalError(message)
             number, name = self.sqlite_code
+            busy = number & 0xFF == SQLITE_BUSY
+            orig = sqlite3.OperationalError(f"{_LOCKED}: {message}" if busy else message)
             vars(orig).update(sqlite_errorcode=number, sqlite_errorname=name)
         exc.OperationalError.__init__(self, None, None, orig)
         self.message = message
@@ -204,7 +208,7 @@ class PlainEngineWarning(UserWarning):
 
 
 _MESSAGES = {  # sqlite3_errstr(), for Python 3.10, whose exceptions carry no code
-    "database is locked": SQLITE_BUSY,
+    _LOCKED: SQLITE_BUSY,
     "database table is locked": SQLITE_LOCKED,
     "attempt to write a readonly database": SQLITE_READONLY,
     "interrupted": SQLITE_INTERRUPT,

@@ -92,24 +92,24 @@ def test_errors_survive_copying_and_pickling(error: type[BaseException]) -> None
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "name"),
+    ("error", "code", "name", "text"),
     [
-        (ConflictError, 517, "SQLITE_BUSY_SNAPSHOT"),
-        (QueueTimeout, 5, "SQLITE_BUSY"),
-        (QueueFull, 5, "SQLITE_BUSY"),
-        (HoldTimeout, 516, "SQLITE_ABORT_ROLLBACK"),
-        (DurabilityError, 1034, "SQLITE_IOERR_FSYNC"),
+        (ConflictError, 517, "SQLITE_BUSY_SNAPSHOT", "database is locked: what happened"),
+        (QueueTimeout, 5, "SQLITE_BUSY", "database is locked: what happened"),
+        (QueueFull, 5, "SQLITE_BUSY", "database is locked: what happened"),
+        (HoldTimeout, 516, "SQLITE_ABORT_ROLLBACK", "what happened"),
+        (DurabilityError, 1034, "SQLITE_IOERR_FSYNC", "what happened"),
     ],
 )
-def test_code_that_retries_by_the_code_of_sqlite_understands(
-    error: type[exc.OperationalError], code: int, name: str
+def test_code_that_retries_by_the_code_or_the_text_of_sqlite_understands(
+    error: type[exc.OperationalError], code: int, name: str, text: str
 ) -> None:
-    """``orig`` is an error of the driver, with the code that SQLite has for it; copies keep it."""
+    """``orig`` is an error of the driver, with what SQLite has for it; copies keep it."""
     original = error("what happened")
     for each in (original, copy.copy(original), pickle.loads(pickle.dumps(original))):
         assert isinstance(each.orig, sqlite3.OperationalError)
         assert vars(each.orig) == {"sqlite_errorcode": code, "sqlite_errorname": name}
-        assert str(each.orig) == "what happened"
+        assert (str(each), str(each.orig)) == ("what happened", text)
         assert sqlite_code(each.orig) == code & 0xFF
         assert (each.statement, each.connection_invalidated) == (None, False)
 

@@ -7,6 +7,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError, NoSuchModuleError
 
 from qsession.engine import create_async_engine
+from qsession.errors import QSessionError
 from qsession.tools.doctor import Finding, Level
 from qsession.urls import place_of
 
@@ -26,7 +27,8 @@ async def examine_server(url: URL) -> list[Finding]:
             version = ".".join(map(str, engine.dialect.server_version_info or ("unknown",)))
             isolation = await connection.get_isolation_level()
     except (DBAPIError, OSError, TypeError, ValueError) as error:  # perhaps a URL parameter
-        reason = str(getattr(error, "orig", None) or error)
+        ours = isinstance(error, QSessionError)  # their ``orig`` speaks of SQLite
+        reason = str((not ours and getattr(error, "orig", None)) or error)
         return [
             Finding(
                 "connection",

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import (
 )
 from sqlalchemy.engine import URL, Connection, Dialect, Engine
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, Pool, QueuePool
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -120,7 +120,8 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
         """Replace another ``poolclass`` or ``pool`` of an engine with this dialect's pool.
 
         Other pools hand out physical connections, without the write queue. So ``NullPool`` and
-        ``StaticPool``, which many test suites use, are replaced here. Listeners stay.
+        ``StaticPool``, which many test suites use, are replaced here, and so is a ``QueuePool``
+        that an application names. Listeners and the arguments of the pool stay.
         """
         pool, dialect = engine.pool, type(engine.dialect)
         assert issubclass(dialect, QSessionDialect)
@@ -131,7 +132,11 @@ class QSessionDialect(SQLiteDialect_aiosqlite):
                 dialect=engine.dialect,
                 echo=pool.echo,
                 logging_name=pool._orig_logging_name,
+                recycle=pool._recycle,
+                pre_ping=pool._pre_ping,
+                reset_on_return=pool._reset_on_return,
                 _dispatch=pool.dispatch,
+                **_sizes(pool),
             )
 
     def create_connect_args(self, url: URL) -> Any:
@@ -299,3 +304,14 @@ class SynchronousDialect(QSessionDialect):
 
     def get_driver_connection(self, connection: Any) -> Any:
         return connection.raw
+
+
+def _sizes(pool: Pool) -> dict[str, Any]:
+    """How many connections a pool that was named by its class may have, and how long one waits."""
+    if not isinstance(pool, QueuePool):  # the others have no such arguments
+        return {}
+    return {
+        "pool_size": pool.size(),
+        "max_overflow": pool._max_overflow,
+        "timeout": pool.timeout(),
+    }

@@ -15,7 +15,8 @@ from engines import Make, metadata, notes, works
 from sqlalchemy import Column, Date, MetaData, Table, select, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine as stock_engine
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, StaticPool
+from sqlalchemy.pool.base import ResetStyle
 
 from qsession import create_async_engine, create_engine
 from qsession.sqlite import pool
@@ -25,6 +26,29 @@ from qsession.sqlite import pool
 async def test_pool_classes(make: Make, poolclass: type[Any]) -> None:
     """A pool that knows no queue, as in many test suites, is replaced by one that does."""
     await works(make(poolclass=poolclass))
+
+
+@pytest.mark.parametrize("poolclass", [AsyncAdaptedQueuePool, NullPool])
+async def test_pool_arguments_beside_a_pool_class(make: Make, poolclass: type[Any]) -> None:
+    """They are those of the pool that replaces it, also after dispose()."""
+    sizes: dict[str, Any] = {}
+    if poolclass is not NullPool:  # it has none
+        sizes = {"pool_size": 2, "max_overflow": 1, "pool_timeout": 3}
+    engine = make(
+        poolclass=poolclass,
+        pool_recycle=100,
+        pool_pre_ping=True,
+        pool_reset_on_return="commit",
+        **sizes,
+    )
+    await works(engine)
+    for _ in range(2):
+        used: Any = engine.pool
+        assert (used._recycle, used._pre_ping) == (100, True)
+        assert used._reset_on_return is ResetStyle.reset_commit
+        if sizes:
+            assert (used.size(), used._max_overflow, used.timeout()) == (2, 1, 3)
+        await engine.dispose()
 
 
 async def test_pool_arguments(make: Make) -> None:

@@ -187,6 +187,14 @@ def test_sqlalchemys_own_function_makes_it(made: Make, poolclass: Any) -> None:
     assert qsession.stats(engine).commits == 1
 
 
+def test_the_size_of_a_pool_that_is_named_stays(made: Make) -> None:
+    """Applications name QueuePool together with its size."""
+    engine = made(by=sqlalchemy.create_engine, poolclass=QueuePool, pool_size=10, max_overflow=0)
+    pool = engine.pool
+    assert isinstance(pool, SynchronousPool)
+    assert (pool.size(), pool._max_overflow) == (10, 0)
+
+
 def test_a_memory_database_is_one_for_all_threads() -> None:
     """As long as the engine lives."""
     engine = create_engine("sqlite://")
