@@ -2,7 +2,7 @@
 # make test      the test suite in three processes;  PYTEST_ARGS="-n 0 -x -k name" narrows it, in one
 # make test-all  the suite on every Python 3.10 to 3.14 found here, with SQLAlchemy 2.0 and 2.1,
 #                once without the short ways of short statements, and once on uvloop
-# make apps      Prefect, google-adk, openai-agents, advanced-alchemy, APScheduler 4, agno, Phoenix, DBOS and Crawlee on the engine, some minutes
+# make apps      Prefect, google-adk, DBOS, Crawlee, Optuna, Flask-SQLAlchemy and others on the engine, some minutes
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
 # make bench     measure against other libraries, about a quarter of an hour;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy

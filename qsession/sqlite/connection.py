@@ -37,6 +37,8 @@ class RoutedConnection(PoolProxiedConnection):
         "__dict__", "__weakref__", "_detached", "_isolation_level", "_pool", "_record", "streams",
         "transaction",
     )  # fmt: skip
+    block = "async with"
+    """How the application writes a block that closes it."""
 
     def __init__(self, pool: Home) -> None:
         self._detached = False
@@ -205,5 +207,5 @@ class RoutedConnection(PoolProxiedConnection):
         util.warn(
             "The garbage collector is cleaning up a qsession connection that was not closed; its "
             "transaction is rolled back. Close sessions and connections, or use them in "
-            "'async with' blocks."
+            f"'{self.block}' blocks."
         )

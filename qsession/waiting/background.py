@@ -16,6 +16,7 @@ from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from qsession.errors import QSessionError
+from qsession.waiting import shutdown
 from qsession.waiting.callers import Call, answering
 from qsession.waiting.greenlets import spawn
 
@@ -111,8 +112,10 @@ class Background:
         if self.is_over():
             raise QSessionError("The interpreter is ending, and no thread can run this call.")
         errand = _Errand(function, Call(sys._getframe()))
+        woken = False
         try:
             loop = self._loop or self._start()
+            woken = shutdown.wake(loop)
             loop.call_soon_threadsafe(errand.begin)
             errand.done.acquire()
         except BaseException:
@@ -121,6 +124,8 @@ class Background:
             raise
         finally:
             errand.call.frame = None  # it refers to the errand
+            if woken:
+                shutdown.put_to_sleep()
         _take_over(errand)
         error, errand.error = errand.error, None
         if error is not None:

@@ -26,6 +26,8 @@ loop.
 
 _loops: set[weakref.ref[asyncio.AbstractEventLoop]] = set()
 """Any thread may use it, since adding and copying are atomic."""
+_alarms: dict[int, threading.Event] = {}
+"""What wakes a loop that sleeps, by its id."""
 
 
 def note(loop: asyncio.AbstractEventLoop) -> None:
@@ -33,27 +35,51 @@ def note(loop: asyncio.AbstractEventLoop) -> None:
     _loops.add(weakref.ref(loop, _loops.discard))
 
 
-def _at_exit() -> None:
+def wake(loop: asyncio.AbstractEventLoop) -> bool:
+    """Wake a loop for an exit function of the application; then :func:`put_to_sleep` has to follow.
+
+    False if it does not sleep, or if this is a thread that goes on beside the exit functions: the
+    interpreter does not wait for what it does.
+    """
+    if not _alarms or threading.current_thread() is not threading.main_thread():
+        return False
+    alarm = _alarms.pop(id(loop), None)
+    if alarm is None:
+        return False
+    alarm.set()
+    return True
+
+
+def put_to_sleep() -> None:
     """Put the loops to sleep. Threads that are not daemons have already ended, with their loops."""
     asleep = []
     for each in list(_loops):
         loop = each()
-        if loop is None or loop is running_loop() or not loop.is_running():
+        if loop is None or loop is running_loop() or not loop.is_running() or id(loop) in _alarms:
             continue
         fallen = threading.Event()
         with suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(_sleep, fallen)
+            loop.call_soon_threadsafe(_sleep, id(loop), fallen)
             asleep.append(fallen)
     deadline = time.monotonic() + PATIENCE
     for fallen in asleep:
         fallen.wait(max(0.0, deadline - time.monotonic()))
 
 
-def _sleep(fallen: threading.Event) -> None:
+def _sleep(loop: int, fallen: threading.Event) -> None:
+    alarm = _alarms[loop] = threading.Event()
     fallen.set()
-    threading.Event().wait(SLEEP)
+    alarm.wait(SLEEP)
+    if _alarms.get(loop) is alarm:
+        del _alarms[loop]
 
 
-atexit.register(_at_exit)
+def _begin_anew() -> None:
+    """In a forked child: the threads of the loops exist in the parent only."""
+    _loops.clear()
+    _alarms.clear()
+
+
+atexit.register(put_to_sleep)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loops.clear)  # their threads exist in the parent only
+    os.register_at_fork(after_in_child=_begin_anew)

@@ -282,9 +282,9 @@ def test_others_that_wait_for_their_loop_at_the_end(start):
                 thread.join()
                 print("stopped", flush=True)
 
-            atexit.unregister(shutdown._at_exit)
+            atexit.unregister(shutdown.put_to_sleep)
             atexit.register(stop)
-            atexit.register(shutdown._at_exit)
+            atexit.register(shutdown.put_to_sleep)
             shutdown.SLEEP = 0.5
             asyncio.run_coroutine_threadsafe(create(), loop).result()
             """
@@ -292,3 +292,46 @@ def test_others_that_wait_for_their_loop_at_the_end(start):
     )
     assert (process.returncode, err) == (0, "")
     assert out.split() == ["stopped"]
+
+
+def test_an_exit_function_that_uses_a_synchronous_engine(start):
+    """It runs last, if it was registered before the first engine; no sleeping loop delays it."""
+    out, err = end(
+        process := start(
+            """
+            import atexit, time
+            from qsession import create_engine
+            from qsession.waiting import shutdown
+
+            def last():
+                since = time.monotonic()
+                for number in range(3):
+                    with engine.begin() as connection:
+                        connection.execute(INSERT, {"task": 1, "number": number})
+                        connection.execute(INSERT, {"task": 1, "number": number})
+                    print(1, number, flush=True)
+                print("took", time.monotonic() - since < shutdown.SLEEP / 2, flush=True)
+
+            def work():
+                number = 0
+                while True:
+                    number += 1
+                    with engine.begin() as connection:
+                        connection.execute(INSERT, {"task": 2, "number": number})
+                        connection.execute(INSERT, {"task": 2, "number": number})
+
+            atexit.unregister(shutdown.put_to_sleep)
+            atexit.register(last)
+            atexit.register(shutdown.put_to_sleep)
+            shutdown.SLEEP = 30.0
+            asyncio.run(create())
+            engine = create_engine("sqlite:///" + sys.argv[1])
+            worker = threading.Thread(target=work, daemon=True)
+            worker.start()
+            worker.join(0.2)
+            """
+        )
+    )
+    assert (process.returncode, err) == (0, "")
+    assert out.endswith("took True\n")
+    assert len(check(start.path, out)) == 3

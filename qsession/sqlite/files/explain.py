@@ -13,6 +13,7 @@ from qsession.errors import (
     SQLITE_CORRUPT,
     SQLITE_FULL,
     SQLITE_IOERR,
+    SQLITE_IOERR_SHORT_READ,
     SQLITE_NOTADB,
     SQLITE_READONLY,
     sqlite_code,
@@ -79,6 +80,11 @@ def hint(error: sqlite3.Error, database: str) -> str | None:
         )
     if code == SQLITE_CORRUPT:
         return f"{database!r} is damaged; see https://sqlite.org/recovery.html, or restore a backup"
+    if getattr(error, "sqlite_errorcode", None) == SQLITE_IOERR_SHORT_READ:
+        return (
+            f"{database!r} or one of its files ends too soon: it was deleted, replaced or cut "
+            "while a program had it open; stop all programs that have used it, and try again"
+        )
     if code == SQLITE_IOERR:
         return (
             f"the system could not read or write {database!r} or one of its files; check the "

@@ -27,6 +27,7 @@ class SynchronousConnection(RoutedConnection):
     """
 
     __slots__ = ("stack",)
+    block = "with"
 
     def __init__(self, pool: Home) -> None:
         super().__init__(pool)

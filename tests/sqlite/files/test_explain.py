@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import ArgumentError, OperationalError
 
-from qsession import create_async_engine
+from qsession import create_async_engine, create_engine
 from qsession.errors import SQLITE_CANTOPEN, SQLITE_READONLY
 from qsession.sqlite import pool
 from qsession.sqlite.files.explain import hint
@@ -111,3 +113,30 @@ def test_two_slashes() -> None:
     """The URL is shown as it was given."""
     with pytest.raises(ArgumentError, match=r"Invalid SQLite URL: sqlite\+\w+://app.db\n"):
         create_async_engine("sqlite+aiosqlite://app.db")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no file that is open")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the driver gave no extended codes yet")
+def test_a_file_that_was_deleted_while_a_program_had_it_open(tmp_path: Path) -> None:
+    """The WAL of the old file lies beside the new one; the disk is not to blame."""
+    script = f"""
+import sys
+from sqlalchemy import create_engine, inspect
+engine = create_engine("sqlite+qsession:///{tmp_path / "a.db"}")
+try:
+    inspect(engine).get_table_names()
+except Exception as error:
+    print(error)
+"""
+    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    for number in range(5):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"CREATE TABLE t{number} (x)")
+    (tmp_path / "a.db").unlink()
+    command = [sys.executable, "-c", script]
+    paths = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    said = subprocess.run(command, capture_output=True, text=True, env=paths, check=True).stdout
+    assert "it was deleted, replaced or cut while a program had it open" in said
+    engine.dispose()
+    said = subprocess.run(command, capture_output=True, text=True, env=paths, check=True).stdout
+    assert said == ""

@@ -405,3 +405,18 @@ def test_a_transaction_goes_from_thread_to_thread(engine: Engine) -> None:
     result(waiting)
     connection.close()
     assert notes(engine) == 2
+
+
+def test_a_connection_that_was_not_closed_is_told_in_terms_of_synchronous_code(
+    tmp_path: Path,
+) -> None:
+    """There is no ``async with`` in such code."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'left.db'}")
+
+    def leave_open() -> None:
+        engine.raw_connection().cursor().execute("CREATE TABLE t (x)")
+        gc.collect()
+
+    with pytest.warns(sqlalchemy.exc.SAWarning, match="or use them in 'with' blocks"):
+        leave_open()
+    engine.dispose()
