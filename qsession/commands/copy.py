@@ -92,7 +92,7 @@ def copy(
         bool,
         typer.Option(
             "--clean",
-            help="Only take out of SOURCE what --follow has put there, and let it be written to.",
+            help="Only remove from SOURCE what --follow has put there, and allow writes again.",
         ),
     ] = False,
 ) -> None:
@@ -301,7 +301,7 @@ def _url(target: str) -> URL:
 def _print_move(move: Move) -> None:
     for note in move.notes:
         typer.echo(f"note: {note}")
-    done = "The switch of an earlier run was ended"
+    done = "The switch of an earlier run was completed"
     if move.rows is not None:
         done = f"{move.rows:,} rows compared, {move.changes:,} changes followed"
     typer.echo(

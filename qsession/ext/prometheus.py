@@ -58,7 +58,7 @@ BOTH: Table = [
     (GAUGE, "connections_in_use", "Open connections that are in use.", lambda s, p: s.in_use),
 ]
 WAITING: Table = [
-    (GAUGE, "{}_waiting", "Who waits for a {} now.", lambda s, p: s.waiting),
+    (GAUGE, "{}_waiting", "How many wait for a {} now.", lambda s, p: s.waiting),
     (HISTOGRAM, "{}_wait_seconds", "Waits for a {} that was granted.", lambda s, p: s.waits),
     (HISTOGRAM, "{}_held_seconds", "How long a {} was held.", lambda s, p: s.holds),
     (COUNTER, "{}_timeouts", "Waits for a {} that ended in QueueTimeout.", lambda s, p: s.timeouts),

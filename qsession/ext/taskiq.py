@@ -169,7 +169,7 @@ class TableBroker(AsyncBroker):
             except EngineDraining:
                 raise
             except SQLAlchemyError as error:  # a server restarts, or a table is not there yet
-                again = "No job could be taken; it looks again in %g s: %s"
+                again = "No job could be taken; the worker tries again in %g s: %s"
                 logger.warning(again, self.poll, error)
             if taken is None:
                 await asyncio.sleep(self.poll)

@@ -40,7 +40,7 @@ def source_of(engine: object, look_every: float) -> Source:
     advice = (
         "create the engine with qsession.create_async_engine"
         if name == "sqlite"
-        else "SQLite tells of commits, and PostgreSQL by asyncpg or psycopg"
+        else "only SQLite, and PostgreSQL through asyncpg or psycopg, report commits"
     )
     raise exc.InvalidRequestError(f"{engine.url.drivername} cannot be observed: {advice}")
 

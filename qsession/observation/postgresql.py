@@ -111,7 +111,7 @@ class PostgreSQLSource:
             above = _reached({name}, [(part, parent) for parent, part in parts])
             if not above & watched:
                 raise exc.InvalidRequestError(
-                    f"PostgreSQL does not tell of changes of the table {name!r}: call "
+                    f"PostgreSQL does not report changes of the table {name!r}: call "
                     "qsession.observation.install_triggers for it, for example in a migration"
                 )
             found |= above | _reached({name}, parts)

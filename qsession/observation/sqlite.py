@@ -81,8 +81,8 @@ def _join(pool: WriteQueuePool, subscription: Subscription) -> None:
         try:
             if driver.frozen or driver.identity is None:
                 raise exc.InvalidRequestError(
-                    f"{pool.database!r} cannot be observed: it is in a folder that only allows "
-                    "reading, so SQLite does not tell of commits to it."
+                    f"{pool.database!r} cannot be observed: it is in a read-only folder, so "
+                    "SQLite does not report commits to it."
                 )
             queue.commits.join(subscription, driver)
         finally:

@@ -90,7 +90,8 @@ def _server(
     url = with_driver(url)
     if url.drivername != primary.drivername:
         raise ArgumentError(
-            f"{url.drivername} in read_urls is not that of the primary: use {primary.drivername}"
+            f"{url.drivername} in read_urls is not the driver of the primary: use "
+            f"{primary.drivername}"
         )
     in_url = {name: url.query[name] for name in NAMES if name in url.query}
     if settings.with_options(in_url) != settings:

@@ -133,8 +133,8 @@ def explain(context: ExceptionContext) -> BaseException | None:
         return None  # this is a cancellation
     if code in UNPREPARED:
         context.sqlalchemy_exception.add_detail(
-            "The connection to the server is not the one on which the statement was prepared. If a "
-            "pooler such as PgBouncer stands between, pass pooler=True to create_async_engine."
+            "The connection to the server is not the one on which the statement was prepared. If "
+            "the URL leads to a pooler such as PgBouncer, pass pooler=True to create_async_engine."
         )
     if code == NOT_READY and _first_line(error).startswith("WSREP"):
         context.is_disconnect = True

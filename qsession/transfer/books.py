@@ -98,8 +98,8 @@ async def note_following(target: AsyncConnection, token: str, changes: int) -> N
         noted = (await target.execute(noting.values(rows_done=rows))).rowcount
     if not noted:
         raise TakenOver(
-            "another copy into this database was at work since this one began to follow. This one "
-            "stopped, and wrote nothing more"
+            "another copy into this database has been at work since this one began to follow. This "
+            "one stopped, and wrote nothing more"
         )
 
 

@@ -73,7 +73,7 @@ def not_inherited(connection: Connection) -> list[str]:
         for parent in sorted(set(parts.values()) - set(parts))
     ]
     return notes + [
-        f"{child}: left out that it inherits from {parent}"
+        f"{child}: left out its inheritance from {parent}"
         for child, parent, _, is_part, visible, _ in connection.execute(_CHILDREN)
         if visible and not is_part
     ]

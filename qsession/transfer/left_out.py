@@ -25,7 +25,7 @@ _OF_POSTGRESQL = text(
     SELECT relname, 'left out the exclusion constraint ' || conname
     FROM pg_constraint JOIN ours ON ours.oid = conrelid WHERE contype = 'x'
     UNION ALL
-    SELECT relname, 'left out that ' || conname || ' is deferrable'
+    SELECT relname, 'left out DEFERRABLE of the constraint ' || conname
     FROM pg_constraint JOIN ours ON ours.oid = conrelid
     WHERE condeferrable AND contype IN ('p', 'u')
     UNION ALL
@@ -39,7 +39,7 @@ _OF_MYSQL = text(
     SELECT event_object_table, concat('left out the trigger ', trigger_name)
     FROM information_schema.triggers WHERE trigger_schema = database()
     UNION ALL
-    SELECT concat(table_name, '.', column_name), 'left out that it is invisible'
+    SELECT concat(table_name, '.', column_name), 'left out its attribute INVISIBLE'
     FROM information_schema.columns
     WHERE table_schema = database() AND extra LIKE '%INVISIBLE%'
     UNION ALL

@@ -60,7 +60,7 @@ def refuse_to_make(path: Path | None) -> None:
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {str(folder)!r}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"you may not make files in the folder {str(folder)!r}")
+        raise PermissionError(f"you may not create files in the folder {str(folder)!r}")
 
 
 def remove(file: Path) -> bool:

@@ -36,7 +36,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.check and (self.resume or self.verify):
-            raise exc.ArgumentError("--check writes nothing: it goes without --resume and --verify")
+            raise exc.ArgumentError(
+                "--check writes nothing: do not combine it with --resume or --verify"
+            )
         if self.metadata is not None:
             object.__setattr__(self, "metadata", _load(self.metadata))
         object.__setattr__(self, "zone", _zone_of(self.zone))
@@ -63,7 +65,7 @@ def _zone_of(name: str | tzinfo | None) -> tzinfo | None:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise exc.ArgumentError(
-            f"no time zone is called {name!r}: say UTC or Europe/Berlin"
+            f"there is no time zone {name!r}: use, for example, UTC or Europe/Berlin"
         ) from None
 
 

@@ -152,7 +152,7 @@ def test_a_command_that_fails_when_the_target_is_in_use(tmp_path):
         raw.execute("DELETE FROM people")
     done = run(*files, "--follow", "--switch", "--switch-command", "true")
     assert done.exit_code == 0, done.output
-    assert "The switch of an earlier run was ended" in done.output
+    assert "The switch of an earlier run was completed" in done.output
     assert names(files[1]) == [("Bob",)]
 
 

@@ -616,7 +616,7 @@ async def test_wrong_arguments(ground: Ground) -> None:
     ("url", "advice"),
     [
         ("sqlite+aiosqlite://", "qsession.create_async_engine"),
-        ("mysql+asyncmy://u@127.0.0.1/x", "PostgreSQL by asyncpg or psycopg"),
+        ("mysql+asyncmy://u@127.0.0.1/x", "PostgreSQL through asyncpg or psycopg"),
     ],
 )
 async def test_engines_that_tell_nothing(ground: Ground, url: str, advice: str) -> None:
@@ -642,7 +642,7 @@ async def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "spare",
             lambda self: (driver := spare(self), setattr(driver, "frozen", True))[0],
         )
-        with pytest.raises(exc.InvalidRequestError, match="only allows reading"):
+        with pytest.raises(exc.InvalidRequestError, match="read-only folder"):
             await soon(anext(ground.maker.observe(COUNT)))
     await ground.engine.dispose()
 

@@ -469,7 +469,7 @@ async def test_the_page_does_what_it_says(cluster: Cluster, driver: str, tmp_pat
         (NOBODY, {"max_lag": 1}, "use a list of URLs"),
         (NOBODY, {"read_urls": [NOBODY], "max_lag": -1}, "a number of seconds"),
         (NOBODY, {"read_urls": [NOBODY], "max_lag": "1"}, "a number of seconds"),
-        (NOBODY, {"read_urls": ["postgresql+psycopg://u@h/d"]}, "is not that of the primary"),
+        (NOBODY, {"read_urls": ["postgresql+psycopg://u@h/d"]}, "is not the driver of the primary"),
         (NOBODY, {"read_urls": [NOBODY], "poolclass": object}, "not both"),
         (NOBODY, {"read_urls": [NOBODY], "isolation_level": "SERIALIZABLE"}, "no replica offers"),
         (

@@ -179,7 +179,7 @@ async def test_partitions_and_tables_that_inherit(new, kind):
     assert await ask(here, "SELECT id FROM animals") == [(1,)]
     assert set(report.notes) == {
         "measures: left out its partitions; their rows are copied as its own",
-        "cats: left out that it inherits from animals",
+        "cats: left out its inheritance from animals",
     }
 
 
@@ -513,8 +513,8 @@ async def test_what_postgresql_has_beside_tables(new):
     )
     assert (await copy(there, here)).notes == (
         "mv: left out, as it is a materialized view",
+        "t: left out DEFERRABLE of the constraint once",
         "t: left out its row-level security",
-        "t: left out that once is deferrable",
         "t: left out the exclusion constraint t_at_excl",
         "t: left out the rule ru",
         "t: left out the trigger tg",
@@ -538,7 +538,7 @@ async def test_what_mariadb_has_beside_tables(new, kind):
     trigger, default, invisible = (await copy(there, here, verify=True)).notes
     assert trigger == "t: left out the trigger tg"
     assert default.startswith("t.id: left out its default nextval(")
-    assert invisible == "t.v: left out that it is invisible"
+    assert invisible == "t.v: left out its attribute INVISIBLE"
     assert await ask(here, "SELECT id, v FROM t") == [(1, 1)]
 
 

@@ -174,9 +174,9 @@ async def test_the_target_was_written_to_when_the_command_fails(new, tmp_path, k
     with plain(file) as raw, pytest.raises(sqlite3.IntegrityError, match="has moved to"):
         raw.execute(WRITE)
     assert BOOKS in await tables(url)
-    with pytest.raises(CopyError, match="ended with --switch and without --replace"):
+    with pytest.raises(CopyError, match="use --switch without --replace"):
         await followed(file, url, replace=True)
-    with pytest.raises(CopyError, match="ended with --switch and without --replace"):
+    with pytest.raises(CopyError, match="use --switch without --replace"):
         await followed(file, url, switch=False)
     called = []
 

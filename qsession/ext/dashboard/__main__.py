@@ -36,15 +36,15 @@ def main(arguments: list[str] | None = None) -> None:
     password = os.environ.get(PASSWORD) or None
     if password is None and not is_private(given.host):
         parser.error(
-            f"other machines could reach {given.host!r}: set a password in {PASSWORD}; or leave "
-            "--host out, and come through a tunnel: ssh -L 8321:127.0.0.1:8321 THIS-MACHINE"
+            f"other machines could reach {given.host!r}: set a password in {PASSWORD}; or omit "
+            "--host, and connect through a tunnel: ssh -L 8321:127.0.0.1:8321 THIS-MACHINE"
         )
     try:
         app = Dashboard(*map(file_of, given.database), password=password)
     except ValueError as error:
         parser.error(str(error))
     host = f"[{given.host}]" if ":" in given.host else given.host
-    print(f"http://{host}:{given.port}/ - Ctrl-C ends it", file=sys.stderr)  # noqa: T201
+    print(f"http://{host}:{given.port}/ - Ctrl-C stops it", file=sys.stderr)  # noqa: T201
     uvicorn.run(
         app,
         host=given.host,

@@ -78,7 +78,7 @@ def why_not_local(scope: Scope) -> str | None:
             return f"The request came through a proxy: it has the header {known}."
     version = scope.get("http_version")
     if version == "1.0":
-        return "The request came by HTTP/1.0, as from a proxy."
+        return "The request used HTTP/1.0, as a proxy does."
     if version == "1.1" and _values(scope, b"connection") != ["keep-alive"]:
         return "The request has no header Connection: keep-alive, as if it came through a proxy."
     hosts = _values(scope, b"host")

@@ -131,5 +131,5 @@ async def _commit(session: AsyncSession, request: Request) -> None:
     if conflict is not None:  # the handler has caught it
         raise conflict
     if await has_gone(request):
-        raise HTTPException(499, "The client has gone before the commit.")
+        raise HTTPException(499, "The client disconnected before the commit.")
     await session.commit()

@@ -104,7 +104,8 @@ def _text(outer: Owner, transaction: Owner) -> str:
     if outer.task is caller:
         return (
             f"This {what} would wait for itself: its first transaction has {there} and it {here}. "
-            "Commit the first transaction before, or use one session for both."
+            "Commit the first transaction before you write in the second, or use one session for "
+            "both."
         )
     return (
         f"This {what} would wait for ever: a transaction of {name_of(outer.task)} has {there}, and "

@@ -181,8 +181,8 @@ class Changes:
         found = await self._found(change)
         if (found.rows, found.total) != (expected.rows, expected.total):
             raise CopyError(
-                f"the target does not hold what was copied: of {counted(expected.rows, 'row')} "
-                f"of {plan.name} that have changed it has others, or as many as {found.rows:,}"
+                f"the target does not hold what was copied: {counted(expected.rows, 'row')} of "
+                f"{plan.name} have changed, and it has {found.rows:,} of them, or other values"
             )
 
     async def _found(self, change: Change) -> Digest:

@@ -47,8 +47,9 @@ _BEHIND = (
 )
 _CLOSED = (
     "The source refuses writes, and the target says that it is not complete. Run the same command "
-    "again: it ends the move, and runs the command after the switch again. Or let writes into the "
-    "source again with qsession copy --clean. What was written to the target is not in it"
+    "again: it completes the move, and runs the command after the switch again. Or let writes into "
+    "the source again with qsession copy --clean. The source then lacks what was written to the "
+    "target"
 )
 _MOVED = "The move is complete: the target is the database, and the source refuses writes"
 
@@ -78,7 +79,7 @@ async def follow(
     """
     _refuse_servers(source)
     if options.check or options.resume:
-        raise exc.ArgumentError("--follow goes without --check and --resume")
+        raise exc.ArgumentError("--follow cannot be combined with --check or --resume")
     refuse_wrong_urls(source, target)
     one = _Follow(source, target, options)
     try:
@@ -199,8 +200,8 @@ class _Follow:
             self._closed = True
             if self.options.replace or not switch:
                 raise CopyError(
-                    "nothing was copied: an earlier copy has closed this file, and did not come to "
-                    "its end. It is ended with --switch and without --replace"
+                    "nothing was copied: an earlier copy has closed this file, and did not finish. "
+                    "To complete the move, use --switch without --replace"
                 )
             return None
         capture = await source.read(captures.find)
