@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import functools
+import inspect
 import warnings
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -1093,7 +1094,7 @@ def test_every_operation_of_the_async_session_takes_its_turn():
     """An async method that SQLAlchemy adds to AsyncSession is noticed here."""
     composed = {"aclose", "scalars", "stream_scalars", "close_all", "__aenter__"}
     for name, member in vars(AsyncSession).items():
-        if asyncio.iscoroutinefunction(member) and name not in composed:
+        if inspect.iscoroutinefunction(member) and name not in composed:
             assert getattr(QSession, name) is not member, name
 
 
