@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,9 +27,11 @@ from qsession import create_async_engine
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 if os.environ.get("QSESSION_TEST_LOOP") == "uvloop":
-    import uvloop
+    with warnings.catch_warnings():  # Python 3.14 warns of policies, which uvloop is made of
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import uvloop
 
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 @pytest.fixture
