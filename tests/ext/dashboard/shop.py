@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 PATIENCE = 30.0
@@ -108,8 +108,11 @@ def answers(url: str) -> bool:
     try:
         with urlopen(url, timeout=PATIENCE):
             return True
-    except URLError as error:
-        return hasattr(error, "code")
+    except HTTPError as error:
+        error.close()
+        return True
+    except URLError:
+        return False
 
 
 @contextmanager
