@@ -4,7 +4,7 @@
 #                once without the short ways of short statements, and once on uvloop
 # make apps      Prefect, google-adk, DBOS, Crawlee, Optuna, Flask-SQLAlchemy and others on the engine, some minutes
 # make storm     kill processes a hundred times, and cut the power ten thousand times, some minutes
-# make bench     measure against other libraries, about a quarter of an hour;  BENCH_ARGS="--rounds 1 throughput"
+# make bench     measure against other libraries, about half an hour;  BENCH_ARGS="--rounds 1 throughput"
 # make check     ruff and mypy
 # make docs      the site of the documentation, in .make/site;  it also gets what the examples of the pages need
 # make pictures  take the pictures of the dashboard's page again, in Chromium
@@ -91,7 +91,7 @@ storm: .venv/dev
 	CRASH_ROUNDS=100 POWER_CUTS=10000 $(BIN)/python -m pytest -s \
 		tests/storm/test_crashes.py tests/sqlite/durability/test_power_loss.py $(PYTEST_ARGS)
 
-# On the disk of this folder. It renews benchmarks/results and the tables of docs/performance.md.
+# On the disk of this folder. It renews benchmarks/results and the tables of the pages.
 bench: .venv/bench
 	rm -rf .make/bench && mkdir -p .make/bench
 	$(BIN)/python -m benchmarks --directory .make/bench --out benchmarks/results $(BENCH_ARGS)
