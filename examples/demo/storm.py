@@ -113,7 +113,7 @@ def counted(outcome: Outcome) -> Iterator[None]:
     try:
         yield
     except OperationalError as error:
-        if "database is locked" in str(error.orig):
+        if "database is locked" in str(error):
             outcome.locked += 1
         else:
             outcome.other_errors += 1

@@ -308,7 +308,7 @@ class SynchronousDialect(QSessionDialect):
 
 def _sizes(pool: Pool) -> dict[str, Any]:
     """How many connections a pool that was named by its class may have, and how long one waits."""
-    if not isinstance(pool, QueuePool):  # the others have no such arguments
+    if not isinstance(pool, QueuePool):  # the others share or pin connections
         return {}
     return {
         "pool_size": pool.size(),

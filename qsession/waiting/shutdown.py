@@ -26,8 +26,25 @@ loop.
 
 _loops: set[weakref.ref[asyncio.AbstractEventLoop]] = set()
 """Any thread may use it, since adding and copying are atomic."""
-_alarms: dict[int, threading.Event] = {}
-"""What wakes a loop that sleeps, by its id."""
+
+
+class _Sleep:
+    """The sleep of one loop, from the moment it is told to sleep."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """In the loop."""
+        self.begun.set()
+        self.over.wait(SLEEP)
+        self.over.set()
+
+
+_sleeps: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Sleep] = weakref.WeakKeyDictionary()
+"""The latest sleep of each loop. Only the main thread uses it, at exit."""
+_exiting = threading.Event()
 
 
 def note(loop: asyncio.AbstractEventLoop) -> None:
@@ -36,48 +53,45 @@ def note(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def wake(loop: asyncio.AbstractEventLoop) -> bool:
-    """Wake a loop for an exit function of the application; then :func:`put_to_sleep` has to follow.
+    """Wake the loops for an exit function of the application that calls ``loop``.
 
-    False if it does not sleep, or if this is a thread that goes on beside the exit functions: the
-    interpreter does not wait for what it does.
+    All of them, since ``loop`` may wait for what another one holds. :func:`put_to_sleep` has to
+    follow if this returns true. It has no effect in a thread that goes on beside the exit
+    functions: the interpreter does not wait for what it does.
     """
-    if not _alarms or threading.current_thread() is not threading.main_thread():
+    if not _exiting.is_set() or threading.current_thread() is not threading.main_thread():
         return False
-    alarm = _alarms.pop(id(loop), None)
-    if alarm is None:
-        return False
-    alarm.set()
+    for each, sleep in list(_sleeps.items()):
+        if each is loop or sleep.begun.is_set():
+            sleep.over.set()
     return True
 
 
 def put_to_sleep() -> None:
     """Put the loops to sleep. Threads that are not daemons have already ended, with their loops."""
+    _exiting.set()
     asleep = []
     for each in list(_loops):
         loop = each()
-        if loop is None or loop is running_loop() or not loop.is_running() or id(loop) in _alarms:
+        if loop is None or loop is running_loop() or not loop.is_running():
             continue
-        fallen = threading.Event()
+        sleep = _sleeps.get(loop)
+        if sleep is not None and not sleep.over.is_set():
+            continue  # it sleeps, or will when its callback returns
+        sleep = _sleeps[loop] = _Sleep()
         with suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(_sleep, id(loop), fallen)
-            asleep.append(fallen)
+            loop.call_soon_threadsafe(sleep.run)
+            asleep.append(sleep.begun)
     deadline = time.monotonic() + PATIENCE
-    for fallen in asleep:
-        fallen.wait(max(0.0, deadline - time.monotonic()))
-
-
-def _sleep(loop: int, fallen: threading.Event) -> None:
-    alarm = _alarms[loop] = threading.Event()
-    fallen.set()
-    alarm.wait(SLEEP)
-    if _alarms.get(loop) is alarm:
-        del _alarms[loop]
+    for begun in asleep:
+        begun.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _begin_anew() -> None:
     """In a forked child: the threads of the loops exist in the parent only."""
+    _exiting.clear()
     _loops.clear()
-    _alarms.clear()
+    _sleeps.clear()
 
 
 atexit.register(put_to_sleep)

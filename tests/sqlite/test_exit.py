@@ -335,3 +335,58 @@ def test_an_exit_function_that_uses_a_synchronous_engine(start):
     assert (process.returncode, err) == (0, "")
     assert out.endswith("took True\n")
     assert len(check(start.path, out)) == 3
+
+
+@pytest.mark.parametrize("stands", ["in a write", "in a call that blocks"])
+def test_an_exit_function_beside_a_loop_that_stands(start, stands):
+    """All loops are woken for it, since one may hold the lock. A blocked one is told to sleep once.
+
+    A loop that was left asleep in the middle of its write would keep the exit function waiting.
+    """
+    out, err = end(
+        process := start(
+            f"""
+            import atexit, time
+            from qsession import create_engine
+            from qsession.waiting import shutdown
+
+            def last():
+                since = time.monotonic()
+                for number in range(3):
+                    with sync.begin() as connection:
+                        connection.execute(INSERT, {{"task": 1, "number": number}})
+                        connection.execute(INSERT, {{"task": 1, "number": number}})
+                    print(1, number, flush=True)
+                print("took", time.monotonic() - since < shutdown.SLEEP / 2, flush=True)
+
+            atexit.unregister(shutdown.put_to_sleep)
+            atexit.register(last)
+            atexit.register(shutdown.put_to_sleep)
+            shutdown.SLEEP = 30.0
+            shutdown.PATIENCE = {0.5 if stands == "in a write" else 8.0}
+            sync = create_engine("sqlite:///" + sys.argv[1], queue_timeout=15)
+            asyncio.run(create())
+            with sync.begin() as connection:
+                connection.execute(text("SELECT * FROM t"))
+            begun = threading.Event()
+
+            async def work():
+                async with engine.begin() as connection:
+                    if {stands == "in a write"}:
+                        await connection.execute(INSERT, {{"task": 2, "number": 0}})
+                        asyncio.get_running_loop().call_later(0.2, begun.set)
+                        await asyncio.sleep(0.4)
+                        await connection.execute(INSERT, {{"task": 2, "number": 0}})
+                if {stands != "in a write"}:
+                    begun.set()
+                    threading.Event().wait(3600)
+                await asyncio.sleep(3600)
+
+            threading.Thread(target=asyncio.run, args=(work(),), daemon=True).start()
+            assert begun.wait(20)
+            """
+        )
+    )
+    assert (process.returncode, err) == (0, "")
+    assert out.endswith("took True\n")
+    assert len(check(start.path, out)) == 3

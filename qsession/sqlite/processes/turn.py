@@ -147,6 +147,11 @@ class FileTurn:
         self._serve(self._renew, None)
 
     @property
+    def has_lock(self) -> bool:
+        """Whether this engine keeps other engines from the turn."""
+        return self.held and self._locks is not None
+
+    @property
     def waits(self) -> bool:
         """Whether a transaction of this engine waits for the turn."""
         return bool(self._requests)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -258,9 +258,14 @@ class WriteQueue:
         here = pid == os.getpid()
         who = "another engine of this process" if here else describe_process(pid)
         text = f"The turn has been held by {who} for {max(time.time() - since, 0.0):.1f} s."
-        others = nesting.neighbours(self.queue, self.identity) if here else ()
-        holders = (each.queue.holder for each in others if each.turn.held)
-        return " ".join([text, *(f"Its holder: {describe(each)}." for each in holders if each)])
+        others = nesting.neighbours(self.queue, self.identity) if here else []
+        return text + _holders_text(each for each in others if each.turn.has_lock)
+
+    def writers_text(self) -> str:
+        """Sentences about the transactions of other engines of this process that have written."""
+        others = nesting.neighbours(self.queue, self.identity)
+        holders = ((each, each.queue.holder) for each in others)
+        return _holders_text(each for each, holder in holders if holder and holder.owner.wrote)
 
     async def until_free(self, deadline: float | None, owner: Owner) -> None:
         """Wait until the present holder and all present waiters have given the ticket back.
@@ -296,3 +301,8 @@ class WriteQueue:
             size=size,
             in_use=in_use,
         )
+
+
+def _holders_text(queues: Iterable[nesting.Queue]) -> str:
+    holders = [each.queue.holder for each in queues]
+    return "".join(f" Its holder: {describe(each)}." for each in holders if each is not None)

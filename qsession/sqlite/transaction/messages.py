@@ -81,11 +81,17 @@ def no_driver() -> QSessionError:
     )
 
 
-def lock_timeout(sql: str, database: str, path: str, seconds: float) -> errors.QueueTimeout:
-    """The error for a statement that has met the lock of another program for too long."""
+def lock_timeout(
+    sql: str, database: str, path: str, seconds: float, writers: str
+) -> errors.QueueTimeout:
+    """The error for a statement that has met the lock of another connection for too long.
+
+    ``writers``: sentences about the writers of other engines of this process.
+    """
     return errors.QueueTimeout(
         f"Another connection held a lock on {database!r} for longer than queue_timeout="
         f"{seconds:g} s; {sql!r} was not run. The lock is held by {lock_owner(path)}."
+        f"{writers}"
     )
 
 

@@ -691,7 +691,8 @@ class Transaction:
             self._queue.counters.timeouts += 1
             lease, database = self.work.lease, self._queue.database
             path = database if lease is None else lease.driver.path
-            raise messages.lock_timeout(sql, database, path, self._settings.queue_timeout)
+            seconds, writers = self._settings.queue_timeout, self._queue.writers_text()
+            raise messages.lock_timeout(sql, database, path, seconds, writers)
         await_only(asyncio.sleep(BUSY_RETRY))
         return deadline
 
