@@ -159,9 +159,15 @@ def test_power_cuts(tmp_path, durability):
 def test_power_cuts_between_a_commit_and_its_sync(tmp_path, kind):
     """The same of the syncer by itself; one that acknowledges too early is found out.
 
-    Some commits are lost that nobody had been told of: so the cuts do come in between.
+    Some commits are lost that nobody had been told of: so the cuts do come in between. When a wrong
+    syncer does harm depends on what commits while it syncs, so it gets five runs to show it.
     """
     print(f"POWER_SEED={SEED}")
-    verdict = judge(watch(tmp_path, "power_syncer_child", kind), tmp_path, CUTS)
-    assert verdict.unconfirmed > 0
+    for run in range(1 if kind == "sound" else 5):
+        folder = tmp_path / str(run)
+        folder.mkdir()
+        verdict = judge(watch(folder, "power_syncer_child", kind), folder, CUTS)
+        assert verdict.unconfirmed > 0
+        if verdict.acknowledged:
+            break
     assert (verdict.acknowledged > 0) == (kind != "sound")
