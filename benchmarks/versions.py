@@ -31,8 +31,9 @@ UVLOOP = "uvloop"
 
 def measure(setup: Setup) -> Iterator[Row]:
     """In each round, a child process for each environment and each event loop it has."""
+    interpreters = _interpreters()
     for number in range(1, setup.rounds + 1):
-        for python in _interpreters():
+        for python in interpreters:
             for loop in ("asyncio", UVLOOP):
                 setup.say(f"round {number}: {python}, {loop}", passing=True)
                 yield from _child(setup, number, python, loop)

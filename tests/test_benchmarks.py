@@ -87,7 +87,7 @@ def test_versions(small: Setup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     """Environments of other versions are measured as well, and each event loop that one has."""
     python = tmp_path / ".venvs" / "other" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nOTHER=1 exec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (tmp_path / ".venvs" / "broken" / "bin").mkdir(parents=True)
     (tmp_path / ".venvs" / "broken" / "bin" / "python").write_text("")

@@ -259,13 +259,13 @@ class WriteQueue:
         who = "another engine of this process" if here else describe_process(pid)
         text = f"The turn has been held by {who} for {max(time.time() - since, 0.0):.1f} s."
         others = nesting.neighbours(self.queue, self.identity) if here else []
-        return text + _holders_text(each for each in others if each.turn.has_lock)
+        return text + _holders_text(each.queue.holder for each in others if each.turn.has_lock)
 
     def writers_text(self) -> str:
         """Sentences about the transactions of other engines of this process that have written."""
         others = nesting.neighbours(self.queue, self.identity)
-        holders = ((each, each.queue.holder) for each in others)
-        return _holders_text(each for each, holder in holders if holder and holder.owner.wrote)
+        holders = (each.queue.holder for each in others)
+        return _holders_text(each for each in holders if each is not None and each.owner.wrote)
 
     async def until_free(self, deadline: float | None, owner: Owner) -> None:
         """Wait until the present holder and all present waiters have given the ticket back.
@@ -303,6 +303,5 @@ class WriteQueue:
         )
 
 
-def _holders_text(queues: Iterable[nesting.Queue]) -> str:
-    holders = [each.queue.holder for each in queues]
+def _holders_text(holders: Iterable[Ticket | None]) -> str:
     return "".join(f" Its holder: {describe(each)}." for each in holders if each is not None)
